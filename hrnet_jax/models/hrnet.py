@@ -1,0 +1,210 @@
+"""The backbone: stem, four stages of parallel branches, exchange units (arXiv 1908.07919, sec. 3).
+
+Streams are tuples of [N, H / 2**(k + 2), W / 2**(k + 2), C * 2**k], k = 0 .. 3; every module maps
+a tuple to a new tuple. Sizes that 32 does not divide are rounded up at each halving, and fusion
+resizes to the target branch's size, as the official network does.
+"""
+
+import flax.linen as nn
+import jax
+
+from hrnet_jax.models.layers import BasicBlock, Bottleneck, ConvBN, Policy, resize
+from hrnet_jax.models.variants import Variant
+
+Streams = tuple[jax.Array, ...]
+
+
+class Stem(nn.Module):
+    """Two 3x3 convolutions of stride 2: [N, H, W, 3] -> [N, H/4, W/4, 64]."""
+
+    policy: Policy = Policy()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = ConvBN(64, 3, 2, policy=self.policy, name="conv1")(x, train=train)
+        return ConvBN(64, 3, 2, policy=self.policy, name="conv2")(x, train=train)
+
+
+class Layer1(nn.Module):
+    """Stage 1: bottleneck blocks on one stream at 1/4 resolution."""
+
+    planes: int
+    num_blocks: int
+    policy: Policy = Policy()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        for k in range(self.num_blocks):
+            x = Bottleneck(self.planes, self.policy, name=f"block{k}")(x, train=train)
+        return x
+
+
+class Transition(nn.Module):
+    """Adapts the channels of the streams and starts a new one at half the lowest resolution."""
+
+    channels: tuple[int, ...]
+    policy: Policy = Policy()
+
+    @nn.compact
+    def __call__(self, streams: Streams, *, train: bool) -> Streams:
+        out = []
+        for k, features in enumerate(self.channels):
+            if k < len(streams) and streams[k].shape[-1] == features:
+                out.append(streams[k])
+                continue
+            x, stride = (streams[k], 1) if k < len(streams) else (streams[-1], 2)
+            conv = ConvBN(features, 3, stride, policy=self.policy, name=f"branch{k}")
+            out.append(conv(x, train=train))
+        return tuple(out)
+
+
+class Branch(nn.Module):
+    """Basic blocks in a row on one stream."""
+
+    features: int
+    num_blocks: int
+    policy: Policy = Policy()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        for k in range(self.num_blocks):
+            x = BasicBlock(self.features, self.policy, name=f"block{k}")(x, train=train)
+        return x
+
+
+class ExchangeUnit(nn.Module):
+    """Every output stream is the sum of all input streams brought to its shape.
+
+    From a lower resolution: 1x1 convolution, then upsampling. From a higher one: 3x3 convolutions
+    of stride 2, with an activation after all but the last.
+    """
+
+    channels: tuple[int, ...]
+    num_outputs: int
+    method: str
+    align_corners: bool
+    policy: Policy = Policy()
+
+    @nn.compact
+    def __call__(self, streams: Streams, *, train: bool) -> Streams:
+        return tuple(
+            nn.relu(sum(self._bring(streams, j, i, train) for j in range(len(streams))))
+            for i in range(self.num_outputs)
+        )
+
+    def _bring(self, streams: Streams, source: int, target: int, train: bool) -> jax.Array:
+        """Stream `source` in the shape of stream `target`."""
+        x = streams[source]
+        name = f"to{target}_from{source}_conv"
+        features = self.channels[target]
+        if source > target:
+            x = ConvBN(features, relu=False, policy=self.policy, name=f"{name}0")(x, train=train)
+            size = streams[target].shape[1:3]
+            return resize(x, size, method=self.method, align_corners=self.align_corners)
+        for k in range(target - source):
+            last = k == target - source - 1
+            x = ConvBN(
+                features if last else self.channels[source],
+                3,
+                2,
+                relu=not last,
+                policy=self.policy,
+                name=f"{name}{k}",
+            )(x, train=train)
+        return x
+
+
+class ExchangeModule(nn.Module):
+    """One round: the branches side by side, then the exchange unit."""
+
+    channels: tuple[int, ...]
+    num_blocks: int
+    num_outputs: int
+    method: str
+    align_corners: bool
+    policy: Policy = Policy()
+
+    @nn.compact
+    def __call__(self, streams: Streams, *, train: bool) -> Streams:
+        streams = tuple(
+            Branch(features, self.num_blocks, self.policy, name=f"branch{k}")(x, train=train)
+            for k, (features, x) in enumerate(zip(self.channels, streams, strict=True))
+        )
+        fuse = ExchangeUnit(
+            self.channels,
+            self.num_outputs,
+            self.method,
+            self.align_corners,
+            self.policy,
+            name="fuse",
+        )
+        return fuse(streams, train=train)
+
+
+class Stage(nn.Module):
+    """Modules in a row; `single_output` lets the last one produce the first stream only."""
+
+    channels: tuple[int, ...]
+    num_modules: int
+    num_blocks: int
+    method: str
+    align_corners: bool
+    single_output: bool = False
+    policy: Policy = Policy()
+
+    @nn.compact
+    def __call__(self, streams: Streams, *, train: bool) -> Streams:
+        for k in range(self.num_modules):
+            single = self.single_output and k == self.num_modules - 1
+            module = ExchangeModule(
+                self.channels,
+                self.num_blocks,
+                1 if single else len(self.channels),
+                self.method,
+                self.align_corners,
+                self.policy,
+                name=f"module{k}",
+            )
+            streams = module(streams, train=train)
+        return streams
+
+
+class HRNet(nn.Module):
+    """Images [N, H, W, 3] to four streams, 1/4 to 1/32 (or the first alone, `single_output`).
+
+    Attributes:
+      variant: depth and width.
+      method: how exchange units upsample: "bilinear" (segmentation) or "nearest"
+        (classification and pose, as in the official code).
+      align_corners: of the bilinear upsampling.
+      single_output: HRNetV1: only the high-resolution stream comes out.
+      policy: dtypes and initialisation.
+    """
+
+    variant: Variant
+    method: str = "bilinear"
+    align_corners: bool = False
+    single_output: bool = False
+    policy: Policy = Policy()
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> Streams:
+        v = self.variant
+        x = Stem(self.policy, name="stem")(images, train=train)  # [N, H/4, W/4, 64]
+        x = Layer1(v.layer1_planes, v.layer1_blocks, self.policy, name="layer1")(x, train=train)
+        streams = (x,)
+        for k, num_modules in enumerate(v.num_modules):
+            channels = v.channels[: k + 2]
+            transition = Transition(channels, self.policy, name=f"transition{k + 1}")
+            stage = Stage(
+                channels,
+                num_modules,
+                v.num_blocks,
+                self.method,
+                self.align_corners,
+                self.single_output and k == 2,
+                self.policy,
+                name=f"stage{k + 2}",
+            )
+            streams = stage(transition(streams, train=train), train=train)
+        return streams

@@ -1,0 +1,307 @@
+"""The building blocks: convolution with batch normalisation, residual blocks, resizing.
+
+Arrays are NHWC. Parameters and statistics keep `Policy.param_dtype`, arithmetic happens in
+`Policy.dtype`; batch statistics are never computed below float32.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# PyTorch's BatchNorm2d defaults, which the official code keeps: `momentum=0.1` there is the
+# weight of the new value, here (as in Flax) the weight of the old one.
+BN_MOMENTUM = 0.9
+BN_EPSILON = 1e-5
+
+# "kaiming": the official classification code, and what training from scratch needs.
+# "normal": the official segmentation code, which expects ImageNet weights to replace most of it.
+INITIALIZERS = {
+    "kaiming": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "normal": nn.initializers.normal(stddev=0.001),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """How every layer of one network computes: its dtypes and its initialisation."""
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    init: str = "kaiming"
+
+    @property
+    def statistics_dtype(self):
+        """Batch statistics, losses and logits: float32, or float64 in a float64 network."""
+        return jnp.promote_types(self.dtype, jnp.float32)
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Convolves [N, H, W, C] with [k, k, C, D], padding k // 2 on every side as PyTorch does.
+
+    'SAME' would not do: with stride 2 it pads even sizes on the far side only.
+    """
+    k = kernel.shape[0]
+    if k == 1 and stride == 1:
+        # A plain matrix product: twice as fast as XLA's CPU convolution, the same elsewhere.
+        return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+    pad = (k // 2, k // 2)
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def conv1x1_of_upsampled(
+    streams: tuple[jax.Array, ...], kernel: jax.Array, align_corners: bool
+) -> jax.Array:
+    """1x1 convolution of the concatenation of streams upsampled to the first one's size.
+
+    A 1x1 convolution acts on channels and bilinear resizing on positions, so they commute: each
+    stream is multiplied with its rows of the kernel at its own resolution, and the products are
+    upsampled and added. The same result up to rounding for about an eighth of the work.
+    """
+    size = streams[0].shape[1:3]
+    offsets = np.cumsum([0] + [s.shape[-1] for s in streams])
+    products = (
+        conv2d(s, kernel[:, :, start:stop])
+        for s, start, stop in zip(streams, offsets[:-1], offsets[1:], strict=True)
+    )
+    return sum(resize(p, size, align_corners=align_corners) for p in products)
+
+
+def resize(
+    x: jax.Array,
+    size: tuple[int, int],
+    *,
+    method: str = "bilinear",
+    align_corners: bool = False,
+) -> jax.Array:
+    """Resizes [N, H, W, C] to `size` = (height, width), as `torch.nn.functional.interpolate` does.
+
+    Args:
+      x: the maps.
+      size: target height and width.
+      method: "bilinear" (no antialiasing, also when shrinking) or "nearest" (floor, as PyTorch).
+      align_corners: bilinear only; True puts the corner samples of both grids onto each other.
+
+    Raises:
+      ValueError: unknown method.
+    """
+    if method not in ("bilinear", "nearest"):
+        raise ValueError(f"unknown resize method {method!r}; known: ['bilinear', 'nearest']")
+    for axis, out in ((1, size[0]), (2, size[1])):
+        if x.shape[axis] == out:
+            continue
+        if method == "nearest":
+            x = _nearest_axis(x, axis, out)
+        elif out % x.shape[axis] == 0 and not align_corners:
+            x = _upsample_axis(x, axis, out // x.shape[axis])
+        else:
+            x = _interpolate_axis(x, axis, out, align_corners)
+    return x
+
+
+def _nearest_axis(x: jax.Array, axis: int, out: int) -> jax.Array:
+    in_ = x.shape[axis]
+    if out % in_ == 0:
+        return jnp.repeat(x, out // in_, axis=axis)
+    return jnp.take(x, np.arange(out) * in_ // out, axis=axis)
+
+
+def _upsample_axis(x: jax.Array, axis: int, factor: int) -> jax.Array:
+    """Bilinear upsampling by a whole factor along one axis, from shifted copies.
+
+    Needs only its neighbours, so that an axis which is split over devices exchanges single rows;
+    a product with an interpolation matrix would have to gather it.
+    """
+    n = x.shape[axis]
+    before = lax.concatenate(
+        [lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, 0, n - 1, axis=axis)], axis
+    )
+    after = lax.concatenate(
+        [lax.slice_in_dim(x, 1, n, axis=axis), lax.slice_in_dim(x, n - 1, n, axis=axis)], axis
+    )
+    phases = []
+    for phase in range(factor):
+        # Where this output sample lies between its input sample and the neighbour.
+        offset = (phase + 0.5) / factor - 0.5
+        neighbour = before if offset < 0 else after
+        phases.append((1 - abs(offset)) * x + abs(offset) * neighbour)
+    shape = x.shape[:axis] + (n * factor,) + x.shape[axis + 1 :]
+    return jnp.stack(phases, axis=axis + 1).reshape(shape)
+
+
+@functools.lru_cache(maxsize=256)
+def interpolation_matrix(in_: int, out: int, align_corners: bool) -> np.ndarray:
+    """[out, in_] float64 weights of linear interpolation along one axis."""
+    if align_corners:
+        position = np.arange(out) * ((in_ - 1) / (out - 1) if out > 1 else 0.0)
+    else:
+        position = np.maximum((np.arange(out) + 0.5) * (in_ / out) - 0.5, 0.0)
+    low = np.minimum(position.astype(np.int64), in_ - 1)
+    high = np.minimum(low + 1, in_ - 1)
+    fraction = position - low
+    matrix = np.zeros((out, in_))
+    np.add.at(matrix, (np.arange(out), low), 1 - fraction)
+    np.add.at(matrix, (np.arange(out), high), fraction)
+    return matrix
+
+
+def _interpolate_axis(x: jax.Array, axis: int, out: int, align_corners: bool) -> jax.Array:
+    matrix = jnp.asarray(interpolation_matrix(x.shape[axis], out, align_corners), x.dtype)
+    spec = "oh,nhwc->nowc" if axis == 1 else "ow,nhwc->nhoc"
+    # Full precision also where matrix units default to fewer bits: these weights are not learnt.
+    return jnp.einsum(spec, matrix, x, precision=lax.Precision.HIGHEST)
+
+
+class Conv(nn.Module):
+    """Convolution, PyTorch's padding. A tuple of streams stands for their upsampled concatenation
+    (1x1 only, see `conv1x1_of_upsampled`)."""
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    use_bias: bool = False
+    align_corners: bool = False
+    policy: Policy = Policy()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array | tuple[jax.Array, ...],
+        scale: jax.Array | None = None,
+        shift: jax.Array | None = None,
+    ) -> jax.Array:
+        """Convolves; `scale` and `shift` [features] are an affine map of the output, folded in."""
+        streams = x if isinstance(x, tuple) else (x,)
+        dtype, param_dtype = self.policy.dtype, self.policy.param_dtype
+        shape = (self.kernel_size, self.kernel_size, sum(s.shape[-1] for s in streams))
+        kernel = self.param(
+            "kernel", INITIALIZERS[self.policy.init], shape + (self.features,), param_dtype
+        )
+        bias = None
+        if self.use_bias:
+            # PyTorch's default, which the official code leaves in place.
+            bound = 1 / np.sqrt(np.prod(shape))
+            bias = self.param("bias", _uniform(bound), (self.features,), param_dtype)
+        if scale is not None:
+            kernel = kernel * scale
+            bias = shift if bias is None else bias * scale + shift
+        streams = tuple(s.astype(dtype) for s in streams)
+        kernel = kernel.astype(dtype)
+        if isinstance(x, tuple):
+            y = conv1x1_of_upsampled(streams, kernel, self.align_corners)
+        else:
+            y = conv2d(streams[0], kernel, self.stride)
+        return y if bias is None else y + bias.astype(dtype)
+
+
+def _uniform(bound: float):
+    def init(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation as PyTorch's: the running variance is the unbiased one (n / (n - 1)).
+
+    Under jit over a mesh the mean runs over the global batch: synchronised by construction.
+    """
+
+    features: int
+    policy: Policy = Policy()
+
+    def setup(self):
+        dtype, shape = self.policy.param_dtype, (self.features,)
+        self.scale = self.param("scale", nn.initializers.ones, shape, dtype)
+        self.bias = self.param("bias", nn.initializers.zeros, shape, dtype)
+        self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
+        self.var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
+
+    def affine(self) -> tuple[jax.Array, jax.Array]:
+        """(scale, shift) of the affine map that this layer is in evaluation."""
+        scale = self.scale * lax.rsqrt(self.var.value + BN_EPSILON)
+        return scale, self.bias - self.mean.value * scale
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises with the batch's statistics and updates the running ones."""
+        wide = x.astype(self.policy.statistics_dtype)
+        mean = jnp.mean(wide, axis=(0, 1, 2))
+        var = jnp.maximum(jnp.mean(wide * wide, axis=(0, 1, 2)) - mean * mean, 0.0)
+        if not self.is_initializing():
+            n = x.size // self.features
+            unbiased = var * (n / max(n - 1, 1))
+            for running, new in ((self.mean, mean), (self.var, unbiased)):
+                old = running.value
+                running.value = (BN_MOMENTUM * old + (1 - BN_MOMENTUM) * new).astype(old.dtype)
+        scale = self.scale * lax.rsqrt(var + BN_EPSILON)
+        return (wide * scale + (self.bias - mean * scale)).astype(self.policy.dtype)
+
+
+class ConvBN(nn.Module):
+    """Convolution, batch normalisation and, where `relu`, the activation.
+
+    In evaluation the normalisation is an affine map and is folded into the kernel: exact up to
+    rounding, and one pass over the maps fewer.
+    """
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    relu: bool = True
+    use_bias: bool = False
+    align_corners: bool = False
+    policy: Policy = Policy()
+
+    @nn.compact
+    def __call__(self, x: jax.Array | tuple[jax.Array, ...], *, train: bool) -> jax.Array:
+        conv = Conv(
+            self.features,
+            self.kernel_size,
+            self.stride,
+            self.use_bias,
+            self.align_corners,
+            self.policy,
+            name="conv",
+        )
+        bn = BatchNorm(self.features, self.policy, name="bn")
+        y = bn(conv(x)) if train else conv(x, *bn.affine())
+        return nn.relu(y) if self.relu else y
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and the identity."""
+
+    features: int
+    policy: Policy = Policy()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        conv = functools.partial(ConvBN, self.features, 3, policy=self.policy)
+        y = conv(name="conv1")(x, train=train)
+        y = conv(relu=False, name="conv2")(y, train=train)
+        return nn.relu(y + x)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions with four times `planes` outputs, and a shortcut."""
+
+    planes: int
+    policy: Policy = Policy()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        conv = functools.partial(ConvBN, policy=self.policy)
+        features = 4 * self.planes
+        y = conv(self.planes, name="conv1")(x, train=train)
+        y = conv(self.planes, 3, name="conv2")(y, train=train)
+        y = conv(features, relu=False, name="conv3")(y, train=train)
+        if x.shape[-1] != features:
+            x = conv(features, relu=False, name="downsample")(x, train=train)
+        return nn.relu(y + x)

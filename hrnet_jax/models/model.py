@@ -1,0 +1,80 @@
+"""A backbone with a head: what `create_model` returns."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hrnet_jax.models.heads import SegmentationHead
+from hrnet_jax.models.hrnet import HRNet
+from hrnet_jax.models.layers import INITIALIZERS, Policy
+from hrnet_jax.models.variants import Variant, get_variant
+
+HEADS = ("segmentation", "segmentation_v1")
+
+
+class HRNetModel(nn.Module):
+    """Backbone and head; see `create_model` for the fields."""
+
+    variant: Variant
+    num_classes: int
+    head: str
+    align_corners: bool
+    policy: Policy = Policy()
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+        """Normalised images [N, H, W, 3] to a dictionary of outputs.
+
+        Returns `logits` [N, ceil(H / 4), ceil(W / 4), num_classes], float32 (float64 in a float64
+        network).
+        """
+        backbone = HRNet(
+            self.variant,
+            align_corners=self.align_corners,
+            single_output=self.head == "segmentation_v1",
+            policy=self.policy,
+            name="backbone",
+        )
+        head = SegmentationHead(self.num_classes, self.align_corners, self.policy, name="head")
+        return head(backbone(images.astype(self.policy.dtype), train=train), train=train)
+
+
+def create_model(
+    variant: str | Variant,
+    num_classes: int = 19,
+    head: str = "segmentation",
+    *,
+    align_corners: bool | None = None,
+    dtype=jnp.float32,
+    param_dtype=jnp.float32,
+    init: str = "kaiming",
+) -> HRNetModel:
+    """Builds an HRNet as a Linen module.
+
+    Args:
+      variant: a name in `VARIANTS`, or a `Variant` of your own.
+      num_classes: channels of the logits.
+      head: "segmentation" (HRNetV2) or "segmentation_v1".
+      align_corners: of every bilinear resize in the network. None: False for segmentation, as
+        the official HRNetV2.
+      dtype: of the arithmetic, e.g. `jnp.bfloat16`.
+      param_dtype: of parameters and running statistics.
+      init: "kaiming" (normal, fan-out: training from scratch) or "normal" (standard deviation
+        0.001: the official segmentation code, which loads ImageNet weights afterwards).
+
+    Raises:
+      ValueError: unknown variant, head or initialisation, or fewer than one class.
+    """
+    if head not in HEADS:
+        raise ValueError(f"unknown head {head!r}; known: {sorted(HEADS)}")
+    if init not in INITIALIZERS:
+        raise ValueError(f"unknown initialisation {init!r}; known: {sorted(INITIALIZERS)}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+    return HRNetModel(
+        variant=get_variant(variant),
+        num_classes=num_classes,
+        head=head,
+        align_corners=bool(align_corners),
+        policy=Policy(jnp.dtype(dtype), jnp.dtype(param_dtype), init),
+    )

@@ -1,0 +1,1 @@
+"""Command-line tools: ``python -m hrnet_jax.tools.NAME --help``."""

@@ -1,0 +1,221 @@
+"""Pictures of labels and predictions; NumPy and Pillow only.
+
+Images are uint8 [H, W, 3], labels integer train ids [H, W] with 255 = ignore. `classes` is a
+data.source.Classes: it needs `names` and `colors`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+IGNORE_COLOR = (0, 0, 0)
+BACKGROUND = (24, 26, 31)
+INK = (232, 234, 238)
+FAINT_INK = (154, 160, 170)
+ERROR_COLOR = (255, 64, 72)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def _check_pair(image: np.ndarray, labels: np.ndarray) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} {image.shape}")
+    if labels.shape != image.shape[:2]:
+        raise ValueError(f"labels {labels.shape} do not fit the image {image.shape[:2]}")
+
+
+def _palette(classes: Any) -> np.ndarray:
+    """uint8 [256, 3]; every value that is no train id gets IGNORE_COLOR."""
+    palette = np.empty((256, 3), np.uint8)
+    palette[:] = IGNORE_COLOR
+    palette[: len(classes.colors)] = classes.colors
+    return palette
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """float32 [H, W, 1], 0..255."""
+    return (image.astype(np.float32) @ _LUMA)[..., None]
+
+
+def color_labels(labels: np.ndarray, classes: Any) -> np.ndarray:
+    """Train ids [H, W] -> uint8 [H, W, 3] in the classes' colours, black where ignored.
+
+    Raises:
+        ValueError: if labels are not integers [H, W] within 0..255.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers [H, W], got {labels.dtype} {labels.shape}")
+    if labels.size and not 0 <= labels.min() <= labels.max() <= 255:
+        raise ValueError(f"labels must lie in 0..255, got {labels.min()}..{labels.max()}")
+    return _palette(classes)[labels]
+
+
+def overlay(
+    image: np.ndarray, labels: np.ndarray, classes: Any, alpha: float = 0.55
+) -> np.ndarray:
+    """The classes' colours over the image, uint8 [H, W, 3].
+
+    Args:
+        image: uint8 [H, W, 3].
+        labels: train ids [H, W]; pixels of no class show the image, darkened.
+        classes: names and colours.
+        alpha: 0 shows the image alone, 1 the colours alone.
+    """
+    image, labels = np.asarray(image), np.asarray(labels)
+    _check_pair(image, labels)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in 0..1, got {alpha}")
+    colors = color_labels(labels, classes).astype(np.float32)
+    mixed = (1 - alpha) * image.astype(np.float32) + alpha * colors
+    return (mixed + 0.5).astype(np.uint8)
+
+
+def error_map(
+    image: np.ndarray, labels: np.ndarray, predictions: np.ndarray, num_classes: int
+) -> np.ndarray:
+    """Where the prediction is wrong: red over the grey image; unlabelled pixels are dark.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    image, labels, predictions = np.asarray(image), np.asarray(labels), np.asarray(predictions)
+    _check_pair(image, labels)
+    _check_pair(image, predictions)
+    valid = (labels < num_classes)[..., None]
+    wrong = (labels != predictions)[..., None] & valid
+    grey = _grey(image)
+    picture = np.where(valid, 70 + 0.62 * grey, 0.25 * grey) * np.ones(3, np.float32)
+    red = 0.2 * grey + 0.8 * np.array(ERROR_COLOR, np.float32)
+    return (np.where(wrong, red, picture) + 0.5).astype(np.uint8)
+
+
+def resize_to_width(image: np.ndarray, width: int) -> np.ndarray:
+    """uint8 [H, W, 3] shrunk to at most `width`, aspect kept; smaller ones are left alone."""
+    height, old_width = image.shape[:2]
+    if old_width <= width:
+        return image
+    size = (width, max(1, round(height * width / old_width)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
+def grid(
+    images: Sequence[np.ndarray], columns: int, gap: int = 8, background: tuple = BACKGROUND
+) -> np.ndarray:
+    """Pictures in rows of `columns`, each in a cell of the largest size, uint8 [H, W, 3]."""
+    if not images or columns < 1:
+        raise ValueError(f"need pictures and columns >= 1, got {len(images)} and {columns}")
+    height = max(i.shape[0] for i in images)
+    width = max(i.shape[1] for i in images)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    canvas = np.empty((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), np.uint8)
+    canvas[:] = background
+    for k, image in enumerate(images):
+        top, left = k // columns * (height + gap), k % columns * (width + gap)
+        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return canvas
+
+
+def captioned(image: np.ndarray, text: str, size: int = 15) -> np.ndarray:
+    """The picture under a line of text (cut where it is too long), uint8 [H + 2 * size, W, 3]."""
+    height, width = image.shape[:2]
+    canvas = Image.new("RGB", (width, height + 2 * size), BACKGROUND)
+    canvas.paste(Image.fromarray(image), (0, 2 * size))
+    font = ImageFont.load_default(size=size)
+    draw = ImageDraw.Draw(canvas)
+    if draw.textlength(text, font=font) > width:
+        while text and draw.textlength(text + "…", font=font) > width:
+            text = text[:-1]
+        text += "…"
+    draw.text((0, size // 2), text, fill=INK, font=font)
+    return np.asarray(canvas)
+
+
+def legend(
+    classes: Any, width: int, present: Sequence[int] | None = None, size: int = 15
+) -> np.ndarray:
+    """Colour swatches with the classes' names, wrapped to `width`, uint8 [h, width, 3].
+
+    Args:
+        classes: names and colours.
+        width: of the result in pixels.
+        present: train ids written brightly; the others are faint. None: all are bright.
+        size: of the letters in pixels.
+    """
+    font = ImageFont.load_default(size=size)
+    bright = set(range(len(classes.names)) if present is None else (int(i) for i in present))
+    swatch, pad, line = size, size // 2, 2 * size
+    x, y, items = 0, 0, []
+    for k, name in enumerate(classes.names):
+        length = swatch + pad + int(font.getlength(name)) + 2 * pad
+        if x and x + length > width:
+            x, y = 0, y + line
+        items.append((x, y, k, name))
+        x += length
+    canvas = Image.new("RGB", (width, y + line), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for x, y, k, name in items:
+        top = y + (line - swatch) // 2
+        box = (x, top, x + swatch - 1, top + swatch - 1)
+        draw.rectangle(box, fill=tuple(classes.colors[k]), outline=FAINT_INK)
+        ink = INK if k in bright else FAINT_INK
+        draw.text((x + swatch + pad, y + line / 2), name, fill=ink, font=font, anchor="lm")
+    return np.asarray(canvas)
+
+
+def panel(
+    image: np.ndarray,
+    labels: np.ndarray | None,
+    predictions: np.ndarray | None,
+    classes: Any,
+    *,
+    title: str = "",
+    columns: int = 2,
+    width: int = 720,
+    alpha: float = 0.7,
+) -> np.ndarray:
+    """Image, truth, prediction and errors side by side with a legend, uint8 [H, W, 3].
+
+    Args:
+        image: uint8 [H, W, 3].
+        labels: true train ids [H, W], or None where there are none.
+        predictions: predicted train ids [H, W], or None to show image and truth only.
+        classes: names and colours.
+        title: a line above, e.g. the image's name and score.
+        columns: pictures per row.
+        width: largest width of one picture in pixels.
+        alpha: strength of the colours.
+    """
+    image = np.asarray(image)
+    parts = [(image, "image")]
+    if labels is not None:
+        parts.append((overlay(image, labels, classes, alpha), "truth"))
+    if predictions is not None:
+        parts.append((overlay(image, predictions, classes, alpha), "prediction"))
+    if labels is not None and predictions is not None:
+        errors = error_map(image, labels, predictions, len(classes.names))
+        parts.append((errors, "errors"))
+    pictures = grid([captioned(resize_to_width(p, width), t) for p, t in parts], columns)
+    present = np.unique([i for a in (labels, predictions) if a is not None for i in np.unique(a)])
+    body = np.concatenate([pictures, legend(classes, pictures.shape[1], present)])
+    if title:
+        body = captioned(body, title, size=18)
+    return _with_margin(body, 12)
+
+
+def _with_margin(picture: np.ndarray, margin: int) -> np.ndarray:
+    height, width = picture.shape[:2]
+    framed = np.empty((height + 2 * margin, width + 2 * margin, 3), np.uint8)
+    framed[:] = BACKGROUND
+    framed[margin : margin + height, margin : margin + width] = picture
+    return framed
+
+
+def save(path: str | Path, picture: np.ndarray) -> None:
+    """Writes uint8 [H, W, 3] or [H, W] to `path` (format by suffix); makes the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)

@@ -1,0 +1,146 @@
+"""Layers against values computed by hand or by a second, plainer formulation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hrnet_jax.models import layers
+from hrnet_jax.models.layers import BatchNorm, Conv, ConvBN, Policy, resize
+
+
+def _row(values):
+    return jnp.asarray(values, jnp.float32).reshape(1, 1, -1, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "align_corners", "expected"),
+    [
+        # Half-pixel centres: outputs at -0.25, 0.25, 0.75, 1.25 with the edge repeated.
+        (4, False, [0, 2, 6, 8]),
+        (4, True, [0, 8 / 3, 16 / 3, 8]),
+        # 2 -> 3: outputs at -1/6, 1/2, 7/6.
+        (3, False, [0, 4, 8]),
+        (3, True, [0, 4, 8]),
+        (1, False, [4]),
+        (1, True, [0]),
+    ],
+)
+def test_bilinear_by_hand(size, align_corners, expected):
+    out = resize(_row([0, 8]), (1, size), align_corners=align_corners)
+    np.testing.assert_allclose(out[0, 0, :, 0], expected, rtol=1e-6)
+
+
+def test_bilinear_shrinks_without_antialiasing():
+    # 4 -> 2: outputs at 0.5 and 2.5; an antialiased resize would mix in all four.
+    out = resize(_row([0, 2, 10, 30]), (1, 2))
+    np.testing.assert_allclose(out[0, 0, :, 0], [1, 20], rtol=1e-6)
+
+
+def test_nearest_rounds_down():
+    out = resize(_row([1, 2, 3]), (1, 5), method="nearest")
+    np.testing.assert_array_equal(out[0, 0, :, 0], [1, 1, 2, 2, 3])
+    out = resize(_row([1, 2]), (1, 6), method="nearest")
+    np.testing.assert_array_equal(out[0, 0, :, 0], [1, 1, 1, 2, 2, 2])
+
+
+def test_resize_names_unknown_method():
+    with pytest.raises(ValueError, match=r"'cubic'.*'bilinear', 'nearest'"):
+        resize(_row([1, 2]), (1, 4), method="cubic")
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_whole_factors_agree_with_the_general_form(factor):
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
+    general = x
+    for axis, out in ((1, 3 * factor), (2, 5 * factor)):
+        general = layers._interpolate_axis(general, axis, out, False)
+    np.testing.assert_allclose(resize(x, (3 * factor, 5 * factor)), general, atol=2e-6)
+
+
+def test_strided_convolution_pads_both_sides():
+    x = jnp.arange(1.0, 5.0).reshape(1, 1, 4, 1)
+    kernel = jnp.ones((3, 3, 1, 1))
+    # Windows centred on columns 0 and 2: (0 + 1 + 2) and (2 + 3 + 4).
+    np.testing.assert_allclose(layers.conv2d(x, kernel, 2)[0, 0, :, 0], [3, 9])
+
+
+def test_pointwise_convolution_is_the_matrix_product():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+    kernel = jax.random.normal(jax.random.key(1), (1, 1, 5, 6))
+    expected = np.asarray(x) @ np.asarray(kernel)[0, 0]
+    np.testing.assert_allclose(layers.conv2d(x, kernel), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("sizes", [((8, 16), (4, 8), (2, 4)), ((7, 9), (4, 5), (2, 3))])
+def test_pointwise_convolution_commutes_with_upsampling(align_corners, sizes):
+    keys = jax.random.split(jax.random.key(0), 4)
+    streams = tuple(
+        jax.random.normal(k, (2, *size, c)) for k, size, c in zip(keys, sizes, (3, 5, 7))
+    )
+    kernel = jax.random.normal(keys[3], (1, 1, 15, 6))
+    upsampled = [resize(s, sizes[0], align_corners=align_corners) for s in streams]
+    expected = layers.conv2d(jnp.concatenate(upsampled, axis=-1), kernel)
+    actual = layers.conv1x1_of_upsampled(streams, kernel, align_corners)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+
+
+def test_batch_norm_by_hand():
+    # Mean 2, biased variance 4, unbiased 4 * 4 / 3.
+    x = jnp.asarray([0.0, 4.0, 0.0, 4.0]).reshape(2, 1, 2, 1)
+    bn = BatchNorm(1)
+    variables = bn.init(jax.random.key(0), x)
+    y, new = bn.apply(variables, x, mutable=["batch_stats"])
+    std = np.sqrt(4 + 1e-5)
+    np.testing.assert_allclose(y.ravel(), np.array([-2, 2, -2, 2]) / std, rtol=1e-6)
+    np.testing.assert_allclose(new["batch_stats"]["mean"], [0.1 * 2], rtol=1e-6)
+    np.testing.assert_allclose(new["batch_stats"]["var"], [0.9 + 0.1 * 16 / 3], rtol=1e-6)
+
+
+def test_batch_norm_gradient_is_that_of_its_definition():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5)) * 3 + 1
+    weights = jax.random.normal(jax.random.key(1), x.shape)
+    bn = BatchNorm(5)
+    variables = bn.init(jax.random.key(2), x)
+
+    def ours(x, params):
+        y, _ = bn.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+        return jnp.sum(y * weights)
+
+    def plain(x, params):
+        centred = x - x.mean((0, 1, 2))
+        y = centred / jnp.sqrt((centred**2).mean((0, 1, 2)) + 1e-5)
+        return jnp.sum((y * params["scale"] + params["bias"]) * weights)
+
+    actual = jax.grad(ours, (0, 1))(x, variables["params"])
+    expected = jax.grad(plain, (0, 1))(x, variables["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), actual, expected)
+
+
+def _random_like(tree, seed=0):
+    rng = np.random.RandomState(seed)
+    return jax.tree.map(lambda a: jnp.asarray(rng.uniform(0.5, 1.5, a.shape), a.dtype), tree)
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_evaluation_folds_the_normalisation(use_bias):
+    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 3))
+    layer = ConvBN(5, 3, relu=False, use_bias=use_bias)
+    variables = _random_like(layer.init(jax.random.key(1), x, train=False))
+    conv = variables["params"]["conv"]
+    y = layers.conv2d(x, conv["kernel"]) + conv.get("bias", 0.0)
+    bn, stats = variables["params"]["bn"], variables["batch_stats"]["bn"]
+    expected = (y - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * bn["scale"] + bn["bias"]
+    actual = layer.apply(variables, x, train=False)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_initial_kernels_and_biases():
+    x = jnp.zeros((1, 4, 4, 64))
+    kaiming = Conv(128, 3, use_bias=True).init(jax.random.key(0), x)["params"]
+    assert np.std(kaiming["kernel"]) == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.02)
+    bound = 1 / np.sqrt(9 * 64)
+    assert 0.9 * bound < np.abs(kaiming["bias"]).max() <= bound
+    normal = Conv(128, 3, policy=Policy(init="normal")).init(jax.random.key(0), x)["params"]
+    assert np.std(normal["kernel"]) == pytest.approx(0.001, rel=0.02)

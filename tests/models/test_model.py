@@ -1,0 +1,119 @@
+"""The assembled network: parameter counts, sizes, dtypes, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hrnet_jax.models import VARIANTS, Variant, create_model
+
+
+def _parameters(tree) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def _count_by_formula(v: Variant, num_classes: int) -> int:
+    """HRNetV2's parameters added up from the architecture's description."""
+
+    def conv(k, i, o):  # with batch normalisation, without bias
+        return k * k * i * o + 2 * o
+
+    planes, c = v.layer1_planes, v.channels
+    total = conv(3, 3, 64) + conv(3, 64, 64)
+    width = 64
+    for _ in range(v.layer1_blocks):
+        total += conv(1, width, planes) + conv(3, planes, planes) + conv(1, planes, 4 * planes)
+        total += conv(1, width, 4 * planes) if width != 4 * planes else 0
+        width = 4 * planes
+    total += conv(3, width, c[0]) + conv(3, width, c[1]) + conv(3, c[1], c[2])
+    total += conv(3, c[2], c[3])
+    for branches, modules in zip((2, 3, 4), v.num_modules, strict=True):
+        module = sum(v.num_blocks * 2 * conv(3, c[k], c[k]) for k in range(branches))
+        for i in range(branches):
+            for j in range(branches):
+                if j > i:
+                    module += conv(1, c[j], c[i])
+                elif j < i:
+                    module += (i - j - 1) * conv(3, c[j], c[j]) + conv(3, c[j], c[i])
+        total += modules * module
+    hidden = sum(c)
+    return total + conv(1, hidden, hidden) + hidden + (hidden + 1) * num_classes
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_parameter_counts(name):
+    model = create_model(name)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    count = _parameters(shapes["params"])
+    assert count == _count_by_formula(VARIANTS[name], 19)
+    official = {
+        "w18_small_v1": 1_540_819,
+        "w18_small_v2": 3_939_579,
+        "w18": 9_641_119,
+        "w48": 65_859_379,
+    }
+    assert count == official.get(name, count)
+
+
+@pytest.mark.parametrize("head", ["segmentation", "segmentation_v1"])
+@pytest.mark.parametrize("size", [(64, 96), (65, 97), (33, 47)])
+def test_any_size_gives_a_quarter_rounded_up(tiny, head, size):
+    model = create_model(tiny, 5, head)
+    images = jnp.zeros((2, *size, 3))
+
+    def run(key):
+        return model.apply(model.init(key, images), images)
+
+    logits = jax.eval_shape(run, jax.random.key(0))["logits"]
+    assert logits.shape == (2, -(-size[0] // 4), -(-size[1] // 4), 5)
+    assert logits.dtype == jnp.float32
+
+
+def test_v1_head_reads_the_first_stream_only(tiny):
+    model = create_model(tiny, 5, "segmentation_v1")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    assert shapes["head"]["hidden"]["conv"]["kernel"].shape == (1, 1, 4, 4)
+    last = shapes["backbone"]["stage4"]["module0"]["fuse"]
+    assert {name.split("_")[0] for name in last} == {"to0"}
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(tiny):
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    wide, narrow = create_model(tiny, 5), create_model(tiny, 5, dtype=jnp.bfloat16)
+    variables = jax.jit(narrow.init)(jax.random.key(1), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    a = jax.jit(wide.apply)(variables, images)["logits"]
+    b = jax.jit(narrow.apply)(variables, images)["logits"]
+    assert b.dtype == jnp.float32
+    assert 0 < float(jnp.abs(a - b).max()) < 0.05 * float(jnp.abs(a).max())
+
+
+def test_training_updates_statistics_and_is_independent_of_the_running_ones(tiny):
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    model = create_model(tiny, 5)
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+    shifted = {**variables, "batch_stats": jax.tree.map(jnp.ones_like, variables["batch_stats"])}
+
+    @jax.jit
+    def run(variables):
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+    (a, new), (b, _) = run(variables), run(shifted)
+    np.testing.assert_array_equal(a["logits"], b["logits"])
+    changed = jax.tree.map(
+        lambda old, new: bool((old != new).any()), variables["batch_stats"], new["batch_stats"]
+    )
+    assert all(jax.tree.leaves(changed))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("w19",), "unknown variant 'w19'.*w18_small_v1"),
+        (("w18", 19, "segment"), "unknown head 'segment'.*segmentation"),
+        (("w18", 0), "num_classes"),
+    ],
+)
+def test_errors_name_the_choices(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(*arguments)

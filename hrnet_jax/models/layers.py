@@ -188,7 +188,7 @@ class Conv(nn.Module):
         if self.use_bias:
             # PyTorch's default, which the official code leaves in place.
             bound = 1 / np.sqrt(np.prod(shape))
-            bias = self.param("bias", _uniform(bound), (self.features,), param_dtype)
+            bias = self.param("bias", uniform(bound), (self.features,), param_dtype)
         if scale is not None:
             kernel = kernel * scale
             bias = shift if bias is None else bias * scale + shift
@@ -201,7 +201,9 @@ class Conv(nn.Module):
         return y if bias is None else y + bias.astype(dtype)
 
 
-def _uniform(bound: float):
+def uniform(bound: float):
+    """Initialiser: uniform between -bound and bound."""
+
     def init(key, shape, dtype):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 

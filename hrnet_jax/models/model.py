@@ -4,12 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hrnet_jax.models.heads import SegmentationHead
+from hrnet_jax.models.heads import HEADS, make_head
 from hrnet_jax.models.hrnet import HRNet
 from hrnet_jax.models.layers import INITIALIZERS, Policy
 from hrnet_jax.models.variants import Variant, get_variant
-
-HEADS = ("segmentation", "segmentation_v1")
 
 
 class HRNetModel(nn.Module):
@@ -19,6 +17,7 @@ class HRNetModel(nn.Module):
     num_classes: int
     head: str
     align_corners: bool
+    dropout: float = 0.05
     policy: Policy = Policy()
 
     @nn.compact
@@ -26,16 +25,22 @@ class HRNetModel(nn.Module):
         """Normalised images [N, H, W, 3] to a dictionary of outputs.
 
         Returns `logits` [N, ceil(H / 4), ceil(W / 4), num_classes], float32 (float64 in a float64
-        network).
+        network); "ocr" adds `aux_logits` of the same shape; "classification" has `logits`
+        [N, num_classes]; "pose" has `heatmaps` at 1/4 resolution; "pyramid" and "features" have
+        `features`, a tuple of maps at 1/4, 1/8, 1/16 and 1/32 resolution.
         """
+        spec = HEADS[self.head]
         backbone = HRNet(
             self.variant,
+            method=spec.method,
             align_corners=self.align_corners,
-            single_output=self.head == "segmentation_v1",
+            single_output=spec.single_output,
             policy=self.policy,
             name="backbone",
         )
-        head = SegmentationHead(self.num_classes, self.align_corners, self.policy, name="head")
+        head = make_head(
+            self.head, self.num_classes, self.align_corners, self.dropout, self.policy
+        )
         return head(backbone(images.astype(self.policy.dtype), train=train), train=train)
 
 
@@ -54,9 +59,10 @@ def create_model(
     Args:
       variant: a name in `VARIANTS`, or a `Variant` of your own.
       num_classes: channels of the logits.
-      head: "segmentation" (HRNetV2) or "segmentation_v1".
-      align_corners: of every bilinear resize in the network. None: False for segmentation, as
-        the official HRNetV2.
+      head: "segmentation" (HRNetV2), "segmentation_v1", "ocr", "classification" (ImageNet),
+        "pose", "pyramid" (HRNetV2p, for detectors), or "features" (the bare streams).
+      align_corners: of every bilinear resize in the network. None: True for OCR and False for
+        the others, as the official networks.
       dtype: of the arithmetic, e.g. `jnp.bfloat16`.
       param_dtype: of parameters and running statistics.
       init: "kaiming" (normal, fan-out: training from scratch) or "normal" (standard deviation
@@ -69,12 +75,12 @@ def create_model(
         raise ValueError(f"unknown head {head!r}; known: {sorted(HEADS)}")
     if init not in INITIALIZERS:
         raise ValueError(f"unknown initialisation {init!r}; known: {sorted(INITIALIZERS)}")
-    if num_classes < 1:
+    if num_classes < 1 and HEADS[head].has_classes:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
     return HRNetModel(
         variant=get_variant(variant),
         num_classes=num_classes,
         head=head,
-        align_corners=bool(align_corners),
+        align_corners=HEADS[head].align_corners if align_corners is None else align_corners,
         policy=Policy(jnp.dtype(dtype), jnp.dtype(param_dtype), init),
     )

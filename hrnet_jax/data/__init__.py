@@ -1,0 +1,49 @@
+"""Data sets, the input pipeline and the checks before training.
+
+Importing this package does not import TensorFlow; `pipeline`, `decode` and `audit` do.
+"""
+
+from pathlib import Path
+
+from hrnet_jax.data.source import IGNORE_LABEL, Classes, Source
+
+__all__ = ["IGNORE_LABEL", "SOURCES", "Classes", "Source", "open_source"]
+
+SOURCES = ("cityscapes", "camvid", "folder", "tfds_cityscapes")
+
+
+def open_source(name: str, *, root: str | Path, split: str, class_file: str = "") -> Source:
+    """One split of a data set.
+
+    Args:
+        name: one of SOURCES.
+        root: the data set's folder; for tfds_cityscapes the TFDS data_dir.
+        split: e.g. "train"; the known ones depend on the set.
+        class_file: for "folder" only: the JSON file with the classes, instead of
+            root/classes.json.
+
+    Raises:
+        FileNotFoundError: if the files are not where the set's layout has them.
+        ValueError: for unknown names and splits, or an empty split.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"unknown data set {name!r}; known: {SOURCES}")
+    if not str(root):
+        raise ValueError(f"data set {name!r} needs its folder: --config.data.root=DIR")
+    if class_file and name != "folder":
+        raise ValueError(f"class_file={class_file!r} is for the data set 'folder', not {name!r}")
+    if name == "cityscapes":
+        from hrnet_jax.data.cityscapes import open_cityscapes
+
+        return open_cityscapes(root, split)
+    if name == "camvid":
+        from hrnet_jax.data.camvid import open_camvid
+
+        return open_camvid(root, split)
+    if name == "folder":
+        from hrnet_jax.data.folder import open_folder
+
+        return open_folder(root, split, class_file)
+    from hrnet_jax.data.tfds_cityscapes import open_tfds_cityscapes
+
+    return open_tfds_cityscapes(root, split)

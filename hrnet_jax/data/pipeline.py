@@ -1,0 +1,270 @@
+"""Batches for training and evaluation.
+
+The order of training is a function of (seed, step, slot) and of nothing else: sample g = step *
+batch_size + slot is image shuffle(g mod n, epoch = g div n), augmented with random numbers made
+from (seed, g). Hence there is no state to save, resuming is counting from another step, each epoch
+visits each image once, and neither threads nor the number of hosts change what is seen.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tensorflow as tf
+
+from hrnet_jax.data import decode, headers, transforms
+from hrnet_jax.data.source import IGNORE_LABEL, Source
+
+
+def sample_order(num_samples: int, seed: int, global_index: tf.Tensor) -> tf.Tensor:
+    """Which sample comes at each place of the endless sequence.
+
+    Args:
+        num_samples: of the source, n.
+        seed: of the run.
+        global_index: int64 scalar, step * batch_size + slot.
+
+    Returns:
+        int64 scalar in 0 .. n - 1; the places k*n .. k*n + n - 1 hold each value once.
+    """
+    global_index = tf.cast(global_index, tf.int64)
+    epoch, position = global_index // num_samples, global_index % num_samples
+    seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
+    last = tf.constant(num_samples - 1, tf.int64)
+    return tf.random.experimental.index_shuffle(position, seeds, last)
+
+
+def train_dataset(
+    source: Source,
+    *,
+    batch_size: int,
+    crop_size: tuple[int, int],
+    seed: int,
+    start_step: int = 0,
+    scale_min: float = 0.5,
+    scale_max: float = 2.1,
+    scale_step: float = 0.1,
+    flip: bool = True,
+    brightness: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> tf.data.Dataset:
+    """Augmented batches without end.
+
+    Args:
+        source: must have labels.
+        batch_size: over all processes.
+        crop_size: (height, width) of the samples.
+        seed: of order and augmentation.
+        start_step: the first batch is that of this step.
+        scale_min: smallest factor of the random scale.
+        scale_max: largest one, inclusive.
+        scale_step: distance of the factors (official: 0.1); 0 draws from the whole interval.
+        flip: mirror half of the samples left to right.
+        brightness: add an integer in [-brightness, brightness] to all channels.
+        process_index: of this process; it gets its contiguous slice of each batch.
+        process_count: number of processes; must divide batch_size.
+
+    Returns:
+        Dataset of {"image": uint8 [b, *crop_size, 3], "label": uint8 [b, *crop_size]} with train
+        ids and 255 = ignore, b = batch_size / process_count.
+
+    Raises:
+        ValueError: for arguments that make no sense. Damaged files raise while iterating, with
+            the file's name in the message; `iterate` makes plain ValueErrors of them.
+    """
+    crop_size = tuple(int(c) for c in crop_size)
+    local_batch = _local_batch(batch_size, process_index, process_count)
+    _check_augmentation(crop_size, scale_min, scale_max, scale_step, brightness)
+    if not source.has_labels:
+        raise ValueError(f"split {source.split!r} of {source.name!r} has no labels to train on")
+    if start_step < 0:
+        raise ValueError(f"start_step must be 0 or more, got {start_step}")
+    if not 0 <= seed < 2**32:
+        # The shuffle uses the low 32 bits only.
+        raise ValueError(f"seed must be in 0..2**32 - 1, got {seed}")
+    first_slot = process_index * local_batch
+
+    def read(index: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        return decode.read_train_ids(source, int(index))
+
+    @tf.autograph.experimental.do_not_convert
+    def load(local_index: tf.Tensor) -> dict[str, tf.Tensor]:
+        step = start_step + local_index // local_batch
+        global_index = step * batch_size + first_slot + local_index % local_batch
+        index = sample_order(len(source), seed, global_index)
+        image, label = tf.py_function(read, [index], (tf.uint8, tf.uint8))
+        image.set_shape((None, None, 3))
+        label.set_shape((None, None))
+        random = tf.random.stateless_uniform(
+            [transforms.NUM_RANDOM],
+            tf.stack([tf.constant(seed, tf.int64), global_index]),
+            dtype=tf.float64,
+        )
+        view = transforms.sample_view(
+            random,
+            tf.shape(label),
+            crop_size=crop_size,
+            scale_min=scale_min,
+            scale_max=scale_max,
+            scale_step=scale_step,
+            flip=flip,
+            brightness=brightness,
+        )
+        image, label = transforms.apply_view(image, label, view, crop_size)
+        return {"image": image, "label": label}
+
+    dataset = tf.data.Dataset.counter()
+    dataset = dataset.map(load, num_parallel_calls=_threads(), deterministic=True)
+    dataset = dataset.batch(local_batch, drop_remainder=True)
+    return dataset.prefetch(2).with_options(_options())
+
+
+def eval_batches(
+    source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every image exactly once, at its own size.
+
+    Images of one size are batched together, sizes in the order they first occur; the last batch of
+    a size is filled up with rows that do not count. All processes get the same number of batches
+    with the same shapes, and contiguous slices of each.
+
+    Args:
+        source: without labels, all labels are 255.
+        batch_size: over all processes.
+        process_index: of this process.
+        process_count: number of processes; must divide batch_size.
+
+    Yields:
+        {"image": uint8 [b, h, w, 3], "label": uint8 [b, h, w] train ids, "valid_mask": bool [b],
+        "index": int32 [b], place in the source}; filled-up rows have valid_mask False, index -1
+        and label 255.
+
+    Raises:
+        ValueError, FileNotFoundError: naming the file that is missing or not sound.
+    """
+    local_batch = _local_batch(batch_size, process_index, process_count)
+    plan = []
+    for size, members in sorted_by_size(source).items():
+        for start in range(0, len(members), batch_size):
+            rows = members[start : start + batch_size] + [-1] * batch_size
+            first = process_index * local_batch
+            plan.append((size, rows[first : first + local_batch]))
+    with ThreadPoolExecutor(_threads()) as pool:
+        # One batch is read ahead while the caller works on the one before.
+        ahead = [_submit(pool, source, rows) for _, rows in plan[:1]]
+        for k, (size, rows) in enumerate(plan):
+            ahead += [_submit(pool, source, rows) for _, rows in plan[k + 1 : k + 2]]
+            yield _collect(ahead.pop(0), size, rows)
+
+
+def sorted_by_size(source: Source) -> dict[tuple[int, int], list[int]]:
+    """Image size -> indices, from the files' headers only.
+
+    Raises:
+        ValueError, FileNotFoundError: naming the file.
+    """
+    sizes: dict[tuple[int, int], list[int]] = {}
+    with ThreadPoolExecutor(_threads()) as pool:
+        for index, size in enumerate(pool.map(lambda i: image_size(source, i), range(len(source)))):
+            sizes.setdefault(size, []).append(index)
+    return sizes
+
+
+def image_size(source: Source, index: int) -> tuple[int, int]:
+    """(height, width) of one image without decoding it."""
+    if source.image_paths:
+        return headers.read_header(source.image_paths[index]).size
+    return headers.parse_header(source.read(index)[0], source.image_name(index)).size
+
+
+def iterate(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
+    """The batches as NumPy arrays, with errors about files as plain ValueErrors.
+
+    Raises:
+        ValueError: naming the file that could not be read.
+    """
+    try:
+        yield from dataset.as_numpy_iterator()
+    except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:
+        raise ValueError(_first_cause(error.message)) from error
+
+
+def _first_cause(message: str) -> str:
+    """The line of a TensorFlow message that our own reading code wrote."""
+    for line in message.splitlines():
+        for kind in ("ValueError: ", "FileNotFoundError: ", "OSError: "):
+            if kind in line:
+                return line.split(kind, 1)[1]
+    return message
+
+
+def _submit(pool: ThreadPoolExecutor, source: Source, rows: list[int]) -> list:
+    return [None if i < 0 else pool.submit(decode.read_train_ids, source, i) for i in rows]
+
+
+def _collect(futures: list, size: tuple[int, int], rows: list[int]) -> dict[str, np.ndarray]:
+    batch = {
+        "image": np.zeros((len(rows), *size, 3), np.uint8),
+        "label": np.full((len(rows), *size), IGNORE_LABEL, np.uint8),
+        "valid_mask": np.array([i >= 0 for i in rows]),
+        "index": np.array(rows, np.int32),
+    }
+    for k, future in enumerate(futures):
+        if future is not None:
+            image, label = future.result()
+            batch["image"][k] = image
+            if label is not None:
+                batch["label"][k] = label
+    return batch
+
+
+def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
+    if batch_size < 1 or process_count < 1:
+        raise ValueError(f"batch size {batch_size} on {process_count} processes: must be positive")
+    if batch_size % process_count:
+        raise ValueError(f"batch size {batch_size} is not divisible by {process_count} processes")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index {process_index} must be in 0..{process_count - 1}")
+    return batch_size // process_count
+
+
+def _check_augmentation(
+    crop_size: tuple[int, ...],
+    scale_min: float,
+    scale_max: float,
+    scale_step: float,
+    brightness: int,
+) -> None:
+    if len(crop_size) != 2 or min(crop_size) < 1:
+        raise ValueError(f"crop_size must be (height, width), got {crop_size}")
+    if not 0 < scale_min <= scale_max:
+        raise ValueError(f"need 0 < scale_min <= scale_max, got {scale_min} and {scale_max}")
+    if scale_step < 0:
+        raise ValueError(f"scale_step must be 0 or more, got {scale_step}")
+    if scale_step:
+        steps = (scale_max - scale_min) / scale_step
+        if abs(steps - round(steps)) > 1e-6:
+            raise ValueError(
+                f"scale_step {scale_step} does not divide the way from scale_min {scale_min} to "
+                f"scale_max {scale_max}"
+            )
+    if isinstance(brightness, bool) or not 0 <= brightness <= 255:
+        raise ValueError(f"brightness is the largest shift, 0..255, got {brightness!r}")
+
+
+def _threads() -> int:
+    return os.cpu_count() or 1
+
+
+def _options() -> tf.data.Options:
+    options = tf.data.Options()
+    # Bits must not depend on timing.
+    options.deterministic = True
+    # Samples run in parallel; splitting one operation over threads as well only adds hand-overs.
+    options.threading.max_intra_op_parallelism = 1
+    options.threading.private_threadpool_size = _threads()
+    # The parallelism is set above; tuning it costs a thread and can raise memory over time.
+    options.autotune.enabled = False
+    return options

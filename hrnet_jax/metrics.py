@@ -92,25 +92,28 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.where(denominator > 0, numerator / safe, np.nan)
 
 
-def _mean(values: np.ndarray) -> float:
-    """Mean of what is not NaN; NaN if nothing is."""
-    kept = values[~np.isnan(values)]
-    return float(kept.mean()) if kept.size else float("nan")
-
-
-def iou(confusion: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class, float64 [..., C]; NaN where the union is empty."""
+def counts_of(confusion: np.ndarray) -> np.ndarray:
+    """int64 [3, C] of a matrix [C, C]: per class the pixels that are right, true, predicted."""
     confusion = np.asarray(confusion, np.int64)
-    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    union = confusion.sum(-1) + confusion.sum(-2) - hits
-    return _ratio(hits, union)
+    return np.stack([np.diagonal(confusion), confusion.sum(1), confusion.sum(0)])
 
 
-def image_scores(confusion: np.ndarray) -> dict[str, float]:
-    """miou and pixel_accuracy of one image's matrix; NaN where no pixel is labelled."""
-    confusion = np.asarray(confusion, np.int64)
-    accuracy = _ratio(np.trace(confusion), confusion.sum())
-    return {"miou": _mean(iou(confusion)), "pixel_accuracy": float(accuracy)}
+def iou_of_counts(counts: np.ndarray) -> np.ndarray:
+    """[..., 3, C] as of `counts_of` -> IoU, float64 [..., C]; NaN where the union is empty."""
+    right, true, predicted = np.moveaxis(np.asarray(counts, np.int64), -2, 0)
+    return _ratio(right, true + predicted - right)
+
+
+def miou_of_counts(counts: np.ndarray) -> np.ndarray:
+    """[..., 3, C] -> mean IoU, float64 [...]; NaN where nothing is counted."""
+    values = iou_of_counts(counts)
+    return _ratio(np.nansum(values, -1), (~np.isnan(values)).sum(-1))
+
+
+def accuracy_of_counts(counts: np.ndarray) -> np.ndarray:
+    """[..., 3, C] -> share of right pixels, float64 [...]; NaN where nothing is counted."""
+    right, true, _ = np.moveaxis(np.asarray(counts, np.int64), -2, 0)
+    return _ratio(right.sum(-1), true.sum(-1))
 
 
 def _optional(values: np.ndarray, names: tuple[str, ...]) -> dict[str, float | None]:
@@ -148,21 +151,20 @@ def summarize(confusion: np.ndarray, classes: Any) -> dict[str, Any]:
         raise ValueError(f"confusion matrix {confusion.shape} does not fit {len(names)} classes")
     if not np.issubdtype(confusion.dtype, np.integer):
         raise ValueError(f"confusion matrix must hold integers, got {confusion.dtype}")
-    confusion = confusion.astype(np.int64)
-    per_class = iou(confusion)
-    accuracy = _ratio(np.diagonal(confusion), confusion.sum(1))
+    counts = counts_of(confusion)
+    accuracy = _ratio(counts[0], counts[1])
     figures = {
-        "miou": _mean(per_class),
-        "per_class_iou": _optional(per_class, names),
-        "pixel_accuracy": float(_ratio(np.trace(confusion), confusion.sum())),
-        "mean_accuracy": _mean(accuracy),
+        "miou": float(miou_of_counts(counts)),
+        "per_class_iou": _optional(iou_of_counts(counts), names),
+        "pixel_accuracy": float(accuracy_of_counts(counts)),
+        "mean_accuracy": float(_ratio(np.nansum(accuracy), (~np.isnan(accuracy)).sum())),
         "per_class_accuracy": _optional(accuracy, names),
-        "num_pixels": int(confusion.sum()),
+        "num_pixels": int(counts[1].sum()),
     }
     if classes.categories:
         categories = tuple(dict.fromkeys(classes.categories))
         member = np.array([[c == k for c in classes.categories] for k in categories], np.int64)
-        per_category = iou(member @ confusion @ member.T)
-        figures["category_miou"] = _mean(per_category)
-        figures["per_category_iou"] = _optional(per_category, categories)
+        counts = counts_of(member @ confusion.astype(np.int64) @ member.T)
+        figures["category_miou"] = float(miou_of_counts(counts))
+        figures["per_category_iou"] = _optional(iou_of_counts(counts), categories)
     return figures

@@ -6,7 +6,7 @@ root/gtFine/{train,val}/CITY/CITY_SEQUENCE_FRAME_gtFine_labelIds.png
 
 from pathlib import Path
 
-from hrnet_jax.data.source import Classes, Source
+from hrnet_jax.data.source import Classes, Source, describe_folder
 
 SPLITS = ("train", "val", "test", "trainval")
 _IMAGE_SUFFIX = "_leftImg8bit.png"
@@ -90,14 +90,7 @@ def open_cityscapes(root: str | Path, split: str) -> Source:
 
 
 def _nothing_found(root: Path, folder: Path) -> str:
-    if not root.is_dir():
-        found = f"{root} is not a folder"
-    else:
-        inside = sorted(p.name for p in root.iterdir())[:8]
-        found = f"{root} holds {', '.join(inside) if inside else 'nothing'}"
-        if folder.is_dir():
-            inside = sorted(p.name for p in folder.iterdir())[:8]
-            found += f"; {folder} holds {', '.join(inside) if inside else 'nothing'}"
+    found = "; ".join(describe_folder(p) for p in (root, folder) if p == root or p.is_dir())
     return (
         f"no Cityscapes images: looked for {folder}/CITY/*{_IMAGE_SUFFIX}; {found}. "
         f"Expected layout: {LAYOUT}. Is --config.data.root the right folder?"

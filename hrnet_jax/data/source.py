@@ -103,6 +103,8 @@ class Classes:
 class Records(Protocol):
     """Samples that are not single files, e.g. inside shards."""
 
+    has_labels: bool
+
     def read(self, index: int) -> tuple[bytes, bytes | None]:
         """The encoded image and label of one sample."""
 
@@ -146,7 +148,7 @@ class Source:
 
     @property
     def has_labels(self) -> bool:
-        return self.records is not None or bool(self.label_paths)
+        return bool(self.label_paths) if self.records is None else self.records.has_labels
 
     def image_name(self, index: int) -> str:
         """What messages call the image: its path, or the record's name."""
@@ -160,7 +162,7 @@ class Source:
         """The encoded image and, where the split has labels, the encoded label.
 
         Raises:
-            FileNotFoundError, OSError: naming the file.
+            OSError: naming the file, if it cannot be read (FileNotFoundError if it is gone).
         """
         if self.records is not None:
             return self.records.read(index)
@@ -169,7 +171,10 @@ class Source:
 
     def take(self, indices: Sequence[int]) -> "Source":
         """The same split with only these samples, in this order."""
-        pick = lambda values: tuple(values[i] for i in indices) if values else ()  # noqa: E731
+
+        def pick(values: tuple) -> tuple:
+            return tuple(values[i] for i in indices) if values else ()
+
         records = _Subset(self.records, tuple(indices)) if self.records is not None else None
         return Source(
             name=self.name,
@@ -187,11 +192,24 @@ class _Subset:
     records: Records
     indices: tuple[int, ...]
 
+    @property
+    def has_labels(self) -> bool:
+        return self.records.has_labels
+
     def read(self, index: int) -> tuple[bytes, bytes | None]:
         return self.records.read(self.indices[index])
 
     def name(self, index: int) -> str:
         return self.records.name(self.indices[index])
+
+
+def describe_folder(path: Path, limit: int = 8) -> str:
+    """What errors say about a folder in which something was not found."""
+    if not path.is_dir():
+        return f"{path} is not a folder"
+    inside = sorted(p.name for p in path.iterdir())
+    more = ", ..." if len(inside) > limit else ""
+    return f"{path} holds {', '.join(inside[:limit]) + more if inside else 'nothing'}"
 
 
 def _is_int(value: Any) -> bool:

@@ -169,6 +169,16 @@ class Source:
         label = Path(self.label_paths[index]).read_bytes() if self.label_paths else None
         return Path(self.image_paths[index]).read_bytes(), label
 
+    def read_label(self, index: int) -> bytes:
+        """The encoded label alone; the split must have labels.
+
+        Raises:
+            OSError: naming the file, if it cannot be read.
+        """
+        if self.records is not None:
+            return self.records.read(index)[1]
+        return Path(self.label_paths[index]).read_bytes()
+
     def take(self, indices: Sequence[int]) -> "Source":
         """The same split with only these samples, in this order."""
 

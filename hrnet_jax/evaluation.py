@@ -53,6 +53,19 @@ class EvalResult:
         return order[~np.isnan(self.image_miou[order])]
 
 
+def spread(source: Source, max_images: int) -> Source:
+    """`max_images` samples, spread evenly over the source; 0 or too many: all of it.
+
+    Raises:
+        ValueError: for a negative number.
+    """
+    if max_images < 0:
+        raise ValueError(f"max_images must be 0 (all) or more, got {max_images}")
+    if max_images == 0 or max_images >= len(source):
+        return source
+    return source.take([i * len(source) // max_images for i in range(max_images)])
+
+
 @functools.partial(jax.jit, static_argnames=("num_classes", "mesh"))
 def _count(
     labels: jax.Array, predictions: jax.Array, index: jax.Array, num_classes: int, mesh: Mesh | None
@@ -118,7 +131,7 @@ def evaluate(
         tile: (height, width) of sliding windows, or None.
         average: "softmax" or "exp".
         progress: show a bar with rate and time left (on the first host).
-        max_images: 0 for all; else this many, spread evenly over the split.
+        max_images: see `spread`.
         on_batch: called with every batch of `pipeline.eval_batches` (this host's rows, of which
             those with valid_mask count) and its predictions uint8 [b, H, W].
 
@@ -131,13 +144,10 @@ def evaluate(
         raise ValueError(
             f"split {source.split!r} of {source.name!r} has no labels to evaluate against"
         )
-    if max_images < 0:
-        raise ValueError(f"max_images must be 0 (all) or more, got {max_images}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     method = inference.Method(tuple(scales), flip, tile and tuple(tile), average)
-    if 0 < max_images < len(source):
-        source = source.take([i * len(source) // max_images for i in range(max_images)])
+    source = spread(source, max_images)
     if mesh is not None:
         batch_size = -(-batch_size // mesh.shape["data"]) * mesh.shape["data"]
         variables = sharding.place_replicated(variables, mesh)

@@ -2,8 +2,9 @@
 
 The network is compiled once per input size and gives logits at a quarter of it; all that follows
 (resizing, softmax, averaging) is compiled apart from it, so that mirror images and tiles cost no
-further compilation of the network. On CPU these programs keep XLA's fusion pass, unlike the training
-step: without a kernel gradient it does no harm, and it saves 40 % of the time of w18_small_v1.
+further compilation of the network. On CPU these programs keep XLA's fusion pass, unlike the
+training step: without a kernel gradient fusing costs nothing, and it makes w18_small_v1 at 360x480
+1.7 times as fast.
 """
 
 import functools
@@ -26,6 +27,7 @@ from hrnet_jax.models.layers import resize
 AVERAGES = ("softmax", "exp")
 # Heads whose logits are maps of classes.
 SEGMENTATION_HEADS = ("segmentation", "segmentation_v1", "ocr")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Neighbouring tiles share at least this part of their size.
 TILE_OVERLAP = 1 / 3
 
@@ -59,6 +61,12 @@ class Method:
             raise ValueError(f"tile must be (height, width), both >= 32, got {self.tile}")
         if self.average not in AVERAGES:
             raise ValueError(f"unknown average {self.average!r}; known: {sorted(AVERAGES)}")
+
+    def __str__(self) -> str:
+        parts = [f"scale {', '.join(f'{s:g}' for s in self.scales)}"]
+        parts += ["flip"] if self.flip else []
+        parts += [f"tiles {self.tile[0]}x{self.tile[1]}"] if self.tile else []
+        return ", ".join(parts + ([] if self.is_single else [f"average of {self.average}"]))
 
     @property
     def is_single(self) -> bool:
@@ -169,9 +177,7 @@ def tile_starts(length: int, tile: int) -> list[int]:
 
 def tile_weights(tile: tuple[int, int]) -> np.ndarray:
     """float32 [h, w], 1 in the middle and small but positive at the edges."""
-    rows, columns = (
-        np.minimum(np.arange(n) + 1, n - np.arange(n)) / ((n + 1) // 2) for n in tile
-    )
+    rows, columns = (np.minimum(np.arange(n) + 1, n - np.arange(n)) / ((n + 1) // 2) for n in tile)
     return np.outer(rows, columns).astype(np.float32)
 
 
@@ -194,9 +200,7 @@ def _tiled_values(
             cut = _cut(view, top, left, tile)
             logits, mirrored = _view_logits(model, variables, cut, method.flip)
             shift = _shift(logits) if shift is None else shift
-            values = view_values(
-                logits, mirrored, shift, tile, model.align_corners, method.average
-            )
+            values = view_values(logits, mirrored, shift, tile, model.align_corners, method.average)
             total = _add_tile(total, values, weights, top, left)
             coverage[top : top + tile[0], left : left + tile[1]] += weights
     return total / coverage[..., None], shift
@@ -254,6 +258,11 @@ def predict_probabilities(
     return _normalized(_averaged(model, variables, images, method))
 
 
+def to_label_ids(labels: np.ndarray, classes: Any) -> np.ndarray:
+    """Train ids -> uint8 raw ids as in the data set's own label files (what test servers want)."""
+    return np.asarray(classes.label_ids, np.uint8)[labels]
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """Reads an image file as uint8 RGB [H, W, 3], pixels as stored (no rotation by EXIF).
 
@@ -277,14 +286,42 @@ def read_image(path: str | Path) -> np.ndarray:
     if image.mode == "RGB" and "transparency" not in image.info:
         return np.asarray(image)
     if image.mode not in ("L", "P", "LA", "RGBA", "RGB"):
-        raise ValueError(
-            f"{path}: mode {image.mode!r} is not supported; save it as 8-bit RGB"
-        )
+        raise ValueError(f"{path}: mode {image.mode!r} is not supported; save it as 8-bit RGB")
     rgba = np.asarray(image.convert("RGBA"))
     if (rgba[..., 3] != 255).any():
         raise ValueError(f"{path}: has transparent pixels; put it on a background, save as RGB")
     warnings.warn(f"{path}: converted from mode {image.mode} to RGB", stacklevel=2)
     return rgba[..., :3]
+
+
+def list_images(paths: Sequence[str | Path]) -> dict[Path, str]:
+    """Image files among `paths` and in folders among them, each with a name for its outputs.
+
+    A folder's images (by suffix, at any depth) are named by their place in it, single files by
+    their stem.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist or a folder without images.
+        ValueError: for no path at all, or two images of one name.
+    """
+    if not paths:
+        raise ValueError("no images given; name image files or folders")
+    names: dict[Path, str] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such image or folder")
+        found = [path]
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise FileNotFoundError(f"{path}: no images (suffixes {IMAGE_SUFFIXES}) in it")
+        root = path if path.is_dir() else path.parent
+        names.update({p: p.relative_to(root).with_suffix("").as_posix() for p in found})
+    by_name = {name: p for p, name in names.items()}
+    for p, name in names.items():
+        if by_name[name] != p:
+            raise ValueError(f"{p} and {by_name[name]} would both be written as {name!r}")
+    return names
 
 
 def check_image(image: np.ndarray) -> np.ndarray:

@@ -17,7 +17,9 @@ MAX_PIXELS = 2**31 - 1
 def _count_by_scatter(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
     """[N, P] -> [N, C, C]: one histogram per image over the joint index label * C + prediction."""
     bins = num_classes * num_classes
-    valid = (labels >= 0) & (labels < num_classes) & (predictions >= 0) & (predictions < num_classes)
+    valid = (
+        (labels >= 0) & (labels < num_classes) & (predictions >= 0) & (predictions < num_classes)
+    )
     index = jnp.where(valid, labels * num_classes + predictions, bins)
     empty = jnp.zeros((labels.shape[0], bins), jnp.int32)
     counts = jax.vmap(lambda zeros, i: zeros.at[i].add(1, mode="drop"))(empty, index)

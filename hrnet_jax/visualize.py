@@ -53,9 +53,7 @@ def color_labels(labels: np.ndarray, classes: Any) -> np.ndarray:
     return _palette(classes)[labels]
 
 
-def overlay(
-    image: np.ndarray, labels: np.ndarray, classes: Any, alpha: float = 0.55
-) -> np.ndarray:
+def overlay(image: np.ndarray, labels: np.ndarray, classes: Any, alpha: float = 0.55) -> np.ndarray:
     """The classes' colours over the image, uint8 [H, W, 3].
 
     Args:

@@ -33,12 +33,12 @@ _FAR = 160.0
 
 # How strongly the surfaces are mottled, in grey levels.
 _ROUGHNESS = {
-    "road": 7.0,
+    "road": 6.0,
     "sidewalk": 6.0,
     "building": 5.0,
     "wall": 8.0,
     "fence": 4.0,
-    "vegetation": 21.0,
+    "vegetation": 18.0,
     "terrain": 15.0,
     "sky": 1.5,
 }
@@ -60,13 +60,13 @@ class Style:
 
 STYLES = {
     "clear": Style(
-        (74, 128, 204), (190, 214, 236), (246, 248, 252), (1.04, 1.02, 0.98), 1.12, 0.70, 220, 0.0
+        (74, 128, 204), (190, 214, 236), (246, 248, 252), (1.14, 1.12, 1.06), 1.12, 0.72, 220, 0.0
     ),
     "overcast": Style(
-        (150, 160, 172), (206, 211, 216), (226, 228, 232), (0.92, 0.94, 0.97), 1.0, 0.92, 150, 0.05
+        (150, 160, 172), (206, 211, 216), (226, 228, 232), (1.0, 1.01, 1.03), 1.0, 0.92, 150, 0.05
     ),
     "hazy": Style(
-        (160, 178, 196), (226, 226, 220), (236, 236, 234), (1.0, 0.99, 0.95), 1.04, 0.86, 70, 0.0
+        (160, 178, 196), (226, 226, 220), (236, 236, 234), (1.06, 1.04, 1.0), 1.04, 0.86, 70, 0.0
     ),
     "evening": Style(
         (70, 88, 140), (250, 184, 128), (250, 204, 170), (0.88, 0.78, 0.74), 1.18, 0.72, 140, 0.35
@@ -249,6 +249,7 @@ def _paint_ground(scene: _Scene) -> None:
     paving = scene.pick([(168, 162, 154), (150, 148, 148), (178, 166, 150)], 10)
     grass = scene.pick([(104, 128, 62), (126, 134, 76), (92, 112, 60)], 10)
     outer = road + scene.pavement
+    verge = {side: rng.uniform() < 0.35 for side in (-1, 1)}  # a strip of grass by the kerb
 
     def strip(left, right, near, far, color, name, y=0.0):
         corners = ((left, near), (left, far), (right, far), (right, near))
@@ -263,6 +264,9 @@ def _paint_ground(scene: _Scene) -> None:
             light = 1.0 if scene.sun_side != side else scene.style.shadow
             color = scene.shade(paving, z, light)
             strip(side * road, side * outer, near, far, color, "sidewalk")
+            if verge[side]:
+                color = scene.shade(grass, z, light)
+                strip(side * (road + 0.3), side * (road + 1.3), near, far, color, "terrain")
         strip(-road, road, near, far, scene.shade(asphalt, z), "road")
     # The buildings on the sun's side throw their shade onto the road.
     reach = rng.uniform(0.2, 0.9) * road
@@ -275,7 +279,8 @@ def _paint_ground(scene: _Scene) -> None:
     while z < 45:
         for side in (-1, 1):
             color = scene.shade(paving, z, 0.8)
-            strip(side * road, side * outer, z, z + 0.06 + z / 300, color, None)
+            inner = road + (1.3 if verge[side] else 0)
+            strip(side * inner, side * outer, z, z + 0.06 + z / 300, color, None)
         z += 1.6 + z / 20
     for side in (-1, 1):
         strip(side * road, side * (road + 0.18), _NEAR, _FAR, scene.shade(paving, 12, 1.16), None)
@@ -307,9 +312,10 @@ def _plan_street_end(scene: _Scene) -> None:
             _plan_front(scene, x, x + w, _FAR - 4, rng.uniform(7, 17), color)
         else:
             h = rng.uniform(4, 9)
-            scene.add(
-                _FAR - 2, lambda x=x, w=w, h=h: _paint_bush(scene, x + w / 2, _FAR, w, h, green)
+            paint = lambda x=x, w=w, h=h: _paint_bush(  # noqa: E731
+                scene, x + w / 2, _FAR, w, h, green
             )
+            scene.add(_FAR - 2, paint, layer=0)
         x += w * 0.8
 
 
@@ -332,7 +338,7 @@ def _plan_roadside(scene: _Scene, side: int) -> None:
     line = side * (scene.road + scene.pavement)
     z = rng.uniform(-12, 2)
     while z < _FAR - 10:
-        if rng.uniform() < 0.78:
+        if rng.uniform() < 0.72:
             depth = rng.uniform(8, 20)
             _plan_house(scene, side, line, z, z + depth)
         else:

@@ -529,7 +529,7 @@ def _plan_pavement(scene: _Scene, side: int) -> None:
         _plan_lamp(scene, kerb, z, side)
         z += step
     for _ in range(rng.integers(1, 4)):
-        _plan_sign(scene, kerb + side * rng.uniform(0, 0.3), rng.uniform(6, 45))
+        _plan_sign(scene, kerb + side * rng.uniform(0, 0.3), rng.uniform(8, 45))
     if rng.uniform() < 0.5:
         _plan_traffic_light(scene, kerb, rng.uniform(8, 34), side)
     for _ in range(rng.integers(1, 7)):
@@ -739,7 +739,7 @@ def _plan_traffic(scene: _Scene) -> None:
     taken: list[tuple[float, float, float]] = []  # (x, from, to)
 
     def free(x, near, far):
-        clear = all(abs(x - a) > 2.2 or far < b - 1.2 or near > c + 1.2 for a, b, c in taken)
+        clear = all(abs(x - a) > 1.95 or far < b - 1.2 or near > c + 1.2 for a, b, c in taken)
         if clear:
             taken.append((x, near, far))
         return clear
@@ -751,11 +751,11 @@ def _plan_traffic(scene: _Scene) -> None:
             if rng.uniform() < share and free(x, z, z + 4.4):
                 _plan_car(scene, x, z, rear=side > 0)
             z += rng.uniform(5.2, 7.5)
-    for _ in range(rng.integers(1, 5)):  # under way
+    for _ in range(rng.integers(2, 6)):  # under way
         side = rng.choice([-1, 1])
         x = side * (road - 2.2) * 0.5
-        z = rng.uniform(11, 20) + rng.exponential(18)
-        kind = rng.choice(["car", "truck", "bus", "motorcycle"], p=[0.62, 0.14, 0.14, 0.10])
+        z = rng.uniform(8, 16) + rng.exponential(16)
+        kind = rng.choice(["car", "truck", "bus", "motorcycle"], p=[0.44, 0.2, 0.2, 0.16])
         length = {"car": 4.4, "truck": 7.5, "bus": 11.0, "motorcycle": 2.0}[kind]
         if not free(x, z, z + length):
             continue
@@ -764,8 +764,8 @@ def _plan_traffic(scene: _Scene) -> None:
         elif kind == "motorcycle":
             _plan_bicycle(scene, x, z, rider=True, motor=True)
         else:
-            _plan_box(scene, x, z, length, str(kind))
-    for _ in range(rng.integers(0, 3)):
+            _plan_box(scene, x, z, length, str(kind), rear=side > 0)
+    for _ in range(rng.integers(0, 4)):
         x, z = rng.choice([-1, 1]) * (road - 2.6) * rng.uniform(0.7, 1), rng.uniform(7, 28)
         if free(x, z, z + 1):
             _plan_bicycle(scene, x, z, rider=True)
@@ -866,12 +866,13 @@ def _plan_car(scene: _Scene, x: float, z: float, *, rear: bool) -> None:
     scene.add(z, paint)
 
 
-def _plan_box(scene: _Scene, x: float, z: float, length: float, name: str) -> None:
-    """A truck or a bus."""
+def _plan_box(scene: _Scene, x: float, z: float, length: float, name: str, *, rear: bool) -> None:
+    """A truck or a bus, from behind (`rear`) or from the front."""
     rng = scene.rng
     bus = name == "bus"
     color = scene.pick([(206, 52, 40), (236, 190, 50), (60, 110, 170)] if bus else _PAINTS, 8)
     box = color if bus else scene.pick([(226, 226, 222), (190, 194, 198), (72, 104, 140)], 8)
+    lamp = (206, 30, 32) if rear else (250, 246, 226)
     half, high = 1.22, rng.uniform(2.9, 3.4)
     low = 0.42
 
@@ -912,14 +913,14 @@ def _plan_box(scene: _Scene, x: float, z: float, length: float, name: str) -> No
         for u in (-half + 0.28, half - 0.28):
             face(u - 0.18, u + 0.18, 0, low, scene.shade((24, 24, 26), z), name)
         face(-half, half, low, high, scene.shade(box, z, 0.92), name)
-        if bus:
+        if bus or not rear:
             face(-half + 0.15, half - 0.15, 1.5, high - 0.55, glass)
             face(-half + 0.3, half - 0.3, high - 0.4, high - 0.15, scene.shade((240, 170, 50), z))
         else:
             face(-0.03, 0.03, low + 0.2, high - 0.1, scene.shade(box, z, 0.6))
             face(-half, half, low, low + 0.18, scene.shade((52, 54, 58), z))
         for u in (-1, 1):
-            face(u * half, u * (half - 0.2), 0.75, 0.98, scene.shade((206, 30, 32), z))
+            face(u * half, u * (half - 0.2), 0.75, 0.98, scene.shade(lamp, z))
 
     scene.add(z, paint)
 

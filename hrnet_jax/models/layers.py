@@ -19,12 +19,19 @@ from jax import lax
 BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
 
+# Standard deviation of initial kernels [k, k, in, out], by the name of the scheme.
 # "kaiming": the official classification code, and what training from scratch needs.
 # "normal": the official segmentation code, which expects ImageNet weights to replace most of it.
-INITIALIZERS = {
-    "kaiming": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-    "normal": nn.initializers.normal(stddev=0.001),
+KERNEL_STD = {
+    "kaiming": lambda shape: np.sqrt(2 / (np.prod(shape[:-2]) * shape[-1])),
+    "normal": lambda shape: 0.001,
 }
+
+
+def bias_bound(kernel_shape: tuple[int, ...]) -> float:
+    """Initial biases are uniform in +-1 / sqrt(fan in): PyTorch's default, left in place by the
+    official code."""
+    return 1 / np.sqrt(np.prod(kernel_shape[:-1]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +139,7 @@ def _upsample_axis(x: jax.Array, axis: int, factor: int) -> jax.Array:
         offset = (phase + 0.5) / factor - 0.5
         neighbour = before if offset < 0 else after
         phases.append((1 - abs(offset)) * x + abs(offset) * neighbour)
-    shape = x.shape[:axis] + (n * factor,) + x.shape[axis + 1 :]
+    shape = (*x.shape[:axis], n * factor, *x.shape[axis + 1 :])
     return jnp.stack(phases, axis=axis + 1).reshape(shape)
 
 
@@ -180,14 +187,13 @@ class Conv(nn.Module):
         """Convolves; `scale` and `shift` [features] are an affine map of the output, folded in."""
         streams = x if isinstance(x, tuple) else (x,)
         dtype, param_dtype = self.policy.dtype, self.policy.param_dtype
-        shape = (self.kernel_size, self.kernel_size, sum(s.shape[-1] for s in streams))
-        kernel = self.param(
-            "kernel", INITIALIZERS[self.policy.init], shape + (self.features,), param_dtype
-        )
+        k, in_features = self.kernel_size, sum(s.shape[-1] for s in streams)
+        shape = (k, k, in_features, self.features)
+        std = KERNEL_STD[self.policy.init](shape)
+        kernel = self.param("kernel", nn.initializers.normal(std), shape, param_dtype)
         bias = None
         if self.use_bias:
-            # PyTorch's default, which the official code leaves in place.
-            bound = 1 / np.sqrt(np.prod(shape))
+            bound = bias_bound(shape)
             bias = self.param("bias", uniform(bound), (self.features,), param_dtype)
         if scale is not None:
             kernel = kernel * scale

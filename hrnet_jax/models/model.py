@@ -1,12 +1,17 @@
 """A backbone with a head: what `create_model` returns."""
 
+import functools
+import zlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
 from hrnet_jax.models.heads import HEADS, make_head
 from hrnet_jax.models.hrnet import HRNet
-from hrnet_jax.models.layers import INITIALIZERS, Policy
+from hrnet_jax.models.layers import KERNEL_STD, Policy, bias_bound
 from hrnet_jax.models.variants import Variant, get_variant
 
 
@@ -38,10 +43,45 @@ class HRNetModel(nn.Module):
             policy=self.policy,
             name="backbone",
         )
-        head = make_head(
-            self.head, self.num_classes, self.align_corners, self.dropout, self.policy
-        )
+        head = make_head(self.head, self.num_classes, self.align_corners, self.dropout, self.policy)
         return head(backbone(images.astype(self.policy.dtype), train=train), train=train)
+
+    def init(self, rngs, *args, **kwargs) -> dict:
+        """Linen's `init`, with the values drawn on the host.
+
+        Same structure and distributions as the layers' own initialisers. Those would compile a
+        generator for each of a thousand arrays, which takes longer than compiling the training
+        step. Each array's values depend on the key and its own path only; they are the same with
+        and without jit, and on every platform (NumPy's `RandomState` streams are frozen).
+        """
+        shapes = jax.eval_shape(functools.partial(super().init, **kwargs), rngs, *args)
+        key = rngs["params"] if isinstance(rngs, dict) else rngs
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            key = jax.random.key_data(key)
+        draw = functools.partial(_draw, shapes, self.policy.init)
+        if isinstance(key, jax.core.Tracer):
+            return jax.pure_callback(draw, shapes, key, vmap_method="sequential")
+        return jax.tree.map(jnp.asarray, draw(key))
+
+
+def _draw(shapes: dict, scheme: str, key_data: jax.Array) -> dict:
+    """Initial values for the variables `shapes`, as NumPy arrays."""
+    flat = traverse_util.flatten_dict(shapes)
+    seed = [int(word) for word in np.asarray(key_data).ravel()]
+
+    def value(path: tuple[str, ...]) -> np.ndarray:
+        shape = flat[path].shape
+        rng = np.random.RandomState([*seed, zlib.crc32("/".join(path).encode())])
+        kernel = flat.get((*path[:-1], "kernel"))
+        if path[-1] == "kernel" and len(shape) == 4:
+            return rng.standard_normal(shape) * KERNEL_STD[scheme](shape)
+        if kernel is not None:  # a linear layer, or a bias: PyTorch's default
+            return rng.uniform(-bias_bound(kernel.shape), bias_bound(kernel.shape), shape)
+        return np.full(shape, {"scale": 1, "var": 1, "bias": 0, "mean": 0}[path[-1]])
+
+    return traverse_util.unflatten_dict(
+        {path: value(path).astype(leaf.dtype) for path, leaf in flat.items()}
+    )
 
 
 def create_model(
@@ -73,8 +113,8 @@ def create_model(
     """
     if head not in HEADS:
         raise ValueError(f"unknown head {head!r}; known: {sorted(HEADS)}")
-    if init not in INITIALIZERS:
-        raise ValueError(f"unknown initialisation {init!r}; known: {sorted(INITIALIZERS)}")
+    if init not in KERNEL_STD:
+        raise ValueError(f"unknown initialisation {init!r}; known: {sorted(KERNEL_STD)}")
     if num_classes < 1 and HEADS[head].has_classes:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
     return HRNetModel(

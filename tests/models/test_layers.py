@@ -76,9 +76,8 @@ def test_pointwise_convolution_is_the_matrix_product():
 @pytest.mark.parametrize("sizes", [((8, 16), (4, 8), (2, 4)), ((7, 9), (4, 5), (2, 3))])
 def test_pointwise_convolution_commutes_with_upsampling(align_corners, sizes):
     keys = jax.random.split(jax.random.key(0), 4)
-    streams = tuple(
-        jax.random.normal(k, (2, *size, c)) for k, size, c in zip(keys, sizes, (3, 5, 7))
-    )
+    shapes = [(2, *size, c) for size, c in zip(sizes, (3, 5, 7), strict=True)]
+    streams = tuple(map(jax.random.normal, keys[:3], shapes))
     kernel = jax.random.normal(keys[3], (1, 1, 15, 6))
     upsampled = [resize(s, sizes[0], align_corners=align_corners) for s in streams]
     expected = layers.conv2d(jnp.concatenate(upsampled, axis=-1), kernel)

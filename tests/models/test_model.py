@@ -106,6 +106,36 @@ def test_training_updates_statistics_and_is_independent_of_the_running_ones(tiny
     assert all(jax.tree.leaves(changed))
 
 
+@pytest.mark.parametrize("scheme", ["kaiming", "normal"])
+def test_initial_values(tiny, scheme):
+    model = create_model(tiny, 5, init=scheme)
+    images = jnp.zeros((1, 32, 32, 3))
+    variables = model.init(jax.random.key(0), images)
+    expected = jax.eval_shape(super(type(model), model).init, jax.random.key(0), images)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), variables) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), expected
+    )
+    stem = variables["params"]["backbone"]["stem"]["conv2"]
+    std = {"kaiming": np.sqrt(2 / (9 * 64)), "normal": 0.001}[scheme]
+    assert np.std(stem["conv"]["kernel"]) == pytest.approx(std, rel=0.02)
+    np.testing.assert_array_equal(stem["bn"]["scale"], np.ones(64))
+    np.testing.assert_array_equal(stem["bn"]["bias"], np.zeros(64))
+    bias = variables["params"]["head"]["hidden"]["conv"]["bias"]
+    assert 0.8 / np.sqrt(60) < np.abs(bias).max() <= 1 / np.sqrt(60)
+    stats = variables["batch_stats"]["backbone"]["stem"]["conv2"]["bn"]
+    np.testing.assert_array_equal(stats["mean"], np.zeros(64))
+    np.testing.assert_array_equal(stats["var"], np.ones(64))
+
+
+def test_initial_values_follow_the_key_and_ignore_jit(tiny):
+    model, images = create_model(tiny, 5), jnp.zeros((1, 32, 32, 3))
+    a = model.init(jax.random.key(0), images)
+    b = jax.jit(model.init)(jax.random.key(0), images)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    other = model.init(jax.random.key(1), images)["params"]["head"]["classifier"]["kernel"]
+    assert not np.array_equal(a["params"]["head"]["classifier"]["kernel"], other)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,0 +1,56 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer: make demo, make test.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DEMO := demo
+# One place for compiled programs, so that a second run starts at once.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: help install demo test lint bench clean
+
+help:
+	@echo "make demo    synthetic streets: write, train, evaluate, show ($(DEMO)/)"
+	@echo "make test    the test suite"
+	@echo "make bench   the benchmarks behind the README's figures, against named peers"
+	@echo "make lint    ruff"
+	@echo "make clean   remove $(DEMO)/ and the compilation cache"
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12"; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/installed
+	$(RUN) -m hrnet_jax.data.synthetic --output=$(DEMO)/streets --train=200 --val=20 \
+	  --height=128 --width=256
+	$(RUN) train.py --config=configs/demo.py --config.data.root=$(DEMO)/streets \
+	  --workdir=$(DEMO)/run
+	$(RUN) evaluate.py --checkpoint=$(DEMO)/run --output=$(DEMO)/evaluation
+	@echo
+	@echo "The demo left in $(DEMO)/evaluation:"
+	@echo "  metrics.json   every figure    report.html   open it in a browser"
+	@echo "  overlays/      best and worst images"
+
+test: $(VENV)/installed
+	$(RUN) -m pytest
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
+bench: $(VENV)/installed-bench
+	$(RUN) benchmarks/run.py
+
+clean:
+	rm -rf $(DEMO) .cache

@@ -133,7 +133,8 @@ def view_values(
     pair = [full_size_logits(x, size, align_corners) for x in pair]
     if average == "softmax":
         return sum(jax.nn.softmax(x) for x in pair) / len(pair)
-    return jnp.exp(sum(pair) / len(pair) - shift)
+    # Beyond e^80 float32 would turn to infinity, or to 0 for all classes.
+    return jnp.exp(jnp.clip(sum(pair) / len(pair) - shift, -80, 80))
 
 
 @functools.partial(jax.jit, static_argnames="size", donate_argnames="total")

@@ -35,6 +35,11 @@ def sample_order(num_samples: int, seed: int, global_index: tf.Tensor) -> tf.Ten
     return tf.random.experimental.index_shuffle(position, seeds, last)
 
 
+def sample_rng(seed: int, global_index: int) -> np.random.Generator:
+    """The random numbers of one place of the sequence: counter-based, so without a history."""
+    return np.random.Generator(np.random.Philox(key=[seed, global_index]))
+
+
 def train_dataset(
     source: Source,
     *,
@@ -86,25 +91,11 @@ def train_dataset(
         raise ValueError(f"seed must be in 0..2**32 - 1, got {seed}")
     first_slot = process_index * local_batch
 
-    def read(index: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        return decode.read_train_ids(source, int(index))
-
-    @tf.autograph.experimental.do_not_convert
-    def load(local_index: tf.Tensor) -> dict[str, tf.Tensor]:
-        step = start_step + local_index // local_batch
-        global_index = step * batch_size + first_slot + local_index % local_batch
-        index = sample_order(len(source), seed, global_index)
-        image, label = tf.py_function(read, [index], (tf.uint8, tf.uint8))
-        image.set_shape((None, None, 3))
-        label.set_shape((None, None))
-        random = tf.random.stateless_uniform(
-            [transforms.NUM_RANDOM],
-            tf.stack([tf.constant(seed, tf.int64), global_index]),
-            dtype=tf.float64,
-        )
+    def load(index: np.ndarray, global_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        image, label = decode.read_train_ids(source, int(index))
         view = transforms.sample_view(
-            random,
-            tf.shape(label),
+            sample_rng(seed, int(global_index)),
+            label.shape,
             crop_size=crop_size,
             scale_min=scale_min,
             scale_max=scale_max,
@@ -112,11 +103,21 @@ def train_dataset(
             flip=flip,
             brightness=brightness,
         )
-        image, label = transforms.apply_view(image, label, view, crop_size)
-        return {"image": image, "label": label}
+        return transforms.apply_view(image, label, view, crop_size)
+
+    @tf.autograph.experimental.do_not_convert
+    def example(local_index: tf.Tensor) -> dict[str, tf.Tensor]:
+        step = start_step + local_index // local_batch
+        global_index = step * batch_size + first_slot + local_index % local_batch
+        index = sample_order(len(source), seed, global_index)
+        image, label = tf.numpy_function(load, [index, global_index], (tf.uint8, tf.uint8))
+        return {
+            "image": tf.ensure_shape(image, (*crop_size, 3)),
+            "label": tf.ensure_shape(label, crop_size),
+        }
 
     dataset = tf.data.Dataset.counter()
-    dataset = dataset.map(load, num_parallel_calls=_threads(), deterministic=True)
+    dataset = dataset.map(example, num_parallel_calls=_threads(), deterministic=True)
     dataset = dataset.batch(local_batch, drop_remainder=True)
     return dataset.prefetch(2).with_options(_options())
 

@@ -8,19 +8,21 @@ file is at fault; the message names it.
 """
 
 import json
-import sys
+import os
 from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 
 import jax
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 
 from hrnet_jax import checkpointing, evaluation, inference, report, sharding, visualize
 from hrnet_jax.data import open_source
 from hrnet_jax.data.source import Classes
 from hrnet_jax.models import create_model
-from hrnet_jax.tools import method_flags
+from hrnet_jax.tools import method_flags, script
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a run or of one of its steps.")
 _STEP = flags.DEFINE_integer("step", None, "Step of the run; default: the best one by mIoU.")
@@ -41,7 +43,13 @@ _SAVE_PREDICTIONS = flags.DEFINE_bool(
 flags.mark_flags_as_required(["checkpoint", "output"])
 
 
-def run() -> None:
+def run(arguments: list[str]) -> int:
+    if arguments:
+        raise ValueError(f"unexpected arguments {arguments}; options start with --")
+    # TensorFlow only reads images; the accelerators are JAX's.
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+    sharding.use_compilation_cache()
     method = method_flags.method()
     if _NUM_OVERLAYS.value < 0:
         raise ValueError(f"--num_overlays={_NUM_OVERLAYS.value}: must be 0 or more")
@@ -50,9 +58,12 @@ def run() -> None:
     classes = Classes.from_json(checkpoint.metadata["classes"])
     model = create_model(**checkpoint.metadata["model"])
     data = checkpoint.metadata["config"]["data"]
+    root = _DATA_ROOT.value or data["root"]
+    if not Path(root).is_dir() or not root:
+        raise FileNotFoundError(f"no data set folder {root!r}; name it with --data_root=DIR")
     source = open_source(
         data["name"],
-        root=_DATA_ROOT.value or data["root"],
+        root=root,
         split=_SPLIT.value or data["eval_split"],
         class_file=data["class_file"],
     )
@@ -89,7 +100,7 @@ def run() -> None:
     result = evaluate(source, on_batch=save_predictions if _SAVE_PREDICTIONS.value else None)
     if not source.has_labels:
         print(f"Split {source.split!r} has no labels, hence no figures. Wrote predictions/")
-        return
+        return 0
     figures = result.figures
     contents = report.metrics_json(
         figures, result.confusion, step=checkpoint.step, variant=model.variant.name
@@ -131,21 +142,8 @@ def run() -> None:
     )
     (output / "report.html").write_text(page, encoding="utf-8")
     print(f"Wrote {output}: metrics.json, report.html, overlays/ ({len(worst) + len(best)} images)")
-
-
-def main(argv: list[str]) -> int:
-    # TensorFlow only decodes images here; it must not take the accelerators' memory.
-    tf.config.set_visible_devices([], "GPU")
-    try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected arguments {argv[1:]}; flags look like --name=value")
-        sharding.use_compilation_cache()
-        run()
-    except (ValueError, OSError) as error:
-        print(f"evaluate.py: error: {error}", file=sys.stderr)
-        return 2
     return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(run)

@@ -200,7 +200,10 @@ def _plot(name: str, points: Sequence[tuple[int, float]], unit: str = "") -> str
 
 
 def _curves(curves: dict[str, list[tuple[int, float]]]) -> str:
-    wanted = (("loss", "training loss", 1, ""), ("miou", "validation mIoU", 100, " %"))
+    wanted = (
+        ("train/loss", "training loss", 1, ""),
+        ("eval/miou", "validation mIoU", 100, " %"),
+    )
     plots = [
         _plot(title, [(s, factor * v) for s, v in curves[name]], unit)
         for name, title, factor, unit in wanted

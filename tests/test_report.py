@@ -97,7 +97,11 @@ def test_page_stands_alone_and_nests():
     text = page(
         worst=[example()],
         best=[example("c"), example("d")],
-        curves={"loss": [(1, 2.0), (5, 1.0)], "miou": [(1, 0.1), (5, 0.2)], "other": [(1, 1.0)]},
+        curves={
+            "train/loss": [(1, 2.0), (5, 1.0)],
+            "eval/miou": [(1, 0.1), (5, 0.2)],
+            "other": [(1, 1.0)],
+        },
     )
     outline.feed(text)
     assert outline.open == []

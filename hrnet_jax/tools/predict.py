@@ -9,11 +9,11 @@ cannot be read are listed at the end and give exit code 1; the others are done n
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from hrnet_jax import inference, sharding, visualize
-from hrnet_jax.tools import method_flags
+from hrnet_jax.tools import method_flags, script
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a run or of one of its steps.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
@@ -21,8 +21,8 @@ _ALPHA = flags.DEFINE_float("alpha", 0.55, "Strength of the colours in overlays,
 flags.mark_flags_as_required(["checkpoint", "output"])
 
 
-def predict(paths: list[str]) -> list[str]:
-    """Does what the flags say for these paths and returns the failures' messages."""
+def run(paths: list[str]) -> int:
+    sharding.use_compilation_cache()
     images = inference.list_images(paths)
     predictor = inference.load(_CHECKPOINT.value, method=method_flags.method())
     output, failures = Path(_OUTPUT.value), []
@@ -30,7 +30,7 @@ def predict(paths: list[str]) -> list[str]:
         try:
             image = inference.read_image(path)
         except (ValueError, OSError) as error:
-            failures.append(str(error))
+            failures.append(error)
             continue
         labels = predictor.predict(image)
         overlay = visualize.overlay(image, labels, predictor.classes, _ALPHA.value)
@@ -38,20 +38,10 @@ def predict(paths: list[str]) -> list[str]:
         raw = inference.to_label_ids(labels, predictor.classes)
         visualize.save(output / f"{name}_labelIds.png", raw)
     print(f"Wrote {len(images) - len(failures)} of {len(images)} predictions to {output}")
-    return failures
-
-
-def main(argv: list[str]) -> int:
-    sharding.use_compilation_cache()
-    try:
-        failures = predict(argv[1:])
-    except (ValueError, OSError) as error:
-        print(f"predict: error: {error}", file=sys.stderr)
-        return 2
-    for message in failures:
-        print(f"failed: {message}", file=sys.stderr)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(run)

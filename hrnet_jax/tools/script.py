@@ -1,0 +1,33 @@
+"""How scripts start and fail: one clear line and exit code 2 for what the user can mend."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+
+
+def fail(message: object) -> int:
+    """Prints the message to stderr and returns exit code 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    return 2
+
+
+def call(function: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """The function's exit code, or 2 with its message for errors about values and files."""
+    try:
+        return function(arguments)
+    except (ValueError, OSError) as error:
+        return fail(error)
+
+
+def run(function: Callable[[list[str]], int]) -> None:
+    """Parses the flags, calls `function` with the other arguments and exits with its code."""
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            sys.exit(fail(f"{error} (--help lists the flags)"))
+
+    app.run(lambda argv: call(function, argv[1:]), flags_parser=parse)

@@ -7,6 +7,7 @@ visits each image once, and neither threads nor the number of hosts change what 
 """
 
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -181,24 +182,20 @@ def image_size(source: Source, index: int) -> tuple[int, int]:
 
 
 def iterate(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
-    """The batches as NumPy arrays, with errors about files as plain ValueErrors.
+    """The batches as NumPy arrays, with errors about files as plain Python errors.
 
     Raises:
-        ValueError: naming the file that could not be read.
+        FileNotFoundError, ValueError: naming the file that is gone or not sound.
     """
     try:
         yield from dataset.as_numpy_iterator()
-    except (tf.errors.InvalidArgumentError, tf.errors.UnknownError) as error:
-        raise ValueError(_first_cause(error.message)) from error
-
-
-def _first_cause(message: str) -> str:
-    """The line of a TensorFlow message that our own reading code wrote."""
-    for line in message.splitlines():
-        for kind in ("ValueError: ", "FileNotFoundError: ", "OSError: "):
-            if kind in line:
-                return line.split(kind, 1)[1]
-    return message
+    except tf.errors.OpError as error:
+        # TensorFlow reports what our code raised as "KIND: MESSAGE" and a traceback.
+        cause = re.search(r"(\w+Error): (.*?)\nTraceback \(most", error.message, re.DOTALL)
+        if not cause:
+            raise
+        kind = FileNotFoundError if cause[1] == "FileNotFoundError" else ValueError
+        raise kind(cause[2]) from error
 
 
 def _submit(pool: ThreadPoolExecutor, source: Source, rows: list[int]) -> list:

@@ -1,6 +1,6 @@
 """Draws street scenes with exact labels and writes them in the Cityscapes folder layout.
 
-    python -m hrnet_jax.data.synthetic --output=DIR --train=200 --val=40 --size=256x512
+    python -m hrnet_jax.data.synthetic --output=DIR --train=200 --val=40 --height=256 --width=512
 
 A street is laid out in metres (x to the right, y up, z ahead), seen through a pinhole camera and
 painted from far to near, on a picture of twice the size and, without smoothing, on the label map.
@@ -30,6 +30,7 @@ _EGO_VEHICLE = 1
 _SPLITS = ("train", "val", "test")
 _NEAR = 1.2  # metres; nothing closer is drawn
 _FAR = 160.0
+_MIN_SIDE = 32
 
 # How strongly the surfaces are mottled, in grey levels.
 _ROUGHNESS = {
@@ -190,8 +191,8 @@ def draw_scene(
         seed: of the set.
         split: "train", "val" or "test"; their scenes differ.
         number: of the scene in its split.
-        height: of the picture, at least 32.
-        width: of the picture, at least 32.
+        height: of the picture, at least 32 (_MIN_SIDE).
+        width: of the picture, likewise.
 
     Returns:
         uint8 RGB [height, width, 3] and Cityscapes label ids uint8 [height, width].
@@ -201,8 +202,8 @@ def draw_scene(
     """
     if split not in _SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {_SPLITS}")
-    if min(height, width) < 32:
-        raise ValueError(f"size {height}x{width}: need at least 32x32")
+    if min(height, width) < _MIN_SIDE:
+        raise ValueError(f"size {height}x{width}: need at least {_MIN_SIDE} pixels each way")
     rng = np.random.default_rng([seed, _SPLITS.index(split), number])
     scene = _Scene(rng, height, width)
     _paint_sky(scene)
@@ -1012,11 +1013,9 @@ def write_cityscapes(
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    height, _, width = FLAGS.size.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise app.UsageError(f"--size={FLAGS.size}: need HEIGHTxWIDTH, e.g. 256x512")
     counts = {"train": FLAGS.train, "val": FLAGS.val}
-    write_cityscapes(FLAGS.output, counts, size=(int(height), int(width)), seed=FLAGS.seed)
+    size = FLAGS.height, FLAGS.width
+    write_cityscapes(FLAGS.output, counts, size=size, seed=FLAGS.seed)
     print(f"{sum(counts.values())} street scenes written to {FLAGS.output}")
 
 
@@ -1026,6 +1025,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", None, "Folder to write to.", required=True)
     flags.DEFINE_integer("train", 200, "Images of the train split.", lower_bound=0)
     flags.DEFINE_integer("val", 40, "Images of the val split.", lower_bound=0)
-    flags.DEFINE_string("size", "256x512", "HEIGHTxWIDTH of the images.")
+    flags.DEFINE_integer("height", 256, "Of the images.", lower_bound=_MIN_SIDE)
+    flags.DEFINE_integer("width", 512, "Of the images.", lower_bound=_MIN_SIDE)
     flags.DEFINE_integer("seed", 0, "The same seed gives the same files.", lower_bound=0)
     app.run(_main)

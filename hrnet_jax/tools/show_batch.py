@@ -1,0 +1,44 @@
+"""Draws one training batch as the network would get it, labels over the images.
+
+python -m hrnet_jax.tools.show_batch --config=configs/NAME.py --config.data.root=DIR --output=DIR
+    [--step=N]
+
+Writes batch_N.png: every sample of step N after scaling, cropping and mirroring, with a legend.
+"""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+
+from absl import flags
+from ml_collections import config_flags
+
+from hrnet_jax import trainer, visualize
+from hrnet_jax.tools import script
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the picture.")
+_STEP = flags.DEFINE_integer("step", 0, "Which batch of the run.", lower_bound=0)
+flags.mark_flags_as_required(["config", "output"])
+
+
+def run(arguments: list[str]) -> int:
+    if arguments:
+        raise ValueError(f"unexpected arguments {arguments}; options start with --")
+    config = trainer.with_fake_data(_CONFIG.value, _OUTPUT.value)
+    source, _ = trainer.open_sources(config)
+    batch = next(trainer.make_batches(config, source, _STEP.value))
+    pairs = zip(batch["image"], batch["label"], strict=True)
+    panels = [
+        visualize.panel(image, label, None, source.classes, title=f"step {_STEP.value}, slot {k}")
+        for k, (image, label) in enumerate(pairs)
+    ]
+    path = Path(_OUTPUT.value) / f"batch_{_STEP.value}.png"
+    visualize.save(path, visualize.grid(panels, columns=2))
+    print(f"Wrote {len(panels)} samples to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    script.run(run)

@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     data.scale_max = 2.1
     data.scale_step = 0.1  # 0: uniform between min and max
     data.flip = True
-    data.brightness = 0.0  # largest shift, in units of the pixel range
+    data.brightness = 0  # largest shift of the pixel values, 0..255
 
     config.model = model = ConfigDict()
     model.dtype = "float32"  # of the arithmetic; parameters and statistics are float32 or float64

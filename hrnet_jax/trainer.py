@@ -1,0 +1,650 @@
+"""The training loop, from a configuration to a folder with checkpoints, logs and pictures.
+
+`train` reads from top to bottom; the functions below it do its single steps, in the same order.
+"""
+
+import difflib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow as tf
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import hrnet_jax
+from hrnet_jax import checkpointing, evaluation, losses, optim, sharding, torch_weights, visualize
+from hrnet_jax.data import audit, open_source, pipeline, synthetic
+from hrnet_jax.data.source import Source
+from hrnet_jax.models import HEADS, HRNetModel, create_model, get_variant
+from hrnet_jax.train_step import TrainState, create_state, make_train_step
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("float32", "bfloat16", "float64")
+LOSSES = ("cross_entropy", "ohem")
+# What may differ when a run is continued: none of these changes what is learnt.
+FREE_KEYS = (
+    "log_every_steps", "checkpoint_every_steps", "compilation_cache", "init_from", "data.root",
+    "data.class_file", "data.eval_split", "mesh.data", "mesh.space", "eval.every_steps",
+    "eval.every_epochs", "eval.batch_size", "eval.num_images",
+)  # fmt: skip
+# Labels counted before the first step; all files are checked by their headers in any case.
+AUDITED_IMAGES = 500
+NUM_PICTURES = 3
+
+
+class NonFiniteError(FloatingPointError):
+    """Loss or gradient became infinite or NaN; the message names the step."""
+
+
+def train(config: ConfigDict, workdir: str) -> TrainState:
+    """Trains as `config` says, or continues where the last run in `workdir` stopped.
+
+    Writes into `workdir`: checkpoints/, tensorboard/ and log.jsonl (one line of scalars each).
+
+    Args:
+      config: as `configs/common.py` describes it.
+      workdir: the run's folder.
+
+    Returns:
+      The final state.
+
+    Raises:
+      ValueError, FileNotFoundError: for a configuration or data that cannot work, before anything
+        is compiled.
+      NonFiniteError: if the loss or a gradient is no longer finite.
+    """
+    started = time.perf_counter()
+    check_config(config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
+    check_divisible(config, mesh)
+    config = with_fake_data(config, workdir)
+    train_source, eval_source = open_sources(config)
+    classes = train_source.classes
+    check_class_weights(config, train_source)
+    steps_per_epoch = len(train_source) / config.batch_size
+    num_steps = config.num_steps or max(1, int(config.num_epochs * steps_per_epoch))
+    schedule, optimizer = make_optimizer(config, num_steps)
+    model = make_model(config, classes.num_classes)
+    initial = load_initial_variables(config, model)
+    metadata = make_metadata(config, model, train_source)
+    store = checkpointing.CheckpointStore(workdir)
+    check_same_config(store.metadata(), metadata, workdir)
+    # Opened here already, so that its own checks of the configuration come first.
+    make_batches(config, train_source, start_step=0)
+
+    log_setting(config, mesh, train_source, eval_source, num_steps)
+    logger.info("%s", audit.audit_labels(train_source, max_images=AUDITED_IMAGES).table())
+
+    cache = sharding.use_compilation_cache(config.compilation_cache)
+    state = make_state(config, model, optimizer, initial, mesh)
+    logger.info("%s", parameter_table(state.params))
+    restored = store.restore(state)
+    state = state if restored is None else restored
+    start_step = int(state.step)
+    if restored is not None:
+        logger.info("continuing at step %d of %d", start_step, num_steps)
+    if start_step >= num_steps:
+        logger.info("the run is complete: nothing to do")
+        store.close()
+        return state
+
+    logger.info("compiling the training step (programs are kept in %s)", cache)
+    step_function, seconds = compile_step(config, model, optimizer, schedule, mesh, state)
+    logger.info("compiled in %.0f s, ready after %.0f s", seconds, time.perf_counter() - started)
+
+    eval_every = config.eval.every_steps or round(config.eval.every_epochs * steps_per_epoch)
+    log = RunLog(workdir, start_step)
+    pace = Pace(config.batch_size, start_step, num_steps)
+    batches = iter(make_batches(config, train_source, start_step))
+    pending = None  # the step whose metrics the device may still be computing
+    try:
+        for step in range(start_step + 1, num_steps + 1):
+            with pace.waiting():
+                batch = next(batches)
+            state, metrics = step_function(state, sharding.place_batch(batch, mesh))
+            # The metrics of the step before: the device meanwhile works on this one.
+            if pending is not None:
+                pace.add(*pending)
+            pending = step, metrics
+            evaluates = step == num_steps or (eval_every > 0 and step % eval_every == 0)
+            saves = evaluates or step % config.checkpoint_every_steps == 0
+            if saves or step % config.log_every_steps == 0 or step == start_step + 1:
+                pace.add(*pending)
+                pending = None
+                scalars = pace.scalars()
+                logger.info("%s", pace.line(step / steps_per_epoch))
+                log.scalars(step, {"epoch": step / steps_per_epoch, **scalars})
+            if saves:
+                miou = None
+                if evaluates and eval_source is not None:
+                    miou = evaluate(config, model, state, eval_source, mesh, log)
+                store.save(state, metadata, miou)
+        store.wait()
+    except NonFiniteError as error:
+        steps = store.steps()
+        kept = f"the newest checkpoint is that of step {steps[-1]}" if steps else "none was saved"
+        raise NonFiniteError(f"{error}; {kept} in {workdir}") from None
+    finally:
+        log.close()
+        store.close()
+    logger.info("done: %d steps in %s", num_steps, duration(time.perf_counter() - started))
+    return state
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses values that cannot work.
+
+    Raises:
+      ValueError: naming the key, its value and what is allowed.
+    """
+    get_variant(config.variant)
+    check_choice("head", config.head, HEADS)
+    check_choice("loss.name", config.loss.name, LOSSES)
+    check_choice("model.dtype", config.model.dtype, DTYPES)
+    if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError("config.model.dtype='float64' needs the environment's JAX_ENABLE_X64=1")
+    for key, low, high in (
+        ("batch_size", 1, math.inf),
+        ("num_steps", 0, math.inf),
+        ("log_every_steps", 1, math.inf),
+        ("checkpoint_every_steps", 1, math.inf),
+        ("optimizer.accumulate", 1, math.inf),
+        ("optimizer.warmup_steps", 0, math.inf),
+        ("optimizer.momentum", 0, 1),
+        ("optimizer.ema_decay", 0, 1),
+        ("optimizer.weight_decay", 0, math.inf),
+        ("optimizer.poly_power", 0, math.inf),
+        ("loss.ohem_threshold", 0, 1),
+        ("eval.every_steps", 0, math.inf),
+        ("eval.every_epochs", 0, math.inf),
+        ("eval.batch_size", 1, math.inf),
+        ("eval.num_images", 0, math.inf),
+    ):
+        value = config
+        for part in key.split("."):
+            value = value[part]
+        if not low <= value <= high:
+            limit = f"in {low}..{high}" if high < math.inf else f"at least {low}"
+            raise ValueError(f"config.{key}={value!r}: must be {limit}")
+    if not config.optimizer.learning_rate > 0:
+        raise ValueError(
+            f"config.optimizer.learning_rate={config.optimizer.learning_rate}: not > 0"
+        )
+    if not config.num_steps and not config.num_epochs > 0:
+        raise ValueError("config.num_epochs must be positive, or set config.num_steps")
+    crop = tuple(config.data.crop_size)
+    if len(crop) != 2 or min(crop) < 32:
+        raise ValueError(f"config.data.crop_size={crop}: must be (height, width), each 32 or more")
+    if any(side % 32 for side in crop) and not config.data.allow_any_crop:
+        near = tuple(max(32, round(side / 32) * 32) for side in crop)
+        raise ValueError(
+            f"config.data.crop_size={crop} is not divisible by 32, the network's coarsest stride;"
+            f" use {near}, or allow it with --config.data.allow_any_crop"
+        )
+
+
+def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"unknown config.{key}={value!r}{hint}; known: {sorted(known)}")
+
+
+def check_divisible(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises ValueError if a batch cannot be split over the devices."""
+    data, space = mesh.shape["data"], mesh.shape["space"]
+    parts = config.optimizer.accumulate
+    if config.batch_size % (data * parts):
+        raise ValueError(
+            f"config.batch_size={config.batch_size} is not divisible by {data * parts}: mesh.data"
+            f" has {data} devices and optimizer.accumulate is {parts}; change one of them"
+        )
+    if config.data.crop_size[0] % space:
+        raise ValueError(
+            f"the height of config.data.crop_size={tuple(config.data.crop_size)} is not divisible"
+            f" by mesh.space={space}"
+        )
+
+
+def with_fake_data(config: ConfigDict, workdir: str) -> ConfigDict:
+    """Replaces the data set "fake" by a tiny synthetic one in `workdir`; leaves others alone."""
+    if config.data.name != "fake":
+        return config
+    config = config.copy_and_resolve_references()
+    config.data.name = "cityscapes"
+    config.data.root = str(epath.Path(workdir) / "fake_data")
+    if jax.process_index() == 0 and not epath.Path(config.data.root).exists():
+        height, width = (int(side) for side in config.data.crop_size)
+        synthetic.write_cityscapes(
+            config.data.root, {"train": 8, "val": 4}, size=(height, width), seed=config.seed
+        )
+    return config
+
+
+def open_sources(config: ConfigDict) -> tuple[Source, Source | None]:
+    """The splits to train on and, unless `data.eval_split` is empty, to evaluate on."""
+    data = config.data
+    opened = [
+        open_source(data.name, root=data.root, split=split, class_file=data.class_file)
+        if split
+        else None
+        for split in (data.train_split, data.eval_split)
+    ]
+    if opened[0] is None:
+        raise ValueError("config.data.train_split is empty")
+    if opened[1] is not None and not opened[1].has_labels:
+        raise ValueError(
+            f"config.data.eval_split={data.eval_split!r} has no labels to evaluate against;"
+            " set it to '' to train without evaluation"
+        )
+    return opened[0], opened[1]
+
+
+def check_class_weights(config: ConfigDict, source: Source) -> None:
+    """Raises ValueError unless there is one positive weight per class, or none at all."""
+    weights, count = config.loss.class_weights, source.classes.num_classes
+    if weights is None:
+        return
+    if len(weights) != count or not all(math.isfinite(w) and w > 0 for w in weights):
+        raise ValueError(
+            f"config.loss.class_weights has {len(weights)} values, {source.name!r} has {count}"
+            " classes; one positive weight for each is needed, or None"
+        )
+
+
+def make_optimizer(config: ConfigDict, num_steps: int):
+    """The schedule and the optimizer with it."""
+    optimizer = config.optimizer
+    schedule = optim.poly_schedule(
+        optimizer.learning_rate,
+        num_steps,
+        power=optimizer.poly_power,
+        warmup_steps=optimizer.warmup_steps,
+    )
+    return schedule, optim.make_optimizer(
+        schedule, momentum=optimizer.momentum, weight_decay=optimizer.weight_decay
+    )
+
+
+def make_model(config: ConfigDict, num_classes: int) -> HRNetModel:
+    return create_model(
+        config.variant,
+        num_classes,
+        config.head,
+        align_corners=config.model.align_corners,
+        dtype=jnp.dtype(config.model.dtype),
+        param_dtype=jnp.float64 if config.model.dtype == "float64" else jnp.float32,
+        init=config.model.init,
+    )
+
+
+def load_initial_variables(config: ConfigDict, model: HRNetModel) -> Any | None:
+    """The variables of `config.init_from`, or None for random ones.
+
+    Raises:
+      FileNotFoundError: if there is no such file or folder.
+      ValueError: if the weights are not those of this very network.
+    """
+    path = config.init_from
+    if not path:
+        return None
+    if not epath.Path(path).exists():
+        raise FileNotFoundError(f"config.init_from={path!r}: no such file or folder")
+    if epath.Path(path).is_dir():
+        variables = checkpointing.load_checkpoint(path).variables
+    else:
+        _, variables = torch_weights.from_torch(path, align_corners=model.align_corners)
+    wanted = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    shapes = [
+        {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (wanted, variables)
+    ]
+    differing = sorted(
+        key
+        for key in shapes[0].keys() | shapes[1].keys()
+        if shapes[0].get(key) != shapes[1].get(key)
+    )
+    if differing:
+        raise ValueError(
+            f"config.init_from={path!r} does not fit {config.variant!r} with head {config.head!r}"
+            f" and {model.num_classes} classes; {len(differing)} arrays differ, such as"
+            f" {differing[:4]}"
+        )
+    return variables
+
+
+def make_metadata(config: ConfigDict, model: HRNetModel, source: Source) -> dict[str, Any]:
+    """What a checkpoint says about itself; see `checkpointing.Checkpoint`."""
+    metadata = {
+        "format_version": checkpointing.FORMAT_VERSION,
+        "model": {
+            "variant": config.variant,
+            "num_classes": model.num_classes,
+            "head": model.head,
+            "align_corners": model.align_corners,
+        },
+        "classes": source.classes.to_json(),
+        "config": config.to_dict(),
+        "version": hrnet_jax.__version__,
+    }
+    return json.loads(json.dumps(metadata))  # as it will be read back: tuples are lists
+
+
+def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
+    """Raises ValueError if `workdir` holds a run with another configuration."""
+    if old is None:
+        return
+    before, now = (flatten({"classes": m["classes"]["names"], **m["config"]}) for m in (old, new))
+    differing = [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if key not in FREE_KEYS and before.get(key) != now.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"{workdir} holds a run with another configuration:\n  "
+            + "\n  ".join(differing)
+            + "\nGive another --workdir, or the same values to continue that run."
+        )
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat = {}
+    for key, value in tree.items():
+        flat |= (
+            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def make_batches(config: ConfigDict, source: Source, start_step: int) -> Iterator[dict]:
+    data = config.data
+    dataset = pipeline.train_dataset(
+        source,
+        batch_size=config.batch_size,
+        crop_size=tuple(data.crop_size),
+        seed=config.seed,
+        start_step=start_step,
+        scale_min=data.scale_min,
+        scale_max=data.scale_max,
+        scale_step=data.scale_step,
+        flip=data.flip,
+        brightness=data.brightness,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return pipeline.iterate(dataset)
+
+
+def log_setting(config, mesh: Mesh, train_source, eval_source, num_steps: int) -> None:
+    logger.info("config:\n%s", json.dumps(config.to_dict(), indent=2))
+    devices = mesh.devices.flat
+    logger.info(
+        "hrnet_jax %s on %d x %s, mesh data=%d space=%d, %d host(s)",
+        hrnet_jax.__version__,
+        mesh.size,
+        devices[0].device_kind,
+        mesh.shape["data"],
+        mesh.shape["space"],
+        jax.process_count(),
+    )
+    parts = config.optimizer.accumulate
+    logger.info(
+        "batch of %d images a step: %d device(s) x %d image(s)%s, crops of %dx%d",
+        config.batch_size,
+        mesh.shape["data"],
+        config.batch_size // mesh.shape["data"] // parts,
+        f" x {parts} parts" if parts > 1 else "",
+        *config.data.crop_size,
+    )
+    logger.info(
+        "%s: %d images to train on, %s to evaluate on; %d steps, %.1f epochs",
+        train_source.name,
+        len(train_source),
+        "none" if eval_source is None else config.eval.num_images or len(eval_source),
+        num_steps,
+        num_steps * config.batch_size / len(train_source),
+    )
+
+
+def make_state(config, model, optimizer, initial, mesh: Mesh) -> TrainState:
+    """A new state, a copy on every device."""
+    state = create_state(
+        model,
+        optimizer,
+        seed=config.seed,
+        ema=config.optimizer.ema_decay > 0,
+        variables=initial,
+    )
+    return sharding.place_replicated(state, mesh)
+
+
+def parameter_table(params: Any) -> str:
+    """Arrays and parameters of each part of the network, as text."""
+    rows = []
+    for top, tree in params.items():
+        parts = tree.items() if top == "backbone" else [("", tree)]
+        for name, part in parts:
+            leaves = jax.tree.leaves(part)
+            rows.append((f"{top}/{name}".rstrip("/"), len(leaves), sum(x.size for x in leaves)))
+    rows.append(("total", sum(r[1] for r in rows), sum(r[2] for r in rows)))
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{'part':<{width}} {'arrays':>7} {'parameters':>12}"]
+    return "\n".join(lines + [f"{name:<{width}} {n:>7} {size:>12,}" for name, n, size in rows])
+
+
+def compile_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainState):
+    """Compiles the step ahead of time; returns it and the seconds that took."""
+    start = time.perf_counter()
+    step = make_train_step(
+        model,
+        optimizer,
+        schedule,
+        make_loss(config),
+        seed=config.seed,
+        accumulate=config.optimizer.accumulate,
+        unroll=jax.default_backend() == "cpu",
+        ema_decay=config.optimizer.ema_decay,
+    )
+    batch_sharding = sharding.batch_sharding(mesh)
+    shape = (config.batch_size, *config.data.crop_size)
+    batch = {
+        "image": jax.ShapeDtypeStruct((*shape, 3), jnp.uint8, sharding=batch_sharding),
+        "label": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding),
+    }
+    jitted = jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=sharding.replicated(mesh),
+        compiler_options=sharding.compiler_options(),
+    )
+    return jitted.lower(state, batch).compile(), time.perf_counter() - start
+
+
+def make_loss(config: ConfigDict) -> losses.LossFunction:
+    weights = config.loss.class_weights
+    if config.loss.name == "cross_entropy":
+        return lambda logits, labels: losses.cross_entropy(logits, labels, class_weights=weights)
+    return lambda logits, labels: losses.ohem_cross_entropy(
+        logits,
+        labels,
+        config.loss.ohem_threshold,
+        config.loss.ohem_min_kept,
+        class_weights=weights,
+    )
+
+
+class Pace:
+    """Averages of the steps since the last line, and the speed."""
+
+    def __init__(self, batch_size: int, start_step: int, num_steps: int):
+        self._batch_size, self._num_steps = batch_size, num_steps
+        self._first = self._step = start_step
+        self._started = None  # after the first step, which also warms up
+        self._metrics: list[dict[str, float]] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._since, self._waited = time.perf_counter(), 0.0
+
+    def waiting(self):
+        return _Stopwatch(self)
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Waits for a step and keeps its metrics.
+
+        Raises:
+          NonFiniteError: if its loss or gradient is not finite.
+        """
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
+            raise NonFiniteError(
+                f"step {step}: the loss is {values['loss']} and the gradient's norm"
+                f" {values['grad_norm']}, at learning rate {values['learning_rate']:g}"
+            )
+        self._step = step
+        self._metrics.append(values)
+
+    def scalars(self) -> dict[str, float]:
+        """Means since the last call; learning rate and step are the newest."""
+        now = time.perf_counter()
+        seconds = now - self._since
+        values = {
+            name: float(np.mean([m[name] for m in self._metrics])) for name in self._metrics[0]
+        }
+        values["learning_rate"] = self._metrics[-1]["learning_rate"]
+        values["images_per_second"] = len(self._metrics) * self._batch_size / seconds
+        values["data_wait"] = self._waited / seconds
+        if self._started is None:
+            self._started, self._first = now, self._step
+        done = self._step - self._first
+        values["seconds_left"] = (
+            (now - self._started) / done * (self._num_steps - self._step) if done else math.nan
+        )
+        self._metrics = []
+        self._last = values
+        self._reset()
+        return values
+
+    def line(self, epoch: float) -> str:
+        """The newest scalars as a line."""
+        v = self._last
+        left = "?" if math.isnan(v["seconds_left"]) else duration(v["seconds_left"])
+        return (
+            f"step {self._step}/{self._num_steps}  epoch {epoch:.1f}  loss {v['loss']:.4f}"
+            f"  accuracy {v['pixel_accuracy']:.3f}  lr {v['learning_rate']:.5f}"
+            f"  {v['images_per_second']:.1f} images/s  data wait {v['data_wait']:.0%}  left {left}"
+        )
+
+
+class _Stopwatch:
+    def __init__(self, pace: Pace):
+        self._pace = pace
+
+    def __enter__(self):
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_):
+        self._pace._waited += time.perf_counter() - self._start
+
+
+class RunLog:
+    """TensorBoard events and log.jsonl; written by the first host only."""
+
+    def __init__(self, workdir: str, start_step: int):
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        folder = epath.Path(workdir)
+        self._file = folder / "log.jsonl"
+        # Steps after the checkpoint that the run continues from will come again.
+        lines = self._file.read_text().splitlines() if self._file.exists() else []
+        lines = [line for line in lines if json.loads(line)["step"] <= start_step]
+        self._file.write_text("".join(line + "\n" for line in lines))
+        self._summary = tf.summary.create_file_writer(str(folder / "tensorboard"))
+
+    def scalars(self, step: int, values: dict[str, float], prefix: str = "train") -> None:
+        """Writes scalars under PREFIX/NAME."""
+        if not self._writes:
+            return
+        values = {f"{prefix}/{name}": value for name, value in values.items()}
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        with self._file.open("a") as file:
+            file.write(json.dumps({"step": step} | finite) + "\n")
+        with self._summary.as_default(step=step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+        self._summary.flush()
+
+    def pictures(self, step: int, pictures: list[np.ndarray]) -> None:
+        """Writes uint8 [H, W, 3] pictures."""
+        if self._writes:
+            with self._summary.as_default(step=step):
+                for number, picture in enumerate(pictures):
+                    tf.summary.image(f"predictions/{number}", picture[None])
+
+    def close(self) -> None:
+        if self._writes:
+            self._summary.close()
+
+
+def evaluate(config, model, state: TrainState, source: Source, mesh: Mesh, log: RunLog) -> float:
+    """Evaluates the weights that a checkpoint of this state would give; returns the mIoU."""
+    step = int(state.step)
+    variables = state.ema or {"params": state.params, "batch_stats": state.batch_stats}
+    pictures = []
+
+    def keep_pictures(batch, predictions):
+        for row in np.flatnonzero(batch["valid_mask"]):
+            if len(pictures) < NUM_PICTURES:
+                pictures.append(
+                    visualize.panel(
+                        batch["image"][row],
+                        batch["label"][row],
+                        predictions[row],
+                        source.classes,
+                        columns=3,
+                    )
+                )
+
+    result = evaluation.evaluate(
+        model,
+        variables,
+        source,
+        batch_size=config.eval.batch_size,
+        mesh=mesh,
+        max_images=config.eval.num_images,
+        on_batch=keep_pictures,
+    )
+    figures = {k: v for k, v in result.figures.items() if isinstance(v, float)}
+    figures["seconds"] = result.seconds
+    log.scalars(step, figures, prefix="eval")
+    log.pictures(step, pictures)
+    miou = result.figures["miou"]
+    logger.info(
+        "evaluated %s after step %d: mIoU %.4f, pixel accuracy %.4f (%d images, %.1f images/s)%s",
+        source.split,
+        step,
+        miou,
+        result.figures["pixel_accuracy"],
+        len(result.ids),
+        len(result.ids) / result.seconds,
+        " with averaged weights" if state.ema is not None else "",
+    )
+    return miou
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

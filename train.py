@@ -1,0 +1,86 @@
+"""Trains a network, or continues a run: the same command again resumes it.
+
+python train.py --config=configs/cityscapes.py:variant=w48 --config.data.root=DIR --workdir=OUT
+    [--config.KEY=VALUE ...]
+
+The configurations in configs/ say what they take; configs/common.py lists all keys. OUT gets the
+checkpoints, TensorBoard events and log.jsonl. Exit codes: 2 for a configuration or data that cannot
+work, 3 if the loss stopped being finite; the message says where.
+"""
+
+import difflib
+import logging
+import os
+import re
+import sys
+
+# Before TensorFlow is imported: it only reads images here and has nothing to say.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import tensorflow as tf
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from configs import common
+from hrnet_jax import trainer
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and pictures.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        return fail(f"unexpected arguments {argv[1:]}; options start with --")
+    for kind in ("GPU", "TPU"):  # the accelerators are JAX's
+        tf.config.set_visible_devices([], kind)
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax's
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    package = logging.getLogger("hrnet_jax")
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    package.propagate = False
+    try:
+        trainer.train(_CONFIG.value, _WORKDIR.value)
+    except trainer.NonFiniteError as error:
+        return fail(str(error), code=3)
+    except (ValueError, OSError) as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        return fail("interrupted; the same command continues from the newest checkpoint", code=130)
+    return 0
+
+
+def fail(message: str, code: int = 2) -> int:
+    print(f"train.py: error: {message}", file=sys.stderr)
+    return code
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with a short message instead of a traceback for what cannot be parsed."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, KeyError, AttributeError, ValueError, TypeError) as error:
+        # A configuration file that raises puts its whole traceback into the message.
+        raised = re.findall(r"^\s*\w*Error: (.*)$", str(error), re.MULTILINE)
+        sys.exit(fail(unknown_keys(argv) or (raised[-1] if raised else str(error))))
+
+
+def unknown_keys(argv: list[str]) -> str:
+    """A message about the first --config.KEY that no configuration has; empty if there is none."""
+    known = list(trainer.flatten(common.get_config().to_dict()))
+    for argument in argv:
+        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if match and match[1] not in known:
+            near = difflib.get_close_matches(match[1], known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            return f"unknown config key {match[1]!r}{hint}; known: {', '.join(known)}"
+    return ""
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

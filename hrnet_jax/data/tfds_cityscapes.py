@@ -181,7 +181,10 @@ def _open_shard(path: str, file_format: str):
     if file_format == "array_record":
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        return ArrayRecordDataSource([path])
+        try:
+            return ArrayRecordDataSource([path])
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"shard {path} is damaged: {error}") from error
     raise ValueError(
         f"{path} is a {file_format} file; known: tfrecord, array_record (--file_format of tfds)"
     )

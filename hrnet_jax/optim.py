@@ -20,6 +20,7 @@ def poly_schedule(
         raise ValueError(f"warmup_steps must be in [0, {num_steps}], got {warmup_steps}")
 
     def schedule(step):
+        step = jnp.asarray(step, float)  # float64 where JAX may use it, float32 otherwise
         rate = learning_rate * (1 - jnp.minimum(step, num_steps) / num_steps) ** power
         return rate * jnp.minimum(1, (step + 1) / warmup_steps) if warmup_steps else rate
 

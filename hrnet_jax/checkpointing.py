@@ -101,6 +101,10 @@ def load_checkpoint(path: str, step: int | None = None, which: str = "best") -> 
     return _read(root / str(steps[-1]), "the newest")
 
 
+class _StructureError(ValueError):
+    """The checkpoint is sound, but that of another network or optimizer."""
+
+
 class CheckpointStore:
     """Writes and restores the training states of one run."""
 
@@ -179,12 +183,14 @@ class CheckpointStore:
         for step in reversed(self.steps()):
             folder = self._root / str(step)
             wanted = _items(template)
-            for name, tree in wanted.items():
-                _check_structure(folder, name, tree)
             try:
+                for name, tree in wanted.items():
+                    _check_structure(folder, name, tree)
                 return _from_items(
                     template, {name: _restore(folder / name, tree) for name, tree in wanted.items()}
                 )
+            except _StructureError:
+                raise
             except Exception as error:  # whatever damaged bytes provoke in the reader
                 logger.warning("skipping the damaged checkpoint %s: %s", folder, error)
                 self._manager.close()
@@ -259,7 +265,7 @@ def _flat(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 def _check_structure(folder: epath.Path, name: str, template: Any) -> None:
     """Compares names, shapes and dtypes: Orbax casts dtypes in silence."""
     if not (folder / name).exists():
-        raise ValueError(
+        raise _StructureError(
             f"checkpoint {folder} has no part {name!r}, which this configuration needs"
         )
     found, wanted = _flat(_structure(folder / name)), _flat(template)
@@ -273,7 +279,7 @@ def _check_structure(folder: epath.Path, name: str, template: Any) -> None:
     ]
     if problems:
         shown = "\n  ".join(sorted(problems)[:10])
-        raise ValueError(
+        raise _StructureError(
             f"checkpoint {folder}/{name} does not fit, {len(problems)} differences:\n  {shown}"
         )
 

@@ -39,6 +39,9 @@ FREE_KEYS = (
 # Labels counted before the first step; all files are checked by their headers in any case.
 AUDITED_IMAGES = 500
 NUM_PICTURES = 3
+BACKBONE_PARTS = (
+    "stem", "layer1", "transition1", "stage2", "transition2", "stage3", "transition3", "stage4",
+)  # fmt: skip
 
 
 class NonFiniteError(FloatingPointError):
@@ -387,7 +390,7 @@ def make_batches(config: ConfigDict, source: Source, start_step: int) -> Iterato
 
 
 def log_setting(config, mesh: Mesh, train_source, eval_source, num_steps: int) -> None:
-    logger.info("config:\n%s", json.dumps(config.to_dict(), indent=2))
+    logger.info("config\n%s", config_table(config.to_dict()))
     devices = mesh.devices.flat
     logger.info(
         "hrnet_jax %s on %d x %s, mesh data=%d space=%d, %d host(s)",
@@ -417,6 +420,18 @@ def log_setting(config, mesh: Mesh, train_source, eval_source, num_steps: int) -
     )
 
 
+def config_table(config: dict) -> str:
+    """One line for the single values and one for each section."""
+    single = {key: value for key, value in config.items() if not isinstance(value, dict)}
+    sections = {"": single} | {k: v for k, v in config.items() if isinstance(v, dict)}
+    return "\n".join(
+        f"  {name + ':':<11} " + " ".join(f"{k}={v!r}" for k, v in sorted(values.items()))
+        if name
+        else "  " + " ".join(f"{k}={v!r}" for k, v in sorted(values.items()))
+        for name, values in sections.items()
+    )
+
+
 def make_state(config, model, optimizer, initial, mesh: Mesh) -> TrainState:
     """A new state, a copy on every device."""
     state = create_state(
@@ -433,8 +448,8 @@ def parameter_table(params: Any) -> str:
     """Arrays and parameters of each part of the network, as text."""
     rows = []
     for top, tree in params.items():
-        parts = tree.items() if top == "backbone" else [("", tree)]
-        for name, part in parts:
+        parts = {name: tree[name] for name in BACKBONE_PARTS} if top == "backbone" else {"": tree}
+        for name, part in parts.items():
             leaves = jax.tree.leaves(part)
             rows.append((f"{top}/{name}".rstrip("/"), len(leaves), sum(x.size for x in leaves)))
     rows.append(("total", sum(r[1] for r in rows), sum(r[2] for r in rows)))

@@ -1,0 +1,63 @@
+"""Meshes, placement and the refusal of sizes that do not fit."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from hrnet_jax import sharding
+
+
+def test_meshes():
+    assert dict(sharding.make_mesh().shape) == {"data": 8, "space": 1}
+    assert dict(sharding.make_mesh(space=2).shape) == {"data": 4, "space": 2}
+    assert sharding.make_mesh(data=2).size == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "space", "message"),
+    [
+        (-1, 3, "does not divide the 8 devices"),
+        (8, 2, "needs 16 devices"),
+        (0, 1, "mesh.data must be"),
+        (-1, 0, "mesh.space must be"),
+    ],
+)
+def test_bad_meshes(data, space, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(data, space)
+
+
+def test_place_batch_splits_images_by_row_and_height():
+    mesh = sharding.make_mesh(data=4, space=2)
+    image = np.arange(4 * 6 * 2 * 3, dtype=np.uint8).reshape(4, 6, 2, 3)
+    placed = sharding.place_batch({"image": image, "index": np.arange(4)}, mesh)
+    np.testing.assert_array_equal(placed["image"], image)
+    assert placed["image"].sharding.spec == PartitionSpec("data", "space")
+    assert {s.data.shape for s in placed["image"].addressable_shards} == {(1, 3, 2, 3)}
+    assert {s.data.shape for s in placed["index"].addressable_shards} == {(1,)}
+
+
+def test_compiler_options_are_for_cpu_only_and_accepted():
+    assert sharding.compiler_options("tpu") == sharding.compiler_options("gpu") == {}
+    options = sharding.compiler_options()
+    assert options == {"xla_disable_hlo_passes": "fusion"}
+    kernels = []
+    for chosen in (options, {}):
+        jitted = jax.jit(lambda x: (x + 1) * 2 - x, compiler_options=chosen)
+        text = jitted.lower(np.ones(8, np.float32)).compile().as_text()
+        kernels.append(text.count("kind=kLoop"))
+    assert kernels[0] > kernels[1] == 1
+
+
+def test_compilation_cache_default_and_choice(tmp_path, monkeypatch):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        assert sharding.use_compilation_cache() == before  # the environment's
+        assert sharding.use_compilation_cache(str(tmp_path)) == str(tmp_path)
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+        assert sharding.use_compilation_cache() == str(tmp_path / "user" / "hrnet_jax" / "xla")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

@@ -72,6 +72,7 @@ def run(arguments: list[str]) -> int:
             f"checkpoint {checkpoint.path} was trained for the classes {classes.names}, the data "
             f"has {source.classes.names}"
         )
+    source = evaluation.spread(source, _MAX_IMAGES.value)
     output.mkdir(parents=True, exist_ok=True)
     name = f"{model.variant.name} on {source.name} {source.split}"
     print(f"{name}: {len(source)} images, checkpoint {checkpoint.path}", flush=True)
@@ -96,7 +97,6 @@ def run(arguments: list[str]) -> int:
                 path = output / "predictions" / f"{source.ids[i]}_pred_labelIds.png"
                 visualize.save(path, inference.to_label_ids(prediction, classes))
 
-    source = evaluation.spread(source, _MAX_IMAGES.value)
     result = evaluate(source, on_batch=save_predictions if _SAVE_PREDICTIONS.value else None)
     if not source.has_labels:
         print(f"Split {source.split!r} has no labels, hence no figures. Wrote predictions/")

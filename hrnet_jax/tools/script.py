@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 def fail(message: object) -> int:
@@ -30,4 +30,5 @@ def run(function: Callable[[list[str]], int]) -> None:
         except flags.Error as error:
             sys.exit(fail(f"{error} (--help lists the flags)"))
 
+    flags.FLAGS.set_default("verbosity", logging.WARNING)  # the checkpoint library is talkative
     app.run(lambda argv: call(function, argv[1:]), flags_parser=parse)

@@ -30,5 +30,9 @@ def run(function: Callable[[list[str]], int]) -> None:
         except flags.Error as error:
             sys.exit(fail(f"{error} (--help lists the flags)"))
 
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # the checkpoint library is talkative
-    app.run(lambda argv: call(function, argv[1:]), flags_parser=parse)
+    def main(argv: list[str]) -> int:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # INFO is a page from Orbax
+        return call(function, argv[1:])
+
+    app.run(main, flags_parser=parse)

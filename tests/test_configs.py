@@ -1,0 +1,69 @@
+"""All configurations: arguments, the official numbers, locking."""
+
+import importlib
+
+import pytest
+
+from configs import common
+from hrnet_jax import trainer
+from hrnet_jax.models import VARIANTS
+
+NAMES = ("cityscapes", "camvid", "demo", "fake_data")
+
+
+def _get(name, arg=None):
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_takes_variant_and_runlocal(name):
+    full = _get(name)
+    trainer.check_config(full)
+    for variant in VARIANTS:
+        config = _get(name, f"variant={variant},runlocal")
+        assert config.variant == variant
+        trainer.check_config(config)
+        assert config.num_steps * config.batch_size <= 100
+    assert set(trainer.flatten(full.to_dict())) == set(
+        trainer.flatten(common.get_config().to_dict())
+    )
+    with pytest.raises(AttributeError, match=r"Did you mean .batch_size."):
+        full.bach_size = 3
+
+
+def test_official_cityscapes_recipe():
+    config = _get("cityscapes")
+    assert (config.variant, config.batch_size, config.num_epochs) == ("w48", 12, 484)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.momentum) == (0.01, 0.9)
+    assert (optimizer.weight_decay, optimizer.poly_power) == (5e-4, 0.9)
+    data = config.data
+    assert (data.crop_size, data.flip) == ((512, 1024), True)
+    assert (data.scale_min, data.scale_max, data.scale_step) == (0.5, 2.1, 0.1)
+    weights = config.loss.class_weights
+    assert (len(weights), weights[0], weights[-1]) == (19, 0.8373, 1.0507)
+    assert sum(weights) == pytest.approx(19.0, abs=1e-3)
+
+
+def test_scratch_differs_as_documented():
+    config = _get("cityscapes", "variant=w18,scratch")
+    assert (config.variant, config.model.init) == ("w18", "kaiming")
+    assert config.optimizer.warmup_steps > 0
+    assert config.optimizer.ema_decay > 0
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        (
+            "varaint=w48",
+            r"'varaint' \(did you mean 'variant'\?\); known: \['runlocal', 'variant'\]",
+        ),
+        ("variant=w47", "unknown variant 'w47'"),
+        ("variant", "needs a value"),
+        ("runlocal=1", "is a switch"),
+    ],
+)
+def test_bad_arguments(arg, message):
+    with pytest.raises(ValueError, match=message):
+        _get("camvid", arg)

@@ -1,0 +1,221 @@
+"""Whole runs with a tiny network on a synthetic set: files, resuming, refusals, NaN."""
+
+import json
+import logging
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import hrnet_jax
+from configs import camvid, common, fake_data
+from hrnet_jax import checkpointing, sharding, trainer
+from hrnet_jax.data import synthetic
+from hrnet_jax.models import variants
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("streets")
+    synthetic.write_cityscapes(root, {"train": 5, "val": 3}, size=(48, 80), progress=False)
+    return root
+
+
+@pytest.fixture
+def quick(monkeypatch, tiny):
+    """The tiny variant by name, and programs that compile fast instead of running fast."""
+    monkeypatch.setitem(variants.VARIANTS, "tiny", tiny)
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    monkeypatch.setattr(sharding, "compiler_options", lambda: options)
+
+
+def _config(root, **overrides):
+    config = common.get_config()
+    values = {
+        "variant": "tiny",
+        "batch_size": 2,
+        "num_steps": 4,
+        "log_every_steps": 1,
+        "checkpoint_every_steps": 2,
+        "compilation_cache": jax.config.jax_compilation_cache_dir or "",
+        "data.root": str(root),
+        "data.crop_size": (32, 64),
+        "optimizer.ema_decay": 0.9,
+        "mesh.data": 2,
+        "eval.every_steps": 4,
+        "eval.num_images": 2,
+    }
+    config.update_from_flattened_dict(values | overrides)
+    return config
+
+
+def _equal(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def _log(workdir):
+    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+
+
+def test_run_resume_and_load(tmp_path, streets, quick, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "hrnet_jax")
+    whole = trainer.train(_config(streets), str(tmp_path / "whole"))
+
+    # What a user sees and finds.
+    text = caplog.text
+    for expected in (
+        "variant='tiny'",
+        "mesh data=2",
+        "2 device(s) x 1 image(s)",
+        "total",
+        "step 4/4",
+    ):
+        assert expected in text
+    lines = _log(tmp_path / "whole")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
+    rates = [line["train/learning_rate"] for line in lines[:4]]
+    np.testing.assert_allclose(rates, [0.01 * (1 - k / 4) ** 0.9 for k in range(4)], rtol=1e-6)
+    assert 0 <= lines[4]["eval/miou"] <= 1
+    assert list((tmp_path / "whole" / "tensorboard").iterdir())
+
+    # Stopped after step 2 (and before anything of step 3 is saved), then the same command again.
+    class StopError(Exception):
+        pass
+
+    def stop(self, step, metrics, add=trainer.Pace.add):
+        if step == 3:
+            raise StopError
+        add(self, step, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Pace, "add", stop)
+        with pytest.raises(StopError):
+            trainer.train(_config(streets), str(tmp_path / "parts"))
+    resumed = trainer.train(_config(streets, log_every_steps=2), str(tmp_path / "parts"))
+    assert "continuing at step 2 of 4" in caplog.text
+    _equal(resumed, whole)
+    assert [line["step"] for line in _log(tmp_path / "parts")] == [1, 2, 3, 4, 4]
+
+    # A finished run is left alone.
+    again = trainer.train(_config(streets), str(tmp_path / "parts"))
+    assert "nothing to do" in caplog.text
+    _equal(again, whole)
+
+    # The folder is all that prediction needs; it takes the averaged weights.
+    checkpoint = checkpointing.load_checkpoint(tmp_path / "whole")
+    assert checkpoint.metric == lines[4]["eval/miou"]
+    assert checkpoint.metadata["version"] == hrnet_jax.__version__
+    _equal(checkpoint.variables, whole.ema)
+    predictor = hrnet_jax.load(tmp_path / "whole")
+    assert predictor.predict(np.zeros((32, 64, 3), np.uint8)).shape == (32, 64)
+
+    # Another configuration does not get mixed in.
+    with pytest.raises(ValueError, match=r"optimizer.momentum: 0.9 there, 0.8 now"):
+        trainer.train(_config(streets, **{"optimizer.momentum": 0.8}), str(tmp_path / "whole"))
+
+    # And its weights can start another run, but only of the same network.
+    start = {"init_from": str(tmp_path / "whole")}
+    started = trainer.load_initial_variables(_config(streets, **start), _tiny_model(19))
+    _equal(started, checkpoint.variables)
+    with pytest.raises(ValueError, match=r"does not fit 'tiny'.*7 classes; 2 arrays differ"):
+        trainer.load_initial_variables(_config(streets, **start), _tiny_model(7))
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        trainer.load_initial_variables(_config(streets, init_from="/none"), _tiny_model(7))
+
+
+def _tiny_model(num_classes):
+    return trainer.make_model(_config("x"), num_classes)
+
+
+def test_nan_stops_the_run_and_names_the_step(tmp_path, streets, quick, monkeypatch):
+    poisoned = {"optimizer.learning_rate": 1e30, "mesh.data": 2, "checkpoint_every_steps": 1}
+    with pytest.raises(trainer.NonFiniteError, match=r"step 2: the loss is .*that of step 1 in"):
+        trainer.train(_config(streets, **poisoned), str(tmp_path / "run"))
+    saved = checkpointing.load_checkpoint(tmp_path / "run")
+    assert saved.step == 1
+
+
+BAD_CONFIGS = [
+    ("variant", "w19", r"unknown variant 'w19'; known: .*'w18'"),
+    (
+        "head",
+        "segmentatoin",
+        r"unknown config.head='segmentatoin' \(did you mean 'segmentation'\?\)",
+    ),
+    ("loss.name", "dice", r"known: \['cross_entropy', 'ohem'\]"),
+    ("model.dtype", "int8", "unknown config.model.dtype='int8'"),
+    ("model.dtype", "float64", "JAX_ENABLE_X64=1"),
+    ("model.init", "zero", "unknown initialisation 'zero'"),
+    ("batch_size", -2, "config.batch_size=-2: must be at least 1"),
+    ("batch_size", 3, r"config.batch_size=3 is not divisible by 2"),
+    ("optimizer.accumulate", 2, "not divisible by 4: mesh.data has 2 devices"),
+    ("optimizer.ema_decay", 1.5, r"config.optimizer.ema_decay=1.5: must be in 0..1"),
+    ("optimizer.learning_rate", 0.0, "not > 0"),
+    ("optimizer.warmup_steps", 99, r"warmup_steps must be in \[0, 4\]"),
+    ("num_steps", -1, "config.num_steps=-1"),
+    (
+        "data.crop_size",
+        (50, 64),
+        r"\(50, 64\) is not divisible by 32.*use \(64, 64\).*allow_any_crop",
+    ),
+    ("data.crop_size", (16, 64), "each 32 or more"),
+    ("data.name", "kitti", "unknown data set 'kitti'; known"),
+    ("data.root", "/nowhere", "/nowhere"),
+    ("data.train_split", "", "train_split is empty"),
+    ("data.scale_min", -1.0, "scale_min"),
+    ("loss.class_weights", (1.0, 2.0), "has 2 values, 'cityscapes' has 19 classes"),
+    ("mesh.data", 16, "needs 16 devices, there are 8"),
+    ("init_from", "/none", "init_from='/none'"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BAD_CONFIGS)
+def test_bad_configs_are_refused_before_anything_compiles(
+    tmp_path, streets, quick, monkeypatch, key, value, message
+):
+    monkeypatch.setattr(trainer, "make_state", None)
+    monkeypatch.setattr(trainer, "compile_step", None)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        trainer.train(_config(streets, **{key: value}), str(tmp_path))
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_fake_data_is_written_once_and_recorded_as_what_it_is(tmp_path):
+    config = fake_data.get_config("runlocal")
+    config.data.crop_size = (32, 64)
+    resolved = trainer.with_fake_data(config, str(tmp_path))
+    assert (config.data.name, resolved.data.name) == ("fake", "cityscapes")
+    train, val = trainer.open_sources(resolved)
+    assert (len(train), len(val)) == (8, 4)
+    assert trainer.with_fake_data(resolved, str(tmp_path)) is resolved
+
+
+def test_camvid_crops_need_no_special_flag():
+    trainer.check_config(camvid.get_config())
+
+
+def test_line_and_time_left(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: clock[0])
+    pace = trainer.Pace(batch_size=4, start_step=10, num_steps=30)
+    metrics = {"loss": 2.0, "pixel_accuracy": 0.5, "grad_norm": 1.0, "learning_rate": 0.1}
+    for step, wait in ((11, 3.0), (12, 0.5), (13, 0.5)):
+        with pace.waiting():
+            clock[0] += wait
+        clock[0] += 1.5
+        pace.add(step, {k: np.float32(v * (step - 10)) for k, v in metrics.items()})
+        if step == 11:
+            assert math.isnan(pace.scalars()["seconds_left"])
+    scalars = pace.scalars()
+    # Since step 11: two steps, four seconds, one of them waiting for data.
+    assert scalars["images_per_second"] == 2.0
+    assert scalars["data_wait"] == 0.25
+    assert scalars["seconds_left"] == 17 * 2.0
+    assert scalars["loss"] == 5.0
+    assert scalars["learning_rate"] == pytest.approx(0.3)
+    assert pace.line(1.25) == (
+        "step 13/30  epoch 1.2  loss 5.0000  accuracy 1.250  lr 0.30000  2.0 images/s"
+        "  data wait 25%  left 0:00:34"
+    )

@@ -8,8 +8,6 @@ import pytest
 
 import hrnet_jax
 
-# Compiling takes all the time here: so nothing is optimised.
-_FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 _SMALL = ["seg_w18_small_v1", "seg_w18_small_v1_align", "seg_w18_small_v2", "cls_w18_small_v1"]
 # Networks of many equal blocks are faster without jit: each kind of block compiles once.
 _LARGE = ["seg_w48_65x97", "cls_w18", "cls_w48", "pose_w32", "ocr_w18_align"]
@@ -20,7 +18,7 @@ def _outputs(fixture, *, jit, dtype=jnp.float32):
     model, variables = hrnet_jax.from_torch(
         fixture.state_dict(), align_corners=align_corners, dtype=dtype, param_dtype=dtype
     )
-    apply = jax.jit(model.apply, compiler_options=_FAST_COMPILE) if jit else model.apply
+    apply = jax.jit(model.apply, compiler_options=official.FAST_COMPILE) if jit else model.apply
     outputs = apply(variables, jnp.asarray(fixture.images, dtype))
     return {k: official.nchw(v) for k, v in outputs.items()}
 
@@ -36,7 +34,7 @@ def test_float32(name):
         assert official.error(outputs["aux_logits"], fixture.arrays["aux_logits"]) < 2e-5
 
 
-@pytest.mark.parametrize("name", ["seg_w18_small_v1_align", "cls_w18_small_v1", "ocr_w48_align"])
+@pytest.mark.parametrize("name", ["cls_w18_small_v1", "ocr_w48_align"])
 def test_float64(name):
     fixture = official.load(name)
     with jax.enable_x64(True):

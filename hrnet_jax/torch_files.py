@@ -1,11 +1,12 @@
-"""Reads tensors out of PyTorch and safetensors files, without PyTorch, and runs nothing in them.
+"""Tensors in PyTorch and safetensors files, without PyTorch: reads them, and runs nothing there.
 
 A `.pth` file is a pickle, and pickles are programs. This module interprets the few opcodes that
 state dictionaries consist of, on a stack that never holds anything callable: plain containers,
 numbers, strings, and tensors whose data stay in the file until they are asked for. Any other
 opcode or name ends the reading with an error before anything came of it.
 
-Formats: zip `.pth` (PyTorch 1.6 and later), the legacy one before it, and `.safetensors`.
+Formats: zip `.pth` (PyTorch 1.6 and later), the legacy one before it, and `.safetensors`. The
+first and the last are written, too.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ import json
 import math
 import mmap
 import os
+import pathlib
+import pickle
 import pickletools
 import struct
 import zipfile
@@ -123,6 +126,31 @@ def _open(file: io.BufferedReader, stack: contextlib.ExitStack) -> Any:
     )
 
 
+def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a state dictionary: `.safetensors` by its suffix, otherwise `.pth` (`.pt`, `.bin`).
+
+    The file appears under its name when it is complete; an existing one is replaced.
+
+    Raises:
+      ValueError: unknown suffix, or an array of a type that PyTorch has not.
+    """
+    path = pathlib.Path(path)
+    writers = {".safetensors": _write_safetensors} | dict.fromkeys(
+        (".pth", ".pt", ".bin"), _write_zip
+    )
+    if path.suffix not in writers:
+        raise ValueError(f"unknown suffix of {str(path)!r}; known: {sorted(writers)}")
+    for name, array in tensors.items():
+        if array.dtype not in _SAFETENSORS_DTYPES.values():
+            raise ValueError(f"{name!r} holds {array.dtype}, which these files cannot")
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        writers[path.suffix](unfinished, tensors)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 # ---- zip .pth
 
 
@@ -162,6 +190,51 @@ def _open_zip(archive: zipfile.ZipFile) -> Any:
     return _Interpreter(storage).run(io.BytesIO(read("data.pkl")))
 
 
+def _write_zip(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+    names = {dtype: name for name, dtype in _STORAGES.items()}
+    program = [pickle.PROTO, b"\x02", pickle.EMPTY_DICT, pickle.MARK]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+
+        def add(name: str, data: bytes) -> None:
+            # Without the time, so that equal weights make equal files.
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
+
+        for key, (name, array) in enumerate(tensors.items()):
+            program += [_pickled(name), *_pickled_tensor(key, array, names[array.dtype])]
+            add(f"data/{key}", np.ascontiguousarray(array).tobytes())
+        program += [pickle.SETITEMS, pickle.STOP]
+        add("data.pkl", b"".join(program))
+        add("byteorder", b"little")
+        add("version", b"3\n")
+
+
+def _pickled_tensor(key: int, array: np.ndarray, storage: str) -> list[bytes]:
+    """torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)."""
+    return [
+        _pickled_global("torch._utils _rebuild_tensor_v2"),
+        pickle.MARK,
+        *(pickle.MARK, _pickled("storage"), _pickled_global(storage), _pickled(str(key))),
+        *(_pickled("cpu"), _pickled(array.size), pickle.TUPLE, pickle.BINPERSID),
+        _pickled(0),
+        *(pickle.MARK, *map(_pickled, array.shape), pickle.TUPLE),
+        *(pickle.MARK, *map(_pickled, _contiguous_strides(array.shape)), pickle.TUPLE),
+        pickle.NEWFALSE,
+        *(_pickled_global("collections OrderedDict"), pickle.EMPTY_TUPLE, pickle.REDUCE),
+        *(pickle.TUPLE, pickle.REDUCE),
+    ]
+
+
+def _pickled(value: str | int) -> bytes:
+    if isinstance(value, int):
+        return pickle.BININT + struct.pack("<i", value)
+    encoded = value.encode()
+    return pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded
+
+
+def _pickled_global(name: str) -> bytes:
+    return pickle.GLOBAL + name.replace(" ", "\n").encode() + b"\n"
+
+
 # ---- legacy .pth
 
 
@@ -169,10 +242,11 @@ def _open_legacy(data: mmap.mmap) -> Any:
     def no_storage(*_):
         raise _Refused("a storage where none belongs")
 
-    header = [_Interpreter(no_storage).run(data) for _ in range(3)]
-    if header[:2] != [_LEGACY_MAGIC, _LEGACY_PROTOCOL] or not isinstance(header[2], dict):
-        raise _Refused("a pickle, but not one that PyTorch wrote")
-    if header[2].get("little_endian") is not True:
+    for expected in (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
+        if _Interpreter(no_storage).run(data) != expected:
+            raise _Refused("a pickle, but not one that PyTorch wrote")
+    system = _Interpreter(no_storage).run(data)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise _Refused("written on a big-endian machine, which is not supported")
 
     declared: dict[str, tuple[np.dtype, int]] = {}
@@ -264,6 +338,21 @@ def _open_safetensors(data: mmap.mmap) -> dict[str, Tensor]:
     if start + position != len(data):
         raise _Refused(f"{len(data) - start} bytes of data, the header declares {position}")
     return tensors
+
+
+def _write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+    codes = {dtype: code for code, dtype in _SAFETENSORS_DTYPES.items()}
+    header, position = {}, 0
+    for name, array in tensors.items():
+        end = position + array.nbytes
+        entry = {"dtype": codes[array.dtype], "shape": array.shape, "data_offsets": [position, end]}
+        header[name], position = entry, end
+    encoded = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the data start at a multiple of 8
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array).tobytes())
 
 
 def _slicer(data: mmap.mmap, start: int, offsets: tuple[int, int]) -> Callable[[], bytes]:

@@ -6,8 +6,10 @@ from (seed, g). Hence there is no state to save, resuming is counting from anoth
 visits each image once, and neither threads nor the number of hosts change what is seen.
 """
 
+import atexit
 import os
 import re
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +18,17 @@ import tensorflow as tf
 
 from hrnet_jax.data import decode, headers, transforms
 from hrnet_jax.data.source import IGNORE_LABEL, Source
+
+# TensorFlow waits for samples under way before it frees an iterator, and samples cannot finish once
+# the interpreter is shutting down: an iterator that is still alive by then hangs the program. So
+# all are closed while Python still runs.
+_LIVE = weakref.WeakSet()
+
+
+@atexit.register
+def _close_iterators() -> None:
+    for batches in list(_LIVE):
+        batches.close()
 
 
 def sample_order(num_samples: int, seed: int, global_index: tf.Tensor) -> tf.Tensor:
@@ -184,18 +197,35 @@ def image_size(source: Source, index: int) -> tuple[int, int]:
 def iterate(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
     """The batches as NumPy arrays, with errors about files as plain Python errors.
 
+    Use this rather than the dataset's own iterators: those can hang when the program ends.
+
     Raises:
         FileNotFoundError, ValueError: naming the file that is gone or not sound.
     """
-    try:
-        yield from dataset.as_numpy_iterator()
-    except tf.errors.OpError as error:
-        # TensorFlow reports what our code raised as "KIND: MESSAGE" and a traceback.
-        cause = re.search(r"(\w+Error): (.*?)\nTraceback \(most", error.message, re.DOTALL)
-        if not cause:
-            raise
-        kind = FileNotFoundError if cause[1] == "FileNotFoundError" else ValueError
-        raise kind(cause[2]) from error
+    batches = _iterate(dataset)
+    _LIVE.add(batches)
+    return batches
+
+
+def _iterate(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
+    batches = dataset.as_numpy_iterator()
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            message = error.message
+            break
+        yield batch
+    # Outside the handler and without the iterator: an uncaught error keeps its traceback, and all
+    # that hangs on it, until the very end.
+    del batches
+    # TensorFlow reports what our code raised as "KIND: MESSAGE" and a traceback.
+    cause = re.search(r"(\w+Error): (.*?)\nTraceback \(most", message, re.DOTALL)
+    if not cause:
+        raise RuntimeError(f"the input pipeline failed: {message}")
+    raise (FileNotFoundError if cause[1] == "FileNotFoundError" else ValueError)(cause[2])
 
 
 def _submit(pool: ThreadPoolExecutor, source: Source, rows: list[int]) -> list:

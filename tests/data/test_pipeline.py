@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +176,26 @@ def test_bad_files_are_named_and_never_skipped(make_source, kind, how, error):
     assert "Traceback" not in str(caught.value)
     with pytest.raises(error, match=path):
         list(pipeline.eval_batches(source, batch_size=2))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_program_ends_with_samples_under_way(make_source, damaged):
+    """TensorFlow would wait for ever for Python code that cannot run during the shutdown."""
+    source = make_source([(400, 400)] * 8)
+    if damaged:
+        damage(source.image_paths[5], "cut")
+    code = f"""
+from hrnet_jax.data import Classes, Source, pipeline
+classes = Classes.from_json({source.classes.to_json()})
+source = Source("x", "train", classes, {source.ids}, {source.image_paths}, {source.label_paths})
+dataset = pipeline.train_dataset(source, batch_size=8, crop_size=(800, 800), seed=0)
+batches = pipeline.iterate(dataset)
+first = next(batches)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, timeout=90, capture_output=True, text=True)
+    assert done.returncode == damaged, done.stderr
+    assert ("image005.png is damaged" in done.stderr) == damaged
 
 
 def test_unknown_id_stops_at_the_record(make_source):

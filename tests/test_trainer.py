@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 
 import jax
 import numpy as np
@@ -194,28 +193,3 @@ def test_fake_data_is_written_once_and_recorded_as_what_it_is(tmp_path):
 
 def test_camvid_crops_need_no_special_flag():
     trainer.check_config(camvid.get_config())
-
-
-def test_line_and_time_left(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: clock[0])
-    pace = trainer.Pace(batch_size=4, start_step=10, num_steps=30)
-    metrics = {"loss": 2.0, "pixel_accuracy": 0.5, "grad_norm": 1.0, "learning_rate": 0.1}
-    for step, wait in ((11, 3.0), (12, 0.5), (13, 0.5)):
-        with pace.waiting():
-            clock[0] += wait
-        clock[0] += 1.5
-        pace.add(step, {k: np.float32(v * (step - 10)) for k, v in metrics.items()})
-        if step == 11:
-            assert math.isnan(pace.scalars()["seconds_left"])
-    scalars = pace.scalars()
-    # Since step 11: two steps, four seconds, one of them waiting for data.
-    assert scalars["images_per_second"] == 2.0
-    assert scalars["data_wait"] == 0.25
-    assert scalars["seconds_left"] == 17 * 2.0
-    assert scalars["loss"] == 5.0
-    assert scalars["learning_rate"] == pytest.approx(0.3)
-    assert pace.line(1.25) == (
-        "step 13/30  epoch 1.2  loss 5.0000  accuracy 1.250  lr 0.30000  2.0 images/s"
-        "  data wait 25%  left 0:00:34"
-    )

@@ -129,11 +129,18 @@ def _tiny_model(num_classes):
 
 
 def test_nan_stops_the_run_and_names_the_step(tmp_path, streets, quick, monkeypatch):
-    poisoned = {"optimizer.learning_rate": 1e30, "mesh.data": 2, "checkpoint_every_steps": 1}
-    with pytest.raises(trainer.NonFiniteError, match=r"step 2: the loss is .*that of step 1 in"):
-        trainer.train(_config(streets, **poisoned), str(tmp_path / "run"))
-    saved = checkpointing.load_checkpoint(tmp_path / "run")
-    assert saved.step == 1
+    def poisoned(*args, make_batches=trainer.make_batches, **kwargs):
+        for number, batch in enumerate(make_batches(*args, **kwargs)):
+            if number == 2:
+                batch = {**batch, "label": np.full_like(batch["label"], 99)}  # no class
+            yield batch
+
+    monkeypatch.setattr(trainer, "make_batches", poisoned)
+    with pytest.raises(
+        trainer.NonFiniteError, match=r"step 3: the loss is nan.* that of step 2 in"
+    ):
+        trainer.train(_config(streets), str(tmp_path / "run"))
+    assert checkpointing.load_checkpoint(tmp_path / "run").step == 2
 
 
 BAD_CONFIGS = [

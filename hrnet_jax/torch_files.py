@@ -51,7 +51,7 @@ _SAFETENSORS_DTYPES = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-_NUMPY_SCALARS = frozenset("f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8 b1".split())
+_NUMPY_SCALARS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 # A checkpoint of the largest network with its optimizer takes about 200,000 operations. Each may
@@ -121,9 +121,7 @@ def _open(file: io.BufferedReader, stack: contextlib.ExitStack) -> Any:
         return _open_legacy(data)
     if head[8:9] == b"{":
         return _open_safetensors(data)
-    raise _Refused(
-        "neither a zip .pth, a legacy .pth nor a .safetensors file (by its first bytes)"
-    )
+    raise _Refused("neither a zip .pth, a legacy .pth nor a .safetensors file (by its first bytes)")
 
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
@@ -476,10 +474,10 @@ _FUNCTIONS: Mapping[str, Callable] = {
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
-_VALUES = frozenset(
-    "BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
-    "BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8".split()
-)
+_NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT")
+_STRINGS = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING")
+_BYTES = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
+_VALUES = frozenset((*_NUMBERS, *_STRINGS, *_BYTES))
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 

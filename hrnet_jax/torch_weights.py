@@ -8,6 +8,7 @@ PyTorch modules, so that recognising, loading and writing all read the same tabl
 import collections
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -314,6 +315,12 @@ def leaves(units: list[Unit]) -> list[Leaf]:
     return result
 
 
+@functools.cache
+def _shapes(layout: Layout, variant: Variant) -> Mapping[str, tuple[int, ...]]:
+    """Key -> shape, of networks with one class."""
+    return {leaf.key: leaf.shape for leaf in leaves(layout.units(variant, 1))}
+
+
 def _absent_biases(units: list[Unit]) -> list[tuple[tuple[str, ...], int]]:
     """(path, size) of the biases that the network here has and this layout has not."""
     return [(("params", *u.path, "conv", "bias"), u.shape[0]) for u in units if u.bias == ABSENT]
@@ -445,9 +452,7 @@ def convert(
         else:
             name, contents = os.fspath(source), stack.enter_context(open_tensors(source))
         try:
-            return _convert(
-                name, contents, variant, align_corners, inplace_abn, dtype, param_dtype
-            )
+            return _convert(name, contents, variant, align_corners, inplace_abn, dtype, param_dtype)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
 
@@ -551,12 +556,12 @@ def _recognise(
 
     def difference(candidate: tuple[Layout, Variant]) -> int:
         layout, v = candidate
-        return len(keys ^ {leaf.key for leaf in leaves(layout.units(v, 1))})
+        return len(keys ^ _shapes(layout, v).keys())
 
     layout, structure = min(
         ((layout, v) for layout in LAYOUTS for v in structures.values()), key=difference
     )
-    expected = {leaf.key for leaf in leaves(layout.units(structure, 1))}
+    expected = _shapes(layout, structure).keys()
     if len(expected & keys) < len(expected) / 2:
         known = sorted({f"{layout.name} {layout.head}" for layout in LAYOUTS})
         raise ValueError(
@@ -566,10 +571,8 @@ def _recognise(
         )
 
     def mismatches(v: Variant) -> int:
-        return sum(
-            leaf.key in arrays and arrays[leaf.key].shape != leaf.shape
-            for leaf in leaves(layout.units(v, 1))
-        )
+        shapes = _shapes(layout, v)
+        return sum(k in arrays and arrays[k].shape != shape for k, shape in shapes.items())
 
     same = [
         v

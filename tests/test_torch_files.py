@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import zipfile
+from typing import ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -50,7 +51,7 @@ class _Call:
 class _Pickler(pickle._Pickler):
     """Python's own, in Python: it lets names be written without importing them."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def save_named(self, obj):
         self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
@@ -138,10 +139,10 @@ def test_write_refuses(tmp_path):
 def test_official_container(tmp_path, write):
     """Tensors with strides, a parameter, attributes on the dictionary, a NumPy number."""
     ordered = _Call(_Named("collections", "OrderedDict"), state={"_metadata": {"version": 1}})
-    dtype = _Call(
-        _Named("numpy", "dtype"), "f8", 0, 1, state=(3, "<", None, None, None, -1, -1, 0)
+    dtype = _Call(_Named("numpy", "dtype"), "f8", 0, 1, state=(3, "<", None, None, None, -1, -1, 0))
+    encoded = _Call(
+        _Named("_codecs", "encode"), struct.pack("<d", 0.811).decode("latin-1"), "latin1"
     )
-    encoded = _Call(_Named("_codecs", "encode"), struct.pack("<d", 0.811).decode("latin-1"), "latin1")
     score = _Call(_Named("numpy.core.multiarray", "scalar"), dtype, encoded)
     parameter = _Call(
         _Named("torch._utils", "_rebuild_parameter"),
@@ -152,7 +153,11 @@ def test_official_container(tmp_path, write):
     value = {
         "epoch": 484,
         "best_mIoU": score,
-        "state_dict": {"a": _tensor(), "transposed": _tensor(size=(3, 2), stride=(1, 3)), "p": parameter},
+        "state_dict": {
+            "a": _tensor(),
+            "transposed": _tensor(size=(3, 2), stride=(1, 3)),
+            "p": parameter,
+        },
         "optimizer": {"state": {0: {"momentum_buffer": None}}, "lr": 0.01, "betas": (0.9, 0.99)},
         "note": ordered,
     }
@@ -324,9 +329,9 @@ def test_other_files(tmp_path):
         _read(path)
 
 
-def _safetensors(path, header, data=SIX.tobytes()):
+def _safetensors(path, header):
     encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + SIX.tobytes())
 
 
 def _entry(start, end, shape, dtype="F32"):

@@ -24,7 +24,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from configs import common
-from hrnet_jax import trainer
+from hrnet_jax import sharding, trainer
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and pictures.")
@@ -34,6 +34,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         return fail(f"unexpected arguments {argv[1:]}; options start with --")
+    sharding.keep_freed_memory()
     for kind in ("GPU", "TPU"):  # the accelerators are JAX's
         tf.config.set_visible_devices([], kind)
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax's

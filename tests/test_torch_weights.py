@@ -12,7 +12,8 @@ import pytest
 from hrnet_jax import from_torch, to_torch
 from hrnet_jax.models import HEADS, VARIANTS, create_model
 from hrnet_jax.torch_files import write_tensors
-from hrnet_jax.torch_weights import LAYOUTS, convert, leaves
+from hrnet_jax.torch_layouts import LAYOUTS, leaves
+from hrnet_jax.torch_weights import convert
 
 sys.path.append(str(pathlib.Path(__file__).parent / "parity"))
 import official

@@ -283,6 +283,30 @@ def test_damaged_legacy(tmp_path, cut):
         _read(path)
 
 
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_random_damage(tmp_path, kind):
+    """Either what came out is tensors, or the error is ours and names the file."""
+    path = tmp_path / "x.pth"
+    if kind == "safetensors":
+        write_tensors(tmp_path / "x.safetensors", ARRAYS)
+        whole = (tmp_path / "x.safetensors").read_bytes()
+    else:
+        WRITERS[kind](path, {"a": _tensor(), "b": [(1, "x")]}, [("0", SIX.tobytes())])
+        whole = path.read_bytes()
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(damaged))] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            with open_tensors(path) as contents:
+                [t.numpy() for t in contents.values() if hasattr(t, "numpy")]
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 100
+
+
 def test_refused_zips(tmp_path):
     path, storages = tmp_path / "x.pth", [("0", SIX.tobytes())]
     _zip(path, {"a": _tensor()}, storages, compression=zipfile.ZIP_DEFLATED)

@@ -5,10 +5,6 @@ replicated. The step functions stay plain `jax.jit` over global arrays, so sums 
 statistics are global ones and the compiler writes the collectives.
 """
 
-import contextlib
-import ctypes
-import importlib.metadata
-import importlib.util
 import os
 import pathlib
 from collections.abc import Mapping
@@ -17,9 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-
-# Parameters of glibc's mallopt, from malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def make_mesh(data: int = -1, space: int = 1) -> Mesh:
@@ -110,27 +103,6 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
             f"LIBRARY_FUSION_TYPE_{kind}" for kind in _CPU_LIBRARY_FUSIONS
         ),
     }
-
-
-def keep_freed_memory() -> None:
-    """Lets the C library keep memory for the next step instead of returning it to the system.
-
-    XLA CPU allocates a step's temporaries anew each time. glibc maps such large blocks from the
-    system and unmaps them, so that every step touches 700,000 fresh pages (W18 small v1, batch 8
-    at 360x480): a fifth of its processor time.
-
-    To be called before the first array, since existing threads keep their heaps. For machines
-    where JAX computes on the CPU; elsewhere, and with another C library, it does nothing.
-    """
-    plugins = importlib.metadata.entry_points(group="jax_plugins")
-    accelerated = plugins or importlib.util.find_spec("libtpu")
-    if accelerated and os.environ.get("JAX_PLATFORMS") != "cpu":
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_MAX, 0)  # no blocks of their own
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # the heap does not shrink
-        libc.mallopt(_M_ARENA_MAX, 1)  # one heap for all threads; others are limited to 64 MB
 
 
 def use_compilation_cache(directory: str = "") -> str:

@@ -9,6 +9,7 @@ work, 3 if the loss stopped being finite; the message says where.
 """
 
 import difflib
+import glob
 import logging
 import os
 import re
@@ -24,7 +25,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from configs import common
-from hrnet_jax import sharding, trainer
+from hrnet_jax import trainer
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and pictures.")
@@ -34,7 +35,6 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         return fail(f"unexpected arguments {argv[1:]}; options start with --")
-    sharding.keep_freed_memory()
     for kind in ("GPU", "TPU"):  # the accelerators are JAX's
         tf.config.set_visible_devices([], kind)
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax's
@@ -63,6 +63,11 @@ def fail(message: str, code: int = 2) -> int:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with a short message instead of a traceback for what cannot be parsed."""
+    for argument in argv:
+        match = re.match(r"--?config=([^:]+)", argument)
+        if match and not os.path.exists(match[1]):
+            known = sorted(glob.glob("configs/[!_]*.py"))
+            sys.exit(fail(f"no configuration file {match[1]!r}; known: {', '.join(known)}"))
     try:
         return flags.FLAGS(argv)
     except (flags.Error, KeyError, AttributeError, ValueError, TypeError) as error:

@@ -149,8 +149,8 @@ def _ocr_attention(names: Mapping[str, tuple[str, str]]) -> Units:
         "f_up": (c, k, 1),
         "fuse": (c, 2 * c, 1),
     }
-    for path, shape in shapes.items():
-        yield Unit(*names[path], (path,), shape)
+    for path, (conv, bn) in names.items():
+        yield Unit(conv, bn, (path,), shapes[path])
 
 
 def _official_ocr_head(features: int, num_classes: int) -> Units:
@@ -175,10 +175,10 @@ def _official_ocr_head(features: int, num_classes: int) -> Units:
 def _mmseg_ocr_head(features: int, num_classes: int) -> Units:
     block, c = "decode_head.1.object_context_block", OCR_CHANNELS
     projections = {
-        "f_pixel0": "query_project.0",
-        "f_pixel1": "query_project.1",
         "f_object0": "key_project.0",
         "f_object1": "key_project.1",
+        "f_pixel0": "query_project.0",
+        "f_pixel1": "query_project.1",
         "f_down": "value_project",
         "f_up": "out_project",
         "fuse": "bottleneck",

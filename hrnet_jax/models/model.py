@@ -90,6 +90,7 @@ def create_model(
     head: str = "segmentation",
     *,
     align_corners: bool | None = None,
+    dropout: float = 0.05,
     dtype=jnp.float32,
     param_dtype=jnp.float32,
     init: str = "kaiming",
@@ -103,6 +104,7 @@ def create_model(
         "pose", "pyramid" (HRNetV2p, for detectors), or "features" (the bare streams).
       align_corners: of every bilinear resize in the network. None: True for OCR and False for
         the others, as the official networks.
+      dropout: rate of OCR's dropout of whole channels; the other heads have none.
       dtype: of the arithmetic, e.g. `jnp.bfloat16`.
       param_dtype: of parameters and running statistics.
       init: "kaiming" (normal, fan-out: training from scratch) or "normal" (standard deviation
@@ -122,5 +124,6 @@ def create_model(
         num_classes=num_classes,
         head=head,
         align_corners=HEADS[head].align_corners if align_corners is None else align_corners,
+        dropout=dropout,
         policy=Policy(jnp.dtype(dtype), jnp.dtype(param_dtype), init),
     )

@@ -76,6 +76,7 @@ def test_region_features_are_averages_over_positions():
 
 
 def test_ocr_drops_whole_channels_in_training():
+    assert create_model("w18", head="ocr").dropout == 0.05
     head, streams = OCRHead(3, dropout=0.5), _streams((4, 4))
     _, state = jax.jit(
         lambda v: head.apply(

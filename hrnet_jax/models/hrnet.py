@@ -8,7 +8,7 @@ resizes to the target branch's size, as the official network does.
 import flax.linen as nn
 import jax
 
-from hrnet_jax.models.layers import BasicBlock, Bottleneck, ConvBN, Policy, resize
+from hrnet_jax.models.layers import BasicBlock, Bottleneck, ConvBN, Policy, relu, resize
 from hrnet_jax.models.variants import Variant
 
 Streams = tuple[jax.Array, ...]
@@ -88,7 +88,7 @@ class ExchangeUnit(nn.Module):
     @nn.compact
     def __call__(self, streams: Streams, *, train: bool) -> Streams:
         return tuple(
-            nn.relu(sum(self._bring(streams, j, i, train) for j in range(len(streams))))
+            relu(sum(self._bring(streams, j, i, train) for j in range(len(streams))))
             for i in range(self.num_outputs)
         )
 

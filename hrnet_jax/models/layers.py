@@ -48,6 +48,28 @@ class Policy:
         return jnp.promote_types(self.dtype, jnp.float32)
 
 
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0); its gradient, 0 at 0 as PyTorch's, is read off the output.
+
+    So the input need not be kept, and the mask is a product: XLA CPU fuses products with their
+    neighbours, but not the comparison and selection of `jax.nn.relu`.
+    """
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x):
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y, gradient):
+    return (gradient * jnp.sign(y),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
+
+
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """Convolves [N, H, W, C] with [k, k, C, D], padding k // 2 on every side as PyTorch does.
 
@@ -133,14 +155,18 @@ def _upsample_axis(x: jax.Array, axis: int, factor: int) -> jax.Array:
     after = lax.concatenate(
         [lax.slice_in_dim(x, 1, n, axis=axis), lax.slice_in_dim(x, n - 1, n, axis=axis)], axis
     )
-    phases = []
-    for phase in range(factor):
-        # Where this output sample lies between its input sample and the neighbour.
-        offset = (phase + 0.5) / factor - 0.5
-        neighbour = before if offset < 0 else after
-        phases.append((1 - abs(offset)) * x + abs(offset) * neighbour)
-    shape = (*x.shape[:axis], n * factor, *x.shape[axis + 1 :])
-    return jnp.stack(phases, axis=axis + 1).reshape(shape)
+    # Where each of the `factor` output samples lies between its input sample and the neighbour.
+    offset = (np.arange(factor) + 0.5) / factor - 0.5
+    shape = [1] * (x.ndim + 1)
+    shape[axis + 1] = factor
+
+    def weighted(x, weights):
+        return jnp.expand_dims(x, axis + 1) * jnp.asarray(weights.reshape(shape), x.dtype)
+
+    # All samples at once: one product per factor would multiply the operations to compile.
+    y = weighted(x, 1 - np.abs(offset))
+    y += weighted(before, np.maximum(-offset, 0)) + weighted(after, np.maximum(offset, 0))
+    return y.reshape(*x.shape[:axis], n * factor, *x.shape[axis + 1 :])
 
 
 @functools.lru_cache(maxsize=256)
@@ -317,7 +343,7 @@ class ConvBN(nn.Module):
         )
         bn = BatchNorm(self.features, self.policy, name="bn")
         y = bn(conv(x)) if train else conv(x, *bn.affine())
-        return nn.relu(y) if self.relu else y
+        return relu(y) if self.relu else y
 
 
 class BasicBlock(nn.Module):
@@ -331,7 +357,7 @@ class BasicBlock(nn.Module):
         conv = functools.partial(ConvBN, self.features, 3, policy=self.policy)
         y = conv(name="conv1")(x, train=train)
         y = conv(relu=False, name="conv2")(y, train=train)
-        return nn.relu(y + x)
+        return relu(y + x)
 
 
 class Bottleneck(nn.Module):
@@ -349,4 +375,4 @@ class Bottleneck(nn.Module):
         y = conv(features, relu=False, name="conv3")(y, train=train)
         if x.shape[-1] != features:
             x = conv(features, relu=False, name="downsample")(x, train=train)
-        return nn.relu(y + x)
+        return relu(y + x)

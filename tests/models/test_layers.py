@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hrnet_jax.models import layers
-from hrnet_jax.models.layers import BatchNorm, Conv, ConvBN, Policy, resize
+from hrnet_jax.models.layers import BatchNorm, Conv, ConvBN, Policy, relu, resize
 
 
 def _row(values):
@@ -143,3 +143,11 @@ def test_initial_kernels_and_biases():
     assert 0.9 * bound < np.abs(kaiming["bias"]).max() <= bound
     normal = Conv(128, 3, policy=Policy(init="normal")).init(jax.random.key(0), x)["params"]
     assert np.std(normal["kernel"]) == pytest.approx(0.001, rel=0.02)
+
+
+def test_relu_and_its_gradient():
+    values, gradient = jax.value_and_grad(lambda x: relu(x) @ jnp.asarray([2.0, 3, 5, 7]))(
+        jnp.asarray([-1.0, 0, 0.5, 4])
+    )
+    assert values == 0.5 * 5 + 4 * 7
+    np.testing.assert_array_equal(gradient, [0, 0, 5, 7])

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -287,11 +288,14 @@ def make_model(config: ConfigDict, num_classes: int) -> HRNetModel:
 
 
 def load_initial_variables(config: ConfigDict, model: HRNetModel) -> Any | None:
-    """The variables of `config.init_from`, or None for random ones.
+    """The variables to start from if `config.init_from` is set, else None.
+
+    Any head will do, ImageNet's too: the file has to have the whole backbone, and those arrays of
+    the head that fit, by name and shape, are taken over. The log names what stays random.
 
     Raises:
       FileNotFoundError: if there is no such file or folder.
-      ValueError: if the weights are not those of this very network.
+      ValueError: if an array of the backbone is missing, superfluous or of another shape.
     """
     path = config.init_from
     if not path:
@@ -301,24 +305,33 @@ def load_initial_variables(config: ConfigDict, model: HRNetModel) -> Any | None:
     if epath.Path(path).is_dir():
         variables = checkpointing.load_checkpoint(path).variables
     else:
-        _, variables = torch_weights.from_torch(path, align_corners=model.align_corners)
-    wanted = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    shapes = [
-        {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (wanted, variables)
-    ]
-    differing = sorted(
-        key
-        for key in shapes[0].keys() | shapes[1].keys()
-        if shapes[0].get(key) != shapes[1].get(key)
-    )
-    if differing:
+        _, variables = torch_weights.from_torch(path)
+    fresh = model.init(jax.random.key(config.seed), jnp.zeros((1, 64, 64, 3)))
+    fresh, given = (traverse_util.flatten_dict(tree, sep="/") for tree in (fresh, variables))
+    fitting = {k for k in fresh.keys() & given.keys() if fresh[k].shape == given[k].shape}
+    in_backbone = {k for k in fresh.keys() | given.keys() if k.split("/")[1] == "backbone"}
+    if wrong := sorted(in_backbone - fitting):
         raise ValueError(
-            f"config.init_from={path!r} does not fit {config.variant!r} with head {config.head!r}"
-            f" and {model.num_classes} classes; {len(differing)} arrays differ, such as"
-            f" {differing[:4]}"
+            f"config.init_from={path!r} does not fit the backbone of {config.variant!r} with head"
+            f" {config.head!r}: {len(wrong)} arrays are missing, superfluous or of another shape,"
+            f" such as {wrong[:4]}"
         )
-    return variables
+    parts = [
+        sorted({"/".join(k.split("/")[1:3]) for k in keys - fitting}) or ["nothing"]
+        for keys in (fresh.keys(), given.keys())
+    ]
+    logger.info(
+        "starting from %s: %d of %d arrays, the whole backbone; random: %s; left out: %s",
+        path,
+        len(fitting),
+        len(fresh),
+        *(", ".join(names) for names in parts),
+    )
+    merged = {
+        k: jnp.asarray(given[k], value.dtype) if k in fitting else value
+        for k, value in fresh.items()
+    }
+    return traverse_util.unflatten_dict(merged, sep="/")
 
 
 def make_metadata(config: ConfigDict, model: HRNetModel, source: Source) -> dict[str, Any]:

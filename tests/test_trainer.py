@@ -4,14 +4,15 @@ import json
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import hrnet_jax
 from configs import camvid, common, fake_data
-from hrnet_jax import checkpointing, sharding, trainer
+from hrnet_jax import checkpointing, sharding, torch_files, torch_weights, trainer
 from hrnet_jax.data import synthetic
-from hrnet_jax.models import variants
+from hrnet_jax.models import create_model, variants
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +115,35 @@ def test_run_resume_and_load(tmp_path, streets, quick, caplog, monkeypatch):
     with pytest.raises(ValueError, match=r"optimizer.momentum: 0.9 there, 0.8 now"):
         trainer.train(_config(streets, **{"optimizer.momentum": 0.8}), str(tmp_path / "whole"))
 
-    # And its weights can start another run, but only of the same network.
+    # And its weights can start another run.
     start = {"init_from": str(tmp_path / "whole")}
     started = trainer.load_initial_variables(_config(streets, **start), _tiny_model(19))
     _equal(started, checkpoint.variables)
-    with pytest.raises(ValueError, match=r"does not fit 'tiny'.*7 classes; 2 arrays differ"):
-        trainer.load_initial_variables(_config(streets, **start), _tiny_model(7))
+    with caplog.at_level("INFO"):
+        started = trainer.load_initial_variables(_config(streets, **start), _tiny_model(7))
+    assert "random: head/classifier; left out: head/classifier" in caplog.text
+    old, new = checkpoint.variables["params"], started["params"]
+    _equal(new["backbone"], old["backbone"])
+    _equal(new["head"]["hidden"], old["head"]["hidden"])
+    assert new["head"]["classifier"]["kernel"].shape == (1, 1, 60, 7)
+    wide = trainer.make_model(_config("x", variant="w18_small_v1"), 7)
+    with pytest.raises(ValueError, match=r"does not fit the backbone.*batch_stats/backbone/"):
+        trainer.load_initial_variables(_config(streets, **start), wide)
     with pytest.raises(FileNotFoundError, match="no such file"):
         trainer.load_initial_variables(_config(streets, init_from="/none"), _tiny_model(7))
+
+
+def test_imagenet_weights_start_a_segmentation_network(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "hrnet_jax")
+    imagenet = create_model("w18_small_v1", 1000, "classification")
+    variables = imagenet.init(jax.random.key(7), jnp.zeros((1, 64, 64, 3)))
+    path = tmp_path / "imagenet.pth"
+    torch_files.write_tensors(path, torch_weights.to_torch(imagenet, variables))
+    config = _config("x", variant="w18_small_v1", init_from=str(path))
+    started = trainer.load_initial_variables(config, trainer.make_model(config, 19))
+    for collection in ("params", "batch_stats"):
+        _equal(started[collection]["backbone"], variables[collection]["backbone"])
+    assert "random: head/classifier, head/hidden; left out: head/classifier, head/" in caplog.text
 
 
 def _tiny_model(num_classes):

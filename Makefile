@@ -39,7 +39,7 @@ demo: $(VENV)/installed
 	@echo "  overlays/      best and worst images"
 
 test: $(VENV)/installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

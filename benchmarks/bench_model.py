@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 import hrnet_jax
 from hrnet_jax import losses, optim, sharding
@@ -197,6 +197,7 @@ def main(argv: list[str]) -> None:
     unknown = sorted(set(_ONLY.value) - set(WORKS))
     if unknown:
         raise app.UsageError(f"--only: unknown {unknown}; known: {list(WORKS)}")
+    logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_platforms", "cpu")
     # Compiling is timed: no result of an earlier run may stand in for it.
     jax.config.update("jax_enable_compilation_cache", False)

@@ -10,8 +10,9 @@ import atexit
 import os
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -94,21 +95,14 @@ def train_dataset(
             the file's name in the message; `iterate` makes plain ValueErrors of them.
     """
     crop_size = tuple(int(c) for c in crop_size)
-    local_batch = _local_batch(batch_size, process_index, process_count)
     _check_augmentation(crop_size, scale_min, scale_max, scale_step, brightness)
     if not source.has_labels:
         raise ValueError(f"split {source.split!r} of {source.name!r} has no labels to train on")
-    if start_step < 0:
-        raise ValueError(f"start_step must be 0 or more, got {start_step}")
-    if not 0 <= seed < 2**32:
-        # The shuffle uses the low 32 bits only.
-        raise ValueError(f"seed must be in 0..2**32 - 1, got {seed}")
-    first_slot = process_index * local_batch
 
-    def load(index: np.ndarray, global_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        image, label = decode.read_train_ids(source, int(index))
+    def load(index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        image, label = decode.read_train_ids(source, index)
         view = transforms.sample_view(
-            sample_rng(seed, int(global_index)),
+            rng,
             label.shape,
             crop_size=crop_size,
             scale_min=scale_min,
@@ -119,15 +113,62 @@ def train_dataset(
         )
         return transforms.apply_view(image, label, view, crop_size)
 
+    return sample_dataset(
+        load,
+        {"image": ((*crop_size, 3), tf.uint8), "label": (crop_size, tf.uint8)},
+        num_samples=len(source),
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start_step,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def sample_dataset(
+    load: Callable[[int, np.random.Generator], tuple[np.ndarray, ...]],
+    elements: Mapping[str, tuple[tuple[int, ...], tf.DType]],
+    *,
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    process_index: int,
+    process_count: int,
+) -> tf.data.Dataset:
+    """Batches without end of what `load` makes of a sample, in the order described above.
+
+    Args:
+        load: gives the arrays of a sample, from its number and the random numbers of its place;
+            called from several threads.
+        elements: name -> (shape, type) of each of these arrays.
+        num_samples: in the source.
+        batch_size: over all processes; the other arguments are those of `train_dataset`.
+
+    Raises:
+        ValueError: for arguments that make no sense.
+    """
+    local_batch = _local_batch(batch_size, process_index, process_count)
+    if start_step < 0:
+        raise ValueError(f"start_step must be 0 or more, got {start_step}")
+    if not 0 <= seed < 2**32:
+        # The shuffle uses the low 32 bits only.
+        raise ValueError(f"seed must be in 0..2**32 - 1, got {seed}")
+    first_slot = process_index * local_batch
+    types = tuple(dtype for _, dtype in elements.values())
+
+    def load_place(index: np.ndarray, global_index: np.ndarray) -> tuple[np.ndarray, ...]:
+        return load(int(index), sample_rng(seed, int(global_index)))
+
     @tf.autograph.experimental.do_not_convert
     def example(local_index: tf.Tensor) -> dict[str, tf.Tensor]:
         step = start_step + local_index // local_batch
         global_index = step * batch_size + first_slot + local_index % local_batch
-        index = sample_order(len(source), seed, global_index)
-        image, label = tf.numpy_function(load, [index, global_index], (tf.uint8, tf.uint8))
+        index = sample_order(num_samples, seed, global_index)
+        arrays = tf.numpy_function(load_place, [index, global_index], types)
         return {
-            "image": tf.ensure_shape(image, (*crop_size, 3)),
-            "label": tf.ensure_shape(label, crop_size),
+            name: tf.ensure_shape(array, shape)
+            for (name, (shape, _)), array in zip(elements.items(), arrays, strict=True)
         }
 
     dataset = tf.data.Dataset.counter()
@@ -159,19 +200,30 @@ def eval_batches(
     Raises:
         ValueError, FileNotFoundError: naming the file that is missing or not sound.
     """
+    plan = [
+        (size, rows)
+        for size, members in sorted_by_size(source).items()
+        for rows in batch_rows(members, batch_size, process_index, process_count)
+    ]
+    batches = read_ahead([rows for _, rows in plan], lambda i: decode.read_train_ids(source, i))
+    for (size, rows), samples in zip(plan, batches, strict=True):
+        yield _collect(samples, size, rows)
+
+
+def batch_rows(
+    members: Sequence[int], batch_size: int, process_index: int, process_count: int
+) -> list[list[int]]:
+    """The samples of this process in each batch of `members`; -1 fills the last one up.
+
+    Raises:
+        ValueError: if the batch does not divide among the processes.
+    """
     local_batch = _local_batch(batch_size, process_index, process_count)
-    plan = []
-    for size, members in sorted_by_size(source).items():
-        for start in range(0, len(members), batch_size):
-            rows = members[start : start + batch_size] + [-1] * batch_size
-            first = process_index * local_batch
-            plan.append((size, rows[first : first + local_batch]))
-    with ThreadPoolExecutor(_threads()) as pool:
-        # One batch is read ahead while the caller works on the one before.
-        ahead = [_submit(pool, source, rows) for _, rows in plan[:1]]
-        for k, (size, rows) in enumerate(plan):
-            ahead += [_submit(pool, source, rows) for _, rows in plan[k + 1 : k + 2]]
-            yield _collect(ahead.pop(0), size, rows)
+    first = process_index * local_batch
+    return [
+        [*members[start : start + batch_size], *[-1] * batch_size][first : first + local_batch]
+        for start in range(0, len(members), batch_size)
+    ]
 
 
 def sorted_by_size(source: Source) -> dict[tuple[int, int], list[int]]:
@@ -228,20 +280,32 @@ def _iterate(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
     raise (FileNotFoundError if cause[1] == "FileNotFoundError" else ValueError)(cause[2])
 
 
-def _submit(pool: ThreadPoolExecutor, source: Source, rows: list[int]) -> list:
-    return [None if i < 0 else pool.submit(decode.read_train_ids, source, i) for i in rows]
+def read_ahead(batches: Sequence[list[int]], read: Callable[[int], Any]) -> Iterator[list]:
+    """What `read` gives of the samples of each batch, None for -1.
+
+    Threads read one batch ahead while the caller works on the one before.
+    """
+
+    def submit(rows: list[int]) -> list:
+        return [None if i < 0 else pool.submit(read, i) for i in rows]
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        ahead = [submit(rows) for rows in batches[:1]]
+        for k in range(len(batches)):
+            ahead += [submit(rows) for rows in batches[k + 1 : k + 2]]
+            yield [future and future.result() for future in ahead.pop(0)]
 
 
-def _collect(futures: list, size: tuple[int, int], rows: list[int]) -> dict[str, np.ndarray]:
+def _collect(samples: list, size: tuple[int, int], rows: list[int]) -> dict[str, np.ndarray]:
     batch = {
         "image": np.zeros((len(rows), *size, 3), np.uint8),
         "label": np.full((len(rows), *size), IGNORE_LABEL, np.uint8),
         "valid_mask": np.array([i >= 0 for i in rows]),
         "index": np.array(rows, np.int32),
     }
-    for k, future in enumerate(futures):
-        if future is not None:
-            image, label = future.result()
+    for k, sample in enumerate(samples):
+        if sample is not None:
+            image, label = sample
             batch["image"][k] = image
             if label is not None:
                 batch["label"][k] = label

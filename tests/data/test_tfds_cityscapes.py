@@ -92,7 +92,7 @@ def test_says_how_to_prepare(tmp_path):
 
 def test_damaged_shards_are_named(prepared):
     source = open_source("tfds_cityscapes", root=prepared, split="val")
-    path = source.records.paths[0]
+    path = source.records.shards.paths[0]
     with open(path, "rb") as file:
         data = file.read()
     try:

@@ -75,6 +75,10 @@ def get_config() -> ConfigDict:
     data.scale_step = 0.1  # 0: uniform between min and max
     data.flip = True
     data.brightness = 0  # largest shift of the pixel values, 0..255
+    # Of whole images with one class (head="classification"), instead of scale and brightness:
+    data.area_min = 0.08  # smallest share of the image in a crop
+    data.aspect_max = 4 / 3  # most elongated crop
+    data.eval_short_side = 256  # images are resized to it, then their centre is cropped
 
     config.model = model = ConfigDict()
     model.dtype = "float32"  # of the arithmetic; parameters and statistics are float32 or float64
@@ -87,7 +91,11 @@ def get_config() -> ConfigDict:
     optimizer.learning_rate = 0.01
     optimizer.momentum = 0.9
     optimizer.weight_decay = 5e-4  # on all parameters, biases and BatchNorm included
+    optimizer.nesterov = False
+    optimizer.schedule = "poly"  # or "staircase"
     optimizer.poly_power = 0.9
+    optimizer.drop_epochs = (30, 60, 90)  # of the staircase: where the learning rate drops
+    optimizer.drop_factor = 0.1
     optimizer.warmup_steps = 0
     optimizer.accumulate = 1  # the batch is computed in this many parts, one after the other
     optimizer.ema_decay = 0.0  # 0: no moving average of the weights

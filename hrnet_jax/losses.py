@@ -96,9 +96,11 @@ def segmentation_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Loss of a model's outputs, whose logits are resized bilinearly to the labels' size first.
 
+    Logits [N, C] of whole images have nothing to be resized.
+
     Args:
       outputs: "logits" [N, h, w, C], and "aux_logits" of the same shape where the model has them.
-      labels: [N, H, W] integers.
+      labels: [N, H, W] integers, or [N].
       loss_function: maps logits [N, H, W, C] and labels to a scalar.
       align_corners: the model's own way to resize.
       aux_weight: weight of the auxiliary logits' loss; the official OCR recipe's 0.4.
@@ -106,6 +108,8 @@ def segmentation_loss(
     Returns:
       The loss and the main logits at the labels' size, [N, H, W, C].
     """
+    if labels.ndim == 1:
+        return loss_function(outputs["logits"], labels), outputs["logits"]
     size = labels.shape[1:3]
     logits = resize(outputs["logits"], size, align_corners=align_corners)
     loss = loss_function(logits, labels)

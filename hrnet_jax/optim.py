@@ -1,4 +1,6 @@
-"""The official optimiser: SGD with momentum, weight decay on everything, poly learning rate."""
+"""The official optimisers: SGD with momentum, weight decay on everything, and their schedules."""
+
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import optax
@@ -14,21 +16,60 @@ def poly_schedule(
     Raises:
       ValueError: if `num_steps` is below 1 or `warmup_steps` not in [0, num_steps].
     """
+    _check_steps(num_steps, warmup_steps)
+
+    def schedule(step):
+        step = jnp.asarray(step, float)  # float64 where JAX may use it, float32 otherwise
+        rate = learning_rate * (1 - jnp.minimum(step, num_steps) / num_steps) ** power
+        return rate * _warmup(step, warmup_steps)
+
+    return schedule
+
+
+def staircase_schedule(
+    learning_rate: float,
+    num_steps: int,
+    *,
+    drops: Sequence[int],
+    factor: float = 0.1,
+    warmup_steps: int = 0,
+) -> optax.Schedule:
+    """learning_rate * factor ** (number of `drops` that are not after this step).
+
+    The official ImageNet code's, with drops in steps; warm-up as with `poly_schedule`.
+
+    Raises:
+      ValueError: as `poly_schedule`, and if the drops are not in ascending order.
+    """
+    _check_steps(num_steps, warmup_steps)
+    if list(drops) != sorted(drops) or any(d < 0 for d in drops):
+        raise ValueError(f"the learning rate's drops must be in ascending order, got {drops}")
+
+    def schedule(step):
+        dropped = sum((jnp.where(step >= drop, 1, 0) for drop in drops), jnp.zeros((), int))
+        step = jnp.asarray(step, float)
+        return learning_rate * jnp.asarray(factor, float) ** dropped * _warmup(step, warmup_steps)
+
+    return schedule
+
+
+def _check_steps(num_steps: int, warmup_steps: int) -> None:
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     if not 0 <= warmup_steps <= num_steps:
         raise ValueError(f"warmup_steps must be in [0, {num_steps}], got {warmup_steps}")
 
-    def schedule(step):
-        step = jnp.asarray(step, float)  # float64 where JAX may use it, float32 otherwise
-        rate = learning_rate * (1 - jnp.minimum(step, num_steps) / num_steps) ** power
-        return rate * jnp.minimum(1, (step + 1) / warmup_steps) if warmup_steps else rate
 
-    return schedule
+def _warmup(step, warmup_steps: int):
+    return jnp.minimum(1, (step + 1) / warmup_steps) if warmup_steps else 1
 
 
 def make_optimizer(
-    schedule: optax.Schedule, *, momentum: float = 0.9, weight_decay: float = 5e-4
+    schedule: optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    nesterov: bool = False,
 ) -> optax.GradientTransformation:
     """SGD as `torch.optim.SGD`: the decay is part of the gradient that momentum accumulates.
 
@@ -36,6 +77,6 @@ def make_optimizer(
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
-        optax.trace(decay=momentum),
+        optax.trace(decay=momentum, nesterov=nesterov),
         optax.scale_by_learning_rate(schedule),
     )

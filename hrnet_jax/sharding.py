@@ -71,13 +71,24 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     Arrays with a height (three dimensions or more) are split over both axes, per-image vectors
     over 'data'.
     """
-    per_image = NamedSharding(mesh, PartitionSpec("data"))
     return {
-        name: jax.make_array_from_process_local_data(
-            batch_sharding(mesh) if array.ndim >= 3 else per_image, array
-        )
+        name: jax.make_array_from_process_local_data(_sharding_of(array.ndim, mesh), array)
         for name, array in batch.items()
     }
+
+
+def abstract_batch(
+    arrays: Mapping[str, tuple[tuple[int, ...], Any]], mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """(global shape, dtype) -> what `place_batch` would give, for compiling ahead of time."""
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=_sharding_of(len(shape), mesh))
+        for name, (shape, dtype) in arrays.items()
+    }
+
+
+def _sharding_of(ndim: int, mesh: Mesh) -> NamedSharding:
+    return batch_sharding(mesh) if ndim >= 3 else NamedSharding(mesh, PartitionSpec("data"))
 
 
 # What the CPU backend hands to its library of fused kernels, see `compiler_options`.

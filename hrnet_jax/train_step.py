@@ -75,10 +75,12 @@ def make_train_step(
     accumulate: int = 1,
     unroll: bool = False,
     ema_decay: float = 0.0,
+    ignore_label: int = 255,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Builds the pure function (state, batch) -> (state, metrics).
 
-    The batch holds "image" uint8 [N, H, W, 3] and "label" [N, H, W] train ids. The metrics are the
+    The batch holds "image" uint8 [N, H, W, 3] and "label" [N, H, W] train ids, or [N] with the
+    head that classifies whole images. The metrics are the
     scalars loss, pixel_accuracy, grad_norm and learning_rate; the latter as used in this step.
 
     Args:
@@ -94,6 +96,7 @@ def make_train_step(
         slow inside a loop; elsewhere a loop compiles faster.
       ema_decay: decay of the moving averages, kept if the state has any. It is at most
         (1 + step) / (10 + step), so that the random initialisation is forgotten early.
+      ignore_label: what the accuracy leaves out, as the loss function does by itself.
     """
     dtype = model.policy.dtype
 
@@ -108,7 +111,7 @@ def make_train_step(
         loss, logits = losses.segmentation_loss(
             outputs, part["label"], loss_function, align_corners=model.align_corners
         )
-        accuracy = losses.pixel_accuracy(lax.stop_gradient(logits), part["label"])
+        accuracy = losses.pixel_accuracy(lax.stop_gradient(logits), part["label"], ignore_label)
         return loss, (updated["batch_stats"], {"loss": loss, "pixel_accuracy": accuracy})
 
     gradient_function = jax.grad(forward, has_aux=True)

@@ -4,6 +4,7 @@
 """
 
 import difflib
+import functools
 import json
 import logging
 import math
@@ -13,33 +14,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import hrnet_jax
-from hrnet_jax import checkpointing, evaluation, losses, optim, sharding, torch_weights, visualize
-from hrnet_jax.data import audit, open_source, pipeline, synthetic
+from hrnet_jax import checkpointing, losses, optim, sharding, torch_weights
+from hrnet_jax.data import IMAGE_SOURCES, SOURCES, pipeline, synthetic
 from hrnet_jax.data.source import Source
 from hrnet_jax.models import HEADS, HRNetModel, create_model, get_variant
 from hrnet_jax.progress import NonFiniteError, Pace, RunLog, duration
+from hrnet_jax.tasks import task_of
 from hrnet_jax.train_step import TrainState, create_state, make_train_step
 
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float64")
-LOSSES = ("cross_entropy", "ohem")
+SCHEDULES = ("poly", "staircase")
 # What may differ when a run is continued: none of these changes what is learnt.
 FREE_KEYS = (
     "log_every_steps", "checkpoint_every_steps", "compilation_cache", "init_from", "data.root",
-    "data.class_file", "data.eval_split", "mesh.data", "mesh.space", "eval.every_steps",
-    "eval.every_epochs", "eval.batch_size", "eval.num_images",
+    "data.class_file", "data.eval_split", "data.eval_short_side", "mesh.data", "mesh.space",
+    "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
 )  # fmt: skip
-# Labels counted before the first step; all files are checked by their headers in any case.
-AUDITED_IMAGES = 500
-NUM_PICTURES = 3
 BACKBONE_PARTS = (
     "stem", "layer1", "transition1", "stage2", "transition2", "stage3", "transition3", "stage4",
 )  # fmt: skip
@@ -72,7 +70,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     check_class_weights(config, train_source)
     steps_per_epoch = len(train_source) / config.batch_size
     num_steps = config.num_steps or max(1, int(config.num_epochs * steps_per_epoch))
-    schedule, optimizer = make_optimizer(config, num_steps)
+    schedule, optimizer = make_optimizer(config, num_steps, steps_per_epoch)
     model = make_model(config, classes.num_classes)
     initial = load_initial_variables(config, model)
     metadata = make_metadata(config, model, train_source)
@@ -82,7 +80,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     make_batches(config, train_source, start_step=0)
 
     log_setting(config, mesh, train_source, eval_source, num_steps)
-    logger.info("%s", audit.audit_labels(train_source, max_images=AUDITED_IMAGES).table())
+    logger.info("%s", task_of(config.head).audit(train_source))
 
     cache = sharding.use_compilation_cache(config.compilation_cache)
     state = make_state(config, model, optimizer, initial, mesh)
@@ -147,8 +145,16 @@ def check_config(config: ConfigDict) -> None:
       ValueError: naming the key, its value and what is allowed.
     """
     get_variant(config.variant)
-    check_choice("head", config.head, HEADS)
-    check_choice("loss.name", config.loss.name, LOSSES)
+    check_choice("head", config.head, tuple(HEADS))
+    task = task_of(config.head)
+    check_choice("data.name", config.data.name, ("fake", *SOURCES, *IMAGE_SOURCES))
+    if config.data.name not in task.sources:
+        raise ValueError(
+            f"config.data.name={config.data.name!r} has no labels for config.head={config.head!r};"
+            f" known for it: {sorted(task.sources)}"
+        )
+    check_choice("loss.name", config.loss.name, task.losses)
+    check_choice("optimizer.schedule", config.optimizer.schedule, SCHEDULES)
     check_choice("model.dtype", config.model.dtype, DTYPES)
     if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError("config.model.dtype='float64' needs the environment's JAX_ENABLE_X64=1")
@@ -163,6 +169,7 @@ def check_config(config: ConfigDict) -> None:
         ("optimizer.ema_decay", 0, 1),
         ("optimizer.weight_decay", 0, math.inf),
         ("optimizer.poly_power", 0, math.inf),
+        ("optimizer.drop_factor", 0, 1),
         ("loss.ohem_threshold", 0, 1),
         ("eval.every_steps", 0, math.inf),
         ("eval.every_epochs", 0, math.inf),
@@ -233,11 +240,9 @@ def with_fake_data(config: ConfigDict, workdir: str) -> ConfigDict:
 def open_sources(config: ConfigDict) -> tuple[Source, Source | None]:
     """The splits to train on and, unless `data.eval_split` is empty, to evaluate on."""
     data = config.data
+    task = task_of(config.head)
     opened = [
-        open_source(data.name, root=data.root, split=split, class_file=data.class_file)
-        if split
-        else None
-        for split in (data.train_split, data.eval_split)
+        task.open(config, split) if split else None for split in (data.train_split, data.eval_split)
     ]
     if opened[0] is None:
         raise ValueError("config.data.train_split is empty")
@@ -245,6 +250,13 @@ def open_sources(config: ConfigDict) -> tuple[Source, Source | None]:
         raise ValueError(
             f"config.data.eval_split={data.eval_split!r} has no labels to evaluate against;"
             " set it to '' to train without evaluation"
+        )
+    if opened[1] is not None and opened[1].classes != opened[0].classes:
+        names = [set(source.classes.names) for source in opened]
+        raise ValueError(
+            f"{data.train_split!r} and {data.eval_split!r} of {data.root} have different classes:"
+            f" only the first has {sorted(names[0] - names[1])[:5]}, only the second"
+            f" {sorted(names[1] - names[0])[:5]}"
         )
     return opened[0], opened[1]
 
@@ -261,17 +273,27 @@ def check_class_weights(config: ConfigDict, source: Source) -> None:
         )
 
 
-def make_optimizer(config: ConfigDict, num_steps: int):
+def make_optimizer(config: ConfigDict, num_steps: int, steps_per_epoch: float):
     """The schedule and the optimizer with it."""
     optimizer = config.optimizer
-    schedule = optim.poly_schedule(
-        optimizer.learning_rate,
-        num_steps,
-        power=optimizer.poly_power,
-        warmup_steps=optimizer.warmup_steps,
-    )
+    rate, warmup_steps = optimizer.learning_rate, optimizer.warmup_steps
+    if optimizer.schedule == "staircase":
+        schedule = optim.staircase_schedule(
+            rate,
+            num_steps,
+            drops=[round(epoch * steps_per_epoch) for epoch in optimizer.drop_epochs],
+            factor=optimizer.drop_factor,
+            warmup_steps=warmup_steps,
+        )
+    else:
+        schedule = optim.poly_schedule(
+            rate, num_steps, power=optimizer.poly_power, warmup_steps=warmup_steps
+        )
     return schedule, optim.make_optimizer(
-        schedule, momentum=optimizer.momentum, weight_decay=optimizer.weight_decay
+        schedule,
+        momentum=optimizer.momentum,
+        weight_decay=optimizer.weight_decay,
+        nesterov=optimizer.nesterov,
     )
 
 
@@ -380,22 +402,7 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def make_batches(config: ConfigDict, source: Source, start_step: int) -> Iterator[dict]:
-    data = config.data
-    dataset = pipeline.train_dataset(
-        source,
-        batch_size=config.batch_size,
-        crop_size=tuple(data.crop_size),
-        seed=config.seed,
-        start_step=start_step,
-        scale_min=data.scale_min,
-        scale_max=data.scale_max,
-        scale_step=data.scale_step,
-        flip=data.flip,
-        brightness=data.brightness,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    return pipeline.iterate(dataset)
+    return pipeline.iterate(task_of(config.head).dataset(config, source, start_step))
 
 
 def log_setting(config, mesh: Mesh, train_source, eval_source, num_steps: int) -> None:
@@ -479,13 +486,17 @@ def compile_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainSta
         accumulate=config.optimizer.accumulate,
         unroll=jax.default_backend() == "cpu",
         ema_decay=config.optimizer.ema_decay,
+        ignore_label=task_of(config.head).ignore_label,
     )
-    batch_sharding = sharding.batch_sharding(mesh)
-    shape = (config.batch_size, *config.data.crop_size)
-    batch = {
-        "image": jax.ShapeDtypeStruct((*shape, 3), jnp.uint8, sharding=batch_sharding),
-        "label": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding),
-    }
+    label_shape, label_type = task_of(config.head).label_shape(config)
+    image_shape = (config.batch_size, *config.data.crop_size, 3)
+    batch = sharding.abstract_batch(
+        {
+            "image": (image_shape, jnp.uint8),
+            "label": ((config.batch_size, *label_shape), label_type),
+        },
+        mesh,
+    )
     jitted = jax.jit(
         step,
         donate_argnums=0,
@@ -496,59 +507,32 @@ def compile_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainSta
 
 
 def make_loss(config: ConfigDict) -> losses.LossFunction:
-    weights = config.loss.class_weights
+    common = {
+        "ignore_label": task_of(config.head).ignore_label,
+        "class_weights": config.loss.class_weights,
+    }
     if config.loss.name == "cross_entropy":
-        return lambda logits, labels: losses.cross_entropy(logits, labels, class_weights=weights)
-    return lambda logits, labels: losses.ohem_cross_entropy(
-        logits,
-        labels,
-        config.loss.ohem_threshold,
-        config.loss.ohem_min_kept,
-        class_weights=weights,
+        return functools.partial(losses.cross_entropy, **common)
+    return functools.partial(
+        losses.ohem_cross_entropy,
+        threshold=config.loss.ohem_threshold,
+        min_kept=config.loss.ohem_min_kept,
+        **common,
     )
 
 
-def evaluate(config, model, state: TrainState, source: Source, mesh: Mesh, log: RunLog) -> float:
-    """Evaluates the weights that a checkpoint of this state would give; returns the mIoU."""
+def evaluate(config, model, state: TrainState, source, mesh: Mesh, log: RunLog) -> float:
+    """Scores the weights that a checkpoint of this state would give; the more the better."""
     step = int(state.step)
     variables = state.ema or {"params": state.params, "batch_stats": state.batch_stats}
-    pictures = []
-
-    def keep_pictures(batch, predictions):
-        for row in np.flatnonzero(batch["valid_mask"]):
-            if len(pictures) < NUM_PICTURES:
-                pictures.append(
-                    visualize.panel(
-                        batch["image"][row],
-                        batch["label"][row],
-                        predictions[row],
-                        source.classes,
-                        columns=3,
-                    )
-                )
-
-    result = evaluation.evaluate(
-        model,
-        variables,
-        source,
-        batch_size=config.eval.batch_size,
-        mesh=mesh,
-        max_images=config.eval.num_images,
-        on_batch=keep_pictures,
-    )
-    figures = {k: v for k, v in result.figures.items() if isinstance(v, float)}
-    figures["seconds"] = result.seconds
-    log.scalars(step, figures, prefix="eval")
-    log.pictures(step, pictures)
-    miou = result.figures["miou"]
+    result = task_of(config.head).evaluate(config, model, variables, source, mesh)
+    log.scalars(step, result.figures, prefix="eval")
+    log.pictures(step, list(result.pictures))
     logger.info(
-        "evaluated %s after step %d: mIoU %.4f, pixel accuracy %.4f (%d images, %.1f images/s)%s",
+        "evaluated %s after step %d: %s%s",
         source.split,
         step,
-        miou,
-        result.figures["pixel_accuracy"],
-        len(result.ids),
-        len(result.ids) / result.seconds,
+        result.summary,
         " with averaged weights" if state.ema is not None else "",
     )
-    return miou
+    return result.score

@@ -8,7 +8,7 @@ from configs import common
 from hrnet_jax import trainer
 from hrnet_jax.models import VARIANTS
 
-NAMES = ("cityscapes", "camvid", "demo", "fake_data")
+NAMES = ("cityscapes", "camvid", "imagenet", "demo", "fake_data")
 
 
 def _get(name, arg=None):
@@ -23,7 +23,8 @@ def test_every_config_takes_variant_and_runlocal(name):
         config = _get(name, f"variant={variant},runlocal")
         assert config.variant == variant
         trainer.check_config(config)
-        assert config.num_steps * config.batch_size <= 100
+        pixels = config.data.crop_size[0] * config.data.crop_size[1]
+        assert config.num_steps * config.batch_size * pixels <= 100 * 128 * 256
     assert set(trainer.flatten(full.to_dict())) == set(
         trainer.flatten(common.get_config().to_dict())
     )
@@ -67,3 +68,15 @@ def test_scratch_differs_as_documented():
 def test_bad_arguments(arg, message):
     with pytest.raises(ValueError, match=message):
         _get("camvid", arg)
+
+
+def test_official_imagenet_recipe():
+    config = _get("imagenet")
+    assert (config.head, config.batch_size, config.num_epochs) == ("classification", 256, 100)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.momentum, optimizer.nesterov) == (0.1, 0.9, True)
+    assert (optimizer.weight_decay, optimizer.schedule) == (1e-4, "staircase")
+    assert (optimizer.drop_epochs, optimizer.drop_factor) == ((30, 60, 90), 0.1)
+    data = config.data
+    assert (data.crop_size, data.flip, data.eval_short_side) == ((224, 224), True, 256)
+    assert (data.area_min, data.aspect_max) == (0.08, 4 / 3)

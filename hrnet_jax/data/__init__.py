@@ -5,11 +5,22 @@ Importing this package does not import TensorFlow; `pipeline`, `decode` and `aud
 
 from pathlib import Path
 
+from hrnet_jax.data.image_folder import ImageSource, open_image_folder
 from hrnet_jax.data.source import IGNORE_LABEL, Classes, Source
 
-__all__ = ["IGNORE_LABEL", "SOURCES", "Classes", "Source", "open_source"]
+__all__ = [
+    "IGNORE_LABEL",
+    "IMAGE_SOURCES",
+    "SOURCES",
+    "Classes",
+    "Source",
+    "open_images",
+    "open_source",
+]
 
 SOURCES = ("cityscapes", "camvid", "folder", "tfds_cityscapes")
+# Of images with one class each.
+IMAGE_SOURCES = ("image_folder", "tfds_imagenet")
 
 
 def open_source(name: str, *, root: str | Path, split: str, class_file: str = "") -> Source:
@@ -47,3 +58,26 @@ def open_source(name: str, *, root: str | Path, split: str, class_file: str = ""
     from hrnet_jax.data.tfds_cityscapes import open_tfds_cityscapes
 
     return open_tfds_cityscapes(root, split)
+
+
+def open_images(name: str, *, root: str | Path, split: str) -> ImageSource:
+    """One split of a set of images with one class each.
+
+    Args:
+        name: one of IMAGE_SOURCES.
+        root: the data set's folder; for tfds_imagenet the TFDS data_dir.
+        split: e.g. "train".
+
+    Raises:
+        FileNotFoundError: if the files are not where the set's layout has them.
+        ValueError: for unknown names and splits, or a class without images.
+    """
+    if name not in IMAGE_SOURCES:
+        raise ValueError(f"unknown set of images {name!r}; known: {IMAGE_SOURCES}")
+    if not str(root):
+        raise ValueError(f"data set {name!r} needs its folder: --config.data.root=DIR")
+    if name == "image_folder":
+        return open_image_folder(root, split)
+    from hrnet_jax.data.tfds_imagenet import open_tfds_imagenet
+
+    return open_tfds_imagenet(root, split)

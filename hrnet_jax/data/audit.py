@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hrnet_jax.data import decode, headers
-from hrnet_jax.data.source import IGNORE_LABEL, UNKNOWN_LABEL, Classes, Source
+from hrnet_jax.data.source import IGNORE_LABEL, UNKNOWN_LABEL, Source
 
 _EXAMPLES = 3
 
@@ -86,22 +86,24 @@ def audit_labels(source: Source, *, max_images: int = 0, progress: bool = True) 
         raise ValueError(f"max_images must be 0 (all) or more, got {max_images}")
     if source.image_paths:
         check = lambda index: check_headers(source, index)  # noqa: E731
-        for _ in _map(check, range(len(source)), "checking files", progress):
+        for _ in parallel(check, range(len(source)), "checking files", progress):
             pass
     chosen = range(len(source))
     if 0 < max_images < len(source):
         chosen = [i * len(source) // max_images for i in range(max_images)]
     histogram = np.zeros(256, np.int64)  # of raw ids
     presence = np.zeros(256, np.int64)
+    images = np.zeros(source.classes.num_classes, np.int64)
     examples: dict[int, list[str]] = {}
     count = lambda index: (index, count_ids(source, index))  # noqa: E731
-    for index, ids in _map(count, chosen, "counting labels", progress):
+    for index, ids in parallel(count, chosen, "counting labels", progress):
         histogram += ids
         presence += ids > 0
+        images += count_classes(source, ids) > 0
         for i in np.flatnonzero(ids):
             if len(files := examples.setdefault(int(i), [])) < _EXAMPLES:
                 files.append(source.label_name(index))
-    return _judge(source, histogram, presence, examples, len(chosen))
+    return _judge(source, histogram, presence, images, examples, len(chosen))
 
 
 def check_headers(source: Source, index: int) -> None:
@@ -122,19 +124,25 @@ def check_headers(source: Source, index: int) -> None:
 
 def count_ids(source: Source, index: int) -> np.ndarray:
     """Pixels of each raw id in one label, int64 [256]."""
-    label = decode.decode_label(source.read_label(index), source.label_name(index))
-    return np.bincount(label.ravel(), minlength=256)
+    return np.bincount(decode.read_label(source, index).ravel(), minlength=256)
+
+
+def count_classes(source: Source, ids: np.ndarray) -> np.ndarray:
+    """Pixels of each class, int64 [num_classes], from those of each raw id."""
+    counts = np.zeros(256, np.int64)
+    np.add.at(counts, source.lookup(), ids)
+    return counts[: source.classes.num_classes]
 
 
 def _judge(
     source: Source,
     histogram: np.ndarray,
     presence: np.ndarray,
+    images: np.ndarray,
     examples: dict[int, list[str]],
     num_counted: int,
 ) -> LabelAudit:
-    classes: Classes = source.classes
-    train_ids = classes.lookup()
+    train_ids = source.lookup()
     if unknown := [i for i in sorted(examples) if train_ids[i] == UNKNOWN_LABEL]:
         found = "\n".join(
             f"  id {i}: {histogram[i]} pixels in {presence[i]} images, e.g. {examples[i]}"
@@ -142,29 +150,28 @@ def _judge(
         )
         raise ValueError(
             f"labels of {source.name!r}, split {source.split!r}, hold ids which the class list "
-            f"does not know:\n{found}\nknown: {sorted(classes.label_ids)}, ignored: "
-            f"{sorted({*classes.ignore_ids, IGNORE_LABEL})}. Are these labels of another kind (for "
-            "Cityscapes: labelIds), or is the class list incomplete?"
+            f"does not know:\n{found}\nknown: {decode.known_ids(source)}. Are these labels of "
+            "another kind (for Cityscapes: labelIds), or is the class list incomplete?"
         )
-    counts = histogram[list(classes.label_ids)]
+    counts = count_classes(source, histogram)
     ignored = histogram[train_ids == IGNORE_LABEL].sum()
     if not counts.sum():
         raise ValueError(
             f"all {ignored} pixels in {num_counted} labels of {source.name!r}, split "
             f"{source.split!r}, are ignored: there is nothing to learn or to score. Ids found: "
-            f"{sorted(examples)}; ids of classes: {sorted(classes.label_ids)}"
+            f"{sorted(examples)}; known: {decode.known_ids(source)}"
         )
     return LabelAudit(
-        names=classes.names,
+        names=source.classes.names,
         counts=counts,
-        images=presence[list(classes.label_ids)],
+        images=images,
         ignored=int(ignored),
         num_counted=num_counted,
         num_images=len(source),
     )
 
 
-def _map(function: Callable, items: Iterable[int], what: str, progress: bool) -> Iterator:
+def parallel(function: Callable, items: Iterable[int], what: str, progress: bool) -> Iterator:
     """Results in order, from threads (reading and decoding run outside the interpreter lock)."""
     items = list(items)
     threads = 2 * (os.cpu_count() or 1)

@@ -18,7 +18,10 @@ import numpy as np
 import tensorflow as tf
 
 from hrnet_jax.data import decode, headers, transforms
-from hrnet_jax.data.source import IGNORE_LABEL, Source
+from hrnet_jax.data.class_counts import class_counts
+from hrnet_jax.data.mixture import Mixture
+from hrnet_jax.data.order import NO_CLASS, Order, sample_order
+from hrnet_jax.data.source import IGNORE_LABEL, Sample, Source
 
 # TensorFlow waits for samples under way before it frees an iterator, and samples cannot finish once
 # the interpreter is shutting down: an iterator that is still alive by then hangs the program. So
@@ -32,31 +35,21 @@ def _close_iterators() -> None:
         batches.close()
 
 
-def sample_order(num_samples: int, seed: int, global_index: tf.Tensor) -> tf.Tensor:
-    """Which sample comes at each place of the endless sequence.
+def sample_rng(seed: int, global_index: int, stream: int = 0) -> np.random.Generator:
+    """The random numbers of one place of the sequence: counter-based, so without a history.
 
     Args:
-        num_samples: of the source, n.
         seed: of the run.
-        global_index: int64 scalar, step * batch_size + slot.
-
-    Returns:
-        int64 scalar in 0 .. n - 1; the places k*n .. k*n + n - 1 hold each value once.
+        global_index: step * batch_size + slot.
+        stream: numbers of another one are independent.
     """
-    global_index = tf.cast(global_index, tf.int64)
-    epoch, position = global_index // num_samples, global_index % num_samples
-    seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
-    last = tf.constant(num_samples - 1, tf.int64)
-    return tf.random.experimental.index_shuffle(position, seeds, last)
-
-
-def sample_rng(seed: int, global_index: int) -> np.random.Generator:
-    """The random numbers of one place of the sequence: counter-based, so without a history."""
-    return np.random.Generator(np.random.Philox(key=[seed, global_index]))
+    return np.random.Generator(
+        np.random.Philox(key=[seed, global_index], counter=[0, 0, 0, stream])
+    )
 
 
 def train_dataset(
-    source: Source,
+    source: Source | Mixture,
     *,
     batch_size: int,
     crop_size: tuple[int, int],
@@ -69,6 +62,8 @@ def train_dataset(
     brightness: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    threads: int = 0,
+    prefetch: int = 2,
 ) -> tf.data.Dataset:
     """Augmented batches without end.
 
@@ -85,6 +80,8 @@ def train_dataset(
         brightness: add an integer in [-brightness, brightness] to all channels.
         process_index: of this process; it gets its contiguous slice of each batch.
         process_count: number of processes; must divide batch_size.
+        threads: that make samples; 0: one for each core.
+        prefetch: batches made ahead.
 
     Returns:
         Dataset of {"image": uint8 [b, *crop_size, 3], "label": uint8 [b, *crop_size]} with train
@@ -96,33 +93,75 @@ def train_dataset(
     """
     crop_size = tuple(int(c) for c in crop_size)
     _check_augmentation(crop_size, scale_min, scale_max, scale_step, brightness)
-    if not source.has_labels:
-        raise ValueError(f"split {source.split!r} of {source.name!r} has no labels to train on")
+    _check_seed(seed)
+    mixture = Mixture.of(source)
+    presence = [class_counts(s) > 0 for s in mixture.sources] if mixture.class_uniform else ()
+    order = Order(
+        [len(s) for s in mixture.sources],
+        seed,
+        weights=mixture.weights,
+        class_uniform=mixture.class_uniform,
+        presence=presence,
+    )
 
-    def load(index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        image, label = decode.read_train_ids(source, index)
+    def load(
+        which: np.ndarray, index: np.ndarray, focus: np.ndarray, global_index: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        source, index = mixture.sources[int(which)], int(index)
+        sample = decode.open_sample(source, index)
+        pixel = None
+        if focus != NO_CLASS:
+            pixel = _pixel_of(
+                sample, source, index, int(focus), sample_rng(seed, int(global_index), 1)
+            )
         view = transforms.sample_view(
-            rng,
-            label.shape,
+            sample_rng(seed, int(global_index)),
+            sample.size,
             crop_size=crop_size,
             scale_min=scale_min,
             scale_max=scale_max,
             scale_step=scale_step,
             flip=flip,
             brightness=brightness,
+            focus=pixel,
         )
-        return transforms.apply_view(image, label, view, crop_size)
+        window = transforms.window(view, sample.size, crop_size)
+        image, label = transforms.apply_view(
+            sample.image(window),
+            sample.label(window),
+            view,
+            crop_size,
+            size=sample.size,
+            origin=(window[0].start, window[1].start),
+        )
+        return image, decode.to_train_ids(label, source, index)
 
-    return sample_dataset(
+    return _dataset(
+        lambda place: (*order.draw(place), place),
         load,
         {"image": ((*crop_size, 3), tf.uint8), "label": (crop_size, tf.uint8)},
-        num_samples=len(source),
         batch_size=batch_size,
-        seed=seed,
         start_step=start_step,
         process_index=process_index,
         process_count=process_count,
+        threads=threads,
+        prefetch=prefetch,
     )
+
+
+def _pixel_of(
+    sample: Sample, source: Source, index: int, label: int, rng: np.random.Generator
+) -> tuple[int, int]:
+    """(row, column) of one of the pixels of a class."""
+    train_ids = decode.to_train_ids(sample.label(), source, index)
+    found = np.flatnonzero(train_ids == label)
+    if not len(found):
+        raise ValueError(
+            f"label {source.label_name(index)} has no pixel of {source.classes.names[label]!r}: it "
+            "has changed since the classes were counted"
+        )
+    row, column = divmod(int(found[rng.integers(len(found))]), train_ids.shape[1])
+    return row, column
 
 
 def sample_dataset(
@@ -135,6 +174,8 @@ def sample_dataset(
     start_step: int,
     process_index: int,
     process_count: int,
+    threads: int = 0,
+    prefetch: int = 2,
 ) -> tf.data.Dataset:
     """Batches without end of what `load` makes of a sample, in the order described above.
 
@@ -148,33 +189,60 @@ def sample_dataset(
     Raises:
         ValueError: for arguments that make no sense.
     """
-    local_batch = _local_batch(batch_size, process_index, process_count)
-    if start_step < 0:
-        raise ValueError(f"start_step must be 0 or more, got {start_step}")
-    if not 0 <= seed < 2**32:
-        # The shuffle uses the low 32 bits only.
-        raise ValueError(f"seed must be in 0..2**32 - 1, got {seed}")
-    first_slot = process_index * local_batch
-    types = tuple(dtype for _, dtype in elements.values())
+    _check_seed(seed)
 
     def load_place(index: np.ndarray, global_index: np.ndarray) -> tuple[np.ndarray, ...]:
         return load(int(index), sample_rng(seed, int(global_index)))
+
+    return _dataset(
+        lambda place: (sample_order(num_samples, seed, place), place),
+        load_place,
+        elements,
+        batch_size=batch_size,
+        start_step=start_step,
+        process_index=process_index,
+        process_count=process_count,
+        threads=threads,
+        prefetch=prefetch,
+    )
+
+
+def _dataset(
+    draw: Callable[[tf.Tensor], tuple[tf.Tensor, ...]],
+    load: Callable[..., tuple[np.ndarray, ...]],
+    elements: Mapping[str, tuple[tuple[int, ...], tf.DType]],
+    *,
+    batch_size: int,
+    start_step: int,
+    process_index: int,
+    process_count: int,
+    threads: int,
+    prefetch: int,
+) -> tf.data.Dataset:
+    """Batches of what `load` makes of what `draw` gives for each place of the sequence."""
+    local_batch = _local_batch(batch_size, process_index, process_count)
+    if start_step < 0:
+        raise ValueError(f"start_step must be 0 or more, got {start_step}")
+    if threads < 0 or prefetch < 0:
+        raise ValueError(f"threads and prefetch must be 0 or more, got {threads} and {prefetch}")
+    threads = threads or _threads()
+    first_slot = process_index * local_batch
+    types = tuple(dtype for _, dtype in elements.values())
 
     @tf.autograph.experimental.do_not_convert
     def example(local_index: tf.Tensor) -> dict[str, tf.Tensor]:
         step = start_step + local_index // local_batch
         global_index = step * batch_size + first_slot + local_index % local_batch
-        index = sample_order(num_samples, seed, global_index)
-        arrays = tf.numpy_function(load_place, [index, global_index], types)
+        arrays = tf.numpy_function(load, draw(global_index), types)
         return {
             name: tf.ensure_shape(array, shape)
             for (name, (shape, _)), array in zip(elements.items(), arrays, strict=True)
         }
 
     dataset = tf.data.Dataset.counter()
-    dataset = dataset.map(example, num_parallel_calls=_threads(), deterministic=True)
+    dataset = dataset.map(example, num_parallel_calls=threads, deterministic=True)
     dataset = dataset.batch(local_batch, drop_remainder=True)
-    return dataset.prefetch(2).with_options(_options())
+    return dataset.prefetch(prefetch).with_options(_options(threads))
 
 
 def eval_batches(
@@ -205,7 +273,7 @@ def eval_batches(
         for size, members in sorted_by_size(source).items()
         for rows in batch_rows(members, batch_size, process_index, process_count)
     ]
-    batches = read_ahead([rows for _, rows in plan], lambda i: decode.read_train_ids(source, i))
+    batches = read_ahead([rows for _, rows in plan], lambda i: decode.read_sample(source, i))
     for (size, rows), samples in zip(plan, batches, strict=True):
         yield _collect(samples, size, rows)
 
@@ -243,7 +311,7 @@ def image_size(source: Source, index: int) -> tuple[int, int]:
     """(height, width) of one image without decoding it."""
     if source.image_paths:
         return headers.read_header(source.image_paths[index]).size
-    return headers.parse_header(source.read(index)[0], source.image_name(index)).size
+    return decode.open_sample(source, index).size
 
 
 def iterate(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:
@@ -346,17 +414,23 @@ def _check_augmentation(
         raise ValueError(f"brightness is the largest shift, 0..255, got {brightness!r}")
 
 
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        # The shuffle uses the low 32 bits only.
+        raise ValueError(f"seed must be in 0..2**32 - 1, got {seed}")
+
+
 def _threads() -> int:
     return os.cpu_count() or 1
 
 
-def _options() -> tf.data.Options:
+def _options(threads: int) -> tf.data.Options:
     options = tf.data.Options()
     # Bits must not depend on timing.
     options.deterministic = True
     # Samples run in parallel; splitting one operation over threads as well only adds hand-overs.
     options.threading.max_intra_op_parallelism = 1
-    options.threading.private_threadpool_size = _threads()
+    options.threading.private_threadpool_size = threads
     # The parallelism is set above; tuning it costs a thread and can raise memory over time.
     options.autotune.enabled = False
     return options

@@ -3,8 +3,8 @@
 NumPy only: no TensorFlow and no JAX, so that checkpoints and reports can use `Classes` freely.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,8 @@ IGNORE_LABEL = 255
 # it never reaches training.
 UNKNOWN_LABEL = 254
 MAX_CLASSES = 254
+
+Window = tuple[slice, slice]  # rows and columns of an image
 
 
 @dataclass(frozen=True)
@@ -100,21 +102,36 @@ class Classes:
         return cls(**{k: tuple(v) for k, v in values.items()})
 
 
+class Sample(Protocol):
+    """One image and its label, decoded as far as asked for."""
+
+    size: tuple[int, int]  # (height, width)
+
+    def image(self, window: Window | None = None) -> np.ndarray:
+        """uint8 RGB [h, w, 3]: the whole, or the given rows and columns."""
+
+    def label(self, window: Window | None = None) -> np.ndarray:
+        """Raw ids, uint8 [h, w]; the split must have labels."""
+
+
 class Records(Protocol):
     """Samples that are not single files, e.g. inside shards."""
 
     has_labels: bool
 
-    def read(self, index: int) -> tuple[bytes, bytes | None]:
-        """The encoded image and label of one sample."""
-
     def name(self, index: int) -> str:
         """What error messages call the sample."""
+
+    def open(self, index: int) -> Sample:
+        """One sample."""
+
+    def take(self, indices: Sequence[int]) -> "Records":
+        """Only these samples, in this order."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One split of a data set: the names of its samples and the way to their bytes.
+    """One split of a data set: the names of its samples and the way to their pixels.
 
     Attributes:
         name: of the data set, e.g. "cityscapes".
@@ -123,7 +140,8 @@ class Source:
         ids: stable relative names of the samples, without suffix; outputs are named after them.
         image_paths: one file per sample; empty if the samples live in `records`.
         label_paths: one file per sample; empty if the split has no labels.
-        records: gives the bytes of samples that are not single files.
+        records: gives the samples that are not single files.
+        train_ids: 256 values, what each raw id in the labels means; empty: as `classes` says.
     """
 
     name: str
@@ -133,6 +151,7 @@ class Source:
     image_paths: tuple[str, ...] = ()
     label_paths: tuple[str, ...] = ()
     records: Records | None = field(default=None, compare=False)
+    train_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         if not self.ids:
@@ -156,28 +175,38 @@ class Source:
 
     def label_name(self, index: int) -> str:
         """What messages call the label: its path, or the record's name."""
-        return self.label_paths[index] if self.label_paths else self.records.name(index)
+        return self.label_paths[index] if self.label_paths else self.image_name(index)
 
-    def read(self, index: int) -> tuple[bytes, bytes | None]:
-        """The encoded image and, where the split has labels, the encoded label.
+    def lookup(self) -> np.ndarray:
+        """uint8 [256]: raw id -> train id, IGNORE_LABEL or UNKNOWN_LABEL."""
+        return np.array(self.train_ids, np.uint8) if self.train_ids else self.classes.lookup()
 
-        Raises:
-            OSError: naming the file, if it cannot be read (FileNotFoundError if it is gone).
-        """
-        if self.records is not None:
-            return self.records.read(index)
-        label = Path(self.label_paths[index]).read_bytes() if self.label_paths else None
-        return Path(self.image_paths[index]).read_bytes(), label
+    def with_classes(self, classes: Classes, class_map: Mapping[str, str]) -> "Source":
+        """The same samples with another set's classes.
 
-    def read_label(self, index: int) -> bytes:
-        """The encoded label alone; the split must have labels.
+        Args:
+            classes: the new ones.
+            class_map: for each class of this source the new name, or "" if it is to be ignored.
 
         Raises:
-            OSError: naming the file, if it cannot be read.
+            ValueError: for names that do not exist, or a class without an entry.
         """
-        if self.records is not None:
-            return self.records.read(index)[1]
-        return Path(self.label_paths[index]).read_bytes()
+        own = self.classes.names
+        for what, found, known in (
+            ("maps the unknown classes", set(class_map) - set(own), own),
+            ("maps to the unknown classes", {*class_map.values()} - {*classes.names, ""},
+             classes.names),
+            ("lacks the classes", set(own) - set(class_map), own),
+        ):  # fmt: skip
+            if found:
+                raise ValueError(
+                    f"the class map of {self.name!r} {what} {sorted(found)}; known: {known}"
+                )
+        table = self.lookup()
+        new = {n: k for k, n in enumerate(classes.names)} | {"": IGNORE_LABEL}
+        for label, name in enumerate(own):
+            table[self.lookup() == label] = new[class_map[name]]
+        return replace(self, classes=classes, train_ids=tuple(table.tolist()))
 
     def take(self, indices: Sequence[int]) -> "Source":
         """The same split with only these samples, in this order."""
@@ -185,32 +214,13 @@ class Source:
         def pick(values: tuple) -> tuple:
             return tuple(values[i] for i in indices) if values else ()
 
-        records = _Subset(self.records, tuple(indices)) if self.records is not None else None
-        return Source(
-            name=self.name,
-            split=self.split,
-            classes=self.classes,
+        return replace(
+            self,
             ids=pick(self.ids),
             image_paths=pick(self.image_paths),
             label_paths=pick(self.label_paths),
-            records=records,
+            records=None if self.records is None else self.records.take(indices),
         )
-
-
-@dataclass(frozen=True)
-class _Subset:
-    records: Records
-    indices: tuple[int, ...]
-
-    @property
-    def has_labels(self) -> bool:
-        return self.records.has_labels
-
-    def read(self, index: int) -> tuple[bytes, bytes | None]:
-        return self.records.read(self.indices[index])
-
-    def name(self, index: int) -> str:
-        return self.records.name(self.indices[index])
 
 
 def describe_folder(path: Path, limit: int = 8) -> str:

@@ -5,9 +5,11 @@ The user prepares it, for the archives need a registration:
     tfds build cityscapes/semantic_segmentation --data_dir=DIR --manual_dir=ARCHIVES
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hrnet_jax.data import decode
 from hrnet_jax.data.cityscapes import CLASSES
 from hrnet_jax.data.source import Source
 from hrnet_jax.data.tfds_shards import Prepared, Shards
@@ -33,15 +35,18 @@ class LabelledRecords:
     def name(self, index: int) -> str:
         return self.shards.name(index)
 
-    def read(self, index: int) -> tuple[bytes, bytes | None]:
+    def take(self, indices: Sequence[int]) -> "LabelledRecords":
+        return replace(self, shards=self.shards.take(indices))
+
+    def open(self, index: int) -> decode.EncodedSample:
         """The encoded image and label.
 
         Raises:
             ValueError: naming the record, if it is damaged or lacks a feature.
         """
-        if self.has_labels:
-            return tuple(self.shards.features(index, _IMAGE, _LABEL))
-        return self.shards.features(index, _IMAGE)[0], None
+        keys = (_IMAGE, _LABEL) if self.has_labels else (_IMAGE,)
+        image, *label = self.shards.features(index, *keys)
+        return decode.EncodedSample(image, label[0] if label else None, *2 * [self.name(index)])
 
 
 def open_tfds_cityscapes(root: str | Path, split: str) -> Source:

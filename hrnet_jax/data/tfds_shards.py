@@ -7,8 +7,8 @@ length headers; ArrayRecord shards bring their own. Nothing is downloaded here.
 
 import os
 import struct
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -173,6 +173,11 @@ class Shards:
         """What error messages call the sample."""
         shard, place = self.places[index]
         return f"record {place} of {self.paths[shard]}"
+
+    def take(self, indices: Sequence[int]) -> "Shards":
+        """Only these samples, in this order."""
+        ids, places = (tuple(values[i] for i in indices) for values in (self.ids, self.places))
+        return replace(self, ids=ids, places=places)
 
     def features(self, index: int, *keys: str) -> list:
         """The single value, bytes or int, of each of these features of a sample.

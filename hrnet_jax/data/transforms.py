@@ -16,6 +16,8 @@ import numpy as np
 
 from hrnet_jax.data.source import IGNORE_LABEL
 
+Window = tuple[slice, slice]  # rows and columns
+
 # Rows resized at a time: what is in flight stays in the cache.
 _BLOCK = 32
 
@@ -46,6 +48,7 @@ def sample_view(
     scale_step: float,
     flip: bool,
     brightness: int,
+    focus: tuple[int, int] | None = None,
 ) -> View:
     """Draws a view of an image.
 
@@ -58,6 +61,7 @@ def sample_view(
         scale_step: distance of the factors, e.g. 0.1; 0 draws from the whole interval.
         flip: whether half of the views are mirrored.
         brightness: the shift is an integer in [-brightness, brightness].
+        focus: (row, column) of a pixel that has to be in the crop, at any place of it.
     """
     # Always four draws in this order: one setting does not change what another one draws.
     which, place, mirrored, shift = rng.random(), rng.random(2), rng.random(), rng.random()
@@ -67,12 +71,16 @@ def sample_view(
     else:
         scale = scale_min + which * (scale_max - scale_min)
     scaled = scaled_size(size, scale)
-    top, left = (
-        int(p * (max(s - c, 0) + 1)) for p, s, c in zip(place, scaled, crop_size, strict=True)
-    )
+    offset = []
+    for axis, (p, whole, crop) in enumerate(zip(place, scaled, crop_size, strict=True)):
+        low, high = 0, max(whole - crop, 0)
+        if focus is not None:
+            at = int((focus[axis] + 0.5) * whole / size[axis])
+            low, high = max(low, min(at - crop + 1, high)), min(high, at)
+        offset.append(low + int(p * (high - low + 1)))
     return View(
         scaled_size=scaled,
-        offset=(top, left),
+        offset=(offset[0], offset[1]),
         flip=flip and bool(mirrored < 0.5),
         shift=int(shift * (2 * brightness + 1)) - brightness,
     )
@@ -91,6 +99,9 @@ class _Axis(NamedTuple):
     high: np.ndarray  # int64 [n], index of the one after
     weight: np.ndarray  # float32 [n], share of `high`
     nearest: np.ndarray  # int64 [n]
+
+    def moved(self, by: int) -> "_Axis":
+        return self._replace(low=self.low + by, high=self.high + by, nearest=self.nearest + by)
 
 
 def _axis(size: int, scaled: int, offset: int, length: int) -> _Axis:
@@ -112,23 +123,43 @@ def _axis(size: int, scaled: int, offset: int, length: int) -> _Axis:
     )
 
 
+def window(view: View, size: tuple[int, int], crop_size: tuple[int, int]) -> Window:
+    """The rows and columns of an image of this size which a view reads."""
+    spans = []
+    for args in zip(size, view.scaled_size, view.offset, crop_size, strict=True):
+        axis = _axis(*args)
+        first, last = min(axis.low[0], axis.nearest[0]), max(axis.high[-1], axis.nearest[-1])
+        spans.append(slice(int(first), int(last) + 1))
+    return spans[0], spans[1]
+
+
 def apply_view(
-    image: np.ndarray, label: np.ndarray, view: View, crop_size: tuple[int, int]
+    image: np.ndarray,
+    label: np.ndarray,
+    view: View,
+    crop_size: tuple[int, int],
+    *,
+    size: tuple[int, int] | None = None,
+    origin: tuple[int, int] = (0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resizes, crops, pads, shifts and mirrors; labels are never interpolated.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: uint8 [H, W, 3], the image or what `window` says of it.
         label: uint8 [H, W].
         view: what to show.
         crop_size: of the result.
+        size: (height, width) of the whole image; default: that of `label`.
+        origin: (row, column) of the first given pixel in the whole image.
 
     Returns:
         uint8 [*crop_size, 3], padded with 0, and uint8 [*crop_size], padded with IGNORE_LABEL.
     """
     rows, columns = (
-        _axis(*args)
-        for args in zip(label.shape, view.scaled_size, view.offset, crop_size, strict=True)
+        _axis(*args).moved(-first)
+        for *args, first in zip(
+            size or label.shape, view.scaled_size, view.offset, crop_size, origin, strict=True
+        )
     )
     height, width = len(rows.low), len(columns.low)
     first = 0

@@ -78,9 +78,17 @@ def test_sample(make_source):
     source = make_source([(5, 7)])
     image, label = decode.read_sample(source, 0)
     np.testing.assert_array_equal(image, np.asarray(Image.open(source.image_paths[0])))
-    np.testing.assert_array_equal(label, np.asarray(Image.open(source.label_paths[0])))
-    _, train_ids = decode.read_train_ids(source, 0)
-    np.testing.assert_array_equal(train_ids, np.searchsorted([3, 5, 7], label))
+    raw = np.asarray(Image.open(source.label_paths[0]))
+    np.testing.assert_array_equal(label, np.searchsorted([3, 5, 7], raw))
+
+
+@pytest.mark.parametrize("window", [(slice(0, 3), slice(2, 5)), (slice(4, 5), slice(0, 7))])
+def test_part_of_a_sample(make_source, window):
+    source = make_source([(5, 7)])
+    sample = decode.open_sample(source, 0)
+    assert sample.size == (5, 7)
+    np.testing.assert_array_equal(sample.image(window), sample.image()[window])
+    np.testing.assert_array_equal(sample.label(window), sample.label()[window])
 
 
 def test_sizes_must_agree(make_source):
@@ -96,4 +104,4 @@ def test_unknown_ids_are_named(make_source):
     with pytest.raises(
         ValueError, match=r"label000.png holds the ids \[9, 200\].*known: \[3, 5, 7\]"
     ):
-        decode.read_train_ids(source, 0)
+        decode.read_sample(source, 0)

@@ -200,10 +200,10 @@ first = next(batches)
 
 def test_unknown_id_stops_at_the_record(make_source):
     label = np.full((20, 30), 3, np.uint8)
-    label[19, 29] = 77
+    label[10:, 20:] = 77
     source = make_source([(20, 30)], label=label)
-    with pytest.raises(ValueError, match=r"label000.png holds the ids \[77\]"):
-        take(source, 1, crop_size=(4, 4))
+    with pytest.raises(ValueError, match=r"label000.png holds the ids \[77\].*known: \[3, 5, 7\]"):
+        take(source, 1, crop_size=(20, 30), **PLAIN)
 
 
 SIZES = [(6, 8), (6, 8), (4, 9), (6, 8), (4, 9), (6, 8), (6, 8)]

@@ -54,8 +54,8 @@ def test_every_sample_once_and_exactly(prepared):
     assert source.ids[:2] == ("train/000000", "train/000001")
     expected = {picture("train", k)[0].tobytes(): picture("train", k)[1][..., 0] for k in range(5)}
     for index in (3, 0, 4, 1, 2):  # any order
-        image, label = decode.read_sample(source, index)
-        np.testing.assert_array_equal(label, expected.pop(image.tobytes()))
+        sample = decode.open_sample(source, index)
+        np.testing.assert_array_equal(sample.label(), expected.pop(sample.image().tobytes()))
     assert not expected
 
 

@@ -22,10 +22,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
+import onnxruntime
 from absl import app, flags, logging
 
 import hrnet_jax
-from hrnet_jax import losses, optim, sharding
+from hrnet_jax import losses, onnx_graph, optim, sharding
 
 _ONLY = flags.DEFINE_list("only", [], "Names of the works to run; empty: all.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the figures.")
@@ -37,17 +39,20 @@ MIN_TURNS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is measured: `kind` as in torch_model.py."""
+    """What is measured: `kind` as in torch_model.py; `runtime` is ours, "jax" or "onnxruntime"
+    with an exported graph (inference only)."""
 
     variant: str
     kind: str
     batch: int
     height: int
     width: int
+    runtime: str = "jax"
 
     @property
     def title(self) -> str:
-        return f"{self.variant} {self.kind} {self.batch}x{self.height}x{self.width}"
+        where = "" if self.runtime == "jax" else f" in {self.runtime}"
+        return f"{self.variant} {self.kind}{where} {self.batch}x{self.height}x{self.width}"
 
 
 WORKS = {
@@ -57,6 +62,8 @@ WORKS = {
     "w18_small_v1_train": Work("w18_small_v1", "train", 8, 360, 480),
     "w18_inference_large": Work("w18", "inference", 1, 512, 1024),
     "w48_inference_large": Work("w48", "inference", 1, 512, 1024),
+    "w18_onnx": Work("w18", "inference", 1, 512, 1024, "onnxruntime"),
+    "w48_onnx": Work("w48", "inference", 1, 512, 1024, "onnxruntime"),
 }
 
 
@@ -125,6 +132,30 @@ def compile_ours(work: Work, folder: Path) -> tuple[Callable[[], jax.Array], flo
     return run, seconds
 
 
+def export_ours(work: Work, threads: int, folder: Path) -> tuple[Callable[[], np.ndarray], float]:
+    """As `compile_ours`, for the exported graph; without the pixels' normalisation, since the peer
+    gets normalised images, too."""
+    model, variables = hrnet_jax.from_torch(folder / "weights.pth")
+    with np.load(folder / "inputs.npz") as inputs:
+        images = np.ascontiguousarray(inputs["images"].transpose(0, 3, 1, 2))
+    start = time.perf_counter()
+    size = work.height, work.width
+    proto = onnx_graph.build(model, variables, size=size, outputs=("logits",))
+    network = [n for n in proto.graph.node if not n.name.startswith("image/")]
+    del proto.graph.node[:], proto.graph.input[:]
+    proto.graph.node.extend(network)
+    proto.graph.input.append(
+        onnx.helper.make_tensor_value_info("image/normalised", onnx.TensorProto.FLOAT, images.shape)
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    seconds = time.perf_counter() - start
+    return lambda: session.run(None, {"image/normalised": images})[0], seconds
+
+
 @contextlib.contextmanager
 def start_peer(
     work: Work, threads: int, folder: Path, python: str
@@ -166,7 +197,10 @@ def measure(work: Work, threads: int, seconds: float, python: str) -> dict:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with start_peer(work, threads, folder, python) as (run_peer, peer_version):
-            run_ours, compile_seconds = compile_ours(work, folder)
+            if work.runtime == "onnxruntime":
+                run_ours, compile_seconds = export_ours(work, threads, folder)
+            else:
+                run_ours, compile_seconds = compile_ours(work, folder)
             expected, got = np.load(folder / "result.npy"), np.asarray(run_ours())
             difference = float(np.abs(got - expected).max() / np.abs(expected).max())
             if not difference < 1e-4:

@@ -3,6 +3,7 @@
 from absl import flags
 
 from hrnet_jax.inference import AVERAGES, Method
+from hrnet_jax.tools import script
 
 _SCALES = flags.DEFINE_list("scales", ["1.0"], "Average over these scales, e.g. 0.5,1.0,1.5.")
 _FLIP = flags.DEFINE_bool("flip", False, "Average with the mirror image.")
@@ -24,10 +25,4 @@ def method() -> Method:
         scales = tuple(float(s) for s in _SCALES.value)
     except ValueError as error:
         raise ValueError(f"--scales={','.join(_SCALES.value)}: need numbers") from error
-    tile = None
-    if _TILE.value:
-        parts = _TILE.value.lower().split("x")
-        if len(parts) != 2 or not all(p.isdecimal() for p in parts):
-            raise ValueError(f"--tile={_TILE.value}: need HEIGHTxWIDTH, e.g. 512x1024")
-        tile = int(parts[0]), int(parts[1])
-    return Method(scales, _FLIP.value, tile, _AVERAGE.value)
+    return Method(scales, _FLIP.value, script.parse_size("tile", _TILE.value), _AVERAGE.value)

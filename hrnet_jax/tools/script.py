@@ -21,6 +21,20 @@ def call(function: Callable[[list[str]], int], arguments: list[str]) -> int:
         return fail(error)
 
 
+def parse_size(flag: str, text: str) -> tuple[int, int] | None:
+    """A flag's "512x1024" as (height, width); None for "".
+
+    Raises:
+        ValueError: naming the flag, if the text is no such size.
+    """
+    if not text:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdecimal() for p in parts):
+        raise ValueError(f"--{flag}={text}: need HEIGHTxWIDTH, e.g. 512x1024")
+    return int(parts[0]), int(parts[1])
+
+
 def run(function: Callable[[list[str]], int]) -> None:
     """Parses the flags, calls `function` with the other arguments and exits with its code."""
 

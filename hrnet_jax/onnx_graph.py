@@ -1,0 +1,324 @@
+"""A segmentation network as an ONNX graph, written from its specification and weights.
+
+The graph is the network as the paper draws it: one Conv per convolution with its batch
+normalisation folded in (float64, then rounded once), Resize and Add where streams meet. The head's
+1x1 convolution is applied before upsampling, which is exact (see `layers.conv1x1_of_upsampled`).
+Tracing the JAX program instead would turn upsampling into dozens of small operations for which
+runtimes have no fused kernels.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from flax import traverse_util
+from onnx import TensorProto, helper, numpy_helper
+
+from hrnet_jax import preprocess
+from hrnet_jax.models.heads import HEADS, OCR_KEY_CHANNELS
+from hrnet_jax.models.layers import BN_EPSILON
+
+# 18 is the first with `axes` of Resize, and is read by every runtime of the last years.
+OPSET = 18
+IR_VERSION = 8
+OUTPUTS = ("labels", "probabilities", "logits")
+
+
+class _Graph:
+    """Nodes and constants in order; every method returns the name of the tensor it makes."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self.arrays = arrays
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+
+    def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
+    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
+        self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
+        return name
+
+    def folded(self, path: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Kernel [k, k, in, out] and bias of a convolution, its batch normalisation folded in."""
+        conv = f"{path}/conv" if f"{path}/conv/kernel" in self.arrays else path
+        kernel = self.arrays[f"{conv}/kernel"].astype(np.float64)
+        bias = self.arrays.get(f"{conv}/bias")
+        if conv == path:
+            return kernel, bias
+        scale, shift, mean, var = (
+            self.arrays[f"{path}/bn/{k}"].astype(np.float64)
+            for k in ("scale", "bias", "mean", "var")
+        )
+        slope = scale / np.sqrt(var + BN_EPSILON)
+        offset = -mean if bias is None else bias - mean
+        return kernel * slope, offset * slope + shift
+
+    def conv_of(
+        self, x: str, name: str, kernel: np.ndarray, bias: np.ndarray | None, stride: int = 1
+    ) -> str:
+        k = kernel.shape[0]
+        inputs = [x, self.constant(f"{name}/kernel", kernel.transpose(3, 2, 0, 1))]
+        if bias is not None:
+            inputs.append(self.constant(f"{name}/bias", bias))
+        attributes = {"kernel_shape": [k, k], "strides": [stride] * 2, "pads": [k // 2] * 4}
+        return self.node("Conv", inputs, name, **attributes)
+
+    def conv(self, x: str, path: str, stride: int = 1, relu: bool = False) -> str:
+        y = self.conv_of(x, path, *self.folded(path), stride)
+        return self.relu(y) if relu else y
+
+    def relu(self, x: str) -> str:
+        return self.node("Relu", [x], f"{x}/relu")
+
+    def sum(self, terms: list[str], name: str) -> str:
+        total = terms[0]
+        for k, term in enumerate(terms[1:], 1):
+            total = self.node("Add", [total, term], name if k == 1 else f"{name}{k}")
+        return total
+
+    def spatial(self, x: str) -> str:
+        """int64 [2]: height and width of [N, C, H, W], found at run time."""
+        name = f"{x}/size"
+        if all(n.output[0] != name for n in self.nodes):
+            self.node("Shape", [x], name, start=2, end=4)
+        return name
+
+    def resize(self, x: str, like: str, method: str, align_corners: bool, factor: int) -> str:
+        """[N, C, h, w] at the height and width of `like`.
+
+        `factor`, if it is known and whole, spares runtimes the computation of sizes and lets them
+        choose their fast kernels; 0 takes the size of `like` as it comes.
+        """
+        attributes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+        if align_corners:
+            attributes["coordinate_transformation_mode"] = "align_corners"
+        if method == "nearest":
+            attributes = {
+                "mode": "nearest",
+                "nearest_mode": "floor",
+                "coordinate_transformation_mode": "asymmetric",
+            }
+        name = f"{x}/at/{like}"
+        if factor:
+            scales = self.constant(f"scales{factor}", [1, 1, factor, factor])
+            return self.node("Resize", [x, "", scales], name, **attributes)
+        return self.node("Resize", [x, "", "", self.spatial(like)], name, axes=[2, 3], **attributes)
+
+
+class _Network:
+    """The layers of hrnet.py and heads.py, in their order and under their names."""
+
+    def __init__(self, model: Any, graph: _Graph, size: tuple[int, int] | None):
+        self.model, self.graph = model, graph
+        self.method = HEADS[model.head].method
+        # Level k has 1 / 2**k of the size; whole factors between levels only if 32 divides it.
+        self.even = size is not None and not any(s % 32 for s in size)
+
+    def resize(self, x: str, like: str, levels: int, method: str = "bilinear") -> str:
+        factor = 2**levels if self.even else 0
+        return self.graph.resize(x, like, method, self.model.align_corners, factor)
+
+    def backbone(self, x: str) -> list[str]:
+        """Normalised [N, 3, H, W] -> the four streams (or the first, as the head asks for)."""
+        v, g, root = self.model.variant, self.graph, "backbone"
+        for name in ("conv1", "conv2"):
+            x = g.conv(x, f"{root}/stem/{name}", stride=2, relu=True)
+        for k in range(v.layer1_blocks):
+            x = self.bottleneck(x, f"{root}/layer1/block{k}")
+        streams = [x]
+        for k, num_modules in enumerate(v.num_modules):
+            streams = self.transition(streams, k + 2, f"{root}/transition{k + 1}")
+            for m in range(num_modules):
+                path = f"{root}/stage{k + 2}/module{m}"
+                last = HEADS[self.model.head].single_output and k == 2 and m == num_modules - 1
+                streams = [self.branch(s, f"{path}/branch{b}") for b, s in enumerate(streams)]
+                streams = [
+                    self.fused(streams, i, f"{path}/fuse")
+                    for i in range(1 if last else len(streams))
+                ]
+        return streams
+
+    def bottleneck(self, x: str, path: str) -> str:
+        g = self.graph
+        y = g.conv(x, f"{path}/conv1", relu=True)
+        y = g.conv(y, f"{path}/conv2", relu=True)
+        y = g.conv(y, f"{path}/conv3")
+        if f"{path}/downsample/conv/kernel" in g.arrays:
+            x = g.conv(x, f"{path}/downsample")
+        return g.relu(g.sum([y, x], f"{path}/sum"))
+
+    def transition(self, streams: list[str], num_streams: int, path: str) -> list[str]:
+        g, out = self.graph, []
+        for k in range(num_streams):
+            name = f"{path}/branch{k}"
+            if f"{name}/conv/kernel" not in g.arrays:
+                out.append(streams[k])
+            elif k < len(streams):
+                out.append(g.conv(streams[k], name, relu=True))
+            else:
+                out.append(g.conv(streams[-1], name, stride=2, relu=True))
+        return out
+
+    def branch(self, x: str, path: str) -> str:
+        g = self.graph
+        for k in range(self.model.variant.num_blocks):
+            y = g.conv(x, f"{path}/block{k}/conv1", relu=True)
+            y = g.conv(y, f"{path}/block{k}/conv2")
+            x = g.relu(g.sum([y, x], f"{path}/block{k}/sum"))
+        return x
+
+    def fused(self, streams: list[str], target: int, path: str) -> str:
+        g = self.graph
+        terms = []
+        for source, x in enumerate(streams):
+            name = f"{path}/to{target}_from{source}_conv"
+            if source > target:
+                x = g.conv(x, f"{name}0")
+                x = self.resize(x, streams[target], source - target, self.method)
+            for k in range(target - source):
+                x = g.conv(x, f"{name}{k}", stride=2, relu=k < target - source - 1)
+            terms.append(x)
+        return g.relu(g.sum(terms, f"{path}/to{target}"))
+
+    def conv_of_upsampled(self, streams: list[str], path: str) -> str:
+        """1x1 convolution of the joined streams, each multiplied at its own resolution."""
+        g = self.graph
+        kernel, bias = g.folded(path)
+        widths = [self.model.variant.channels[k] for k in range(len(streams))]
+        offsets = np.cumsum([0, *widths])
+        terms = []
+        for k, x in enumerate(streams):
+            part = kernel[:, :, offsets[k] : offsets[k + 1]]
+            y = g.conv_of(x, f"{path}/stream{k}", part, None if k else bias)
+            terms.append(self.resize(y, streams[0], k) if k else y)
+        return g.relu(g.sum(terms, f"{path}/sum"))
+
+    def head(self, streams: list[str]) -> str:
+        """Logits [N, C, h, w]."""
+        g = self.graph
+        if self.model.head == "ocr":
+            return self.ocr(streams)
+        return g.conv(self.conv_of_upsampled(streams, "head/hidden"), "head/classifier")
+
+    def ocr(self, streams: list[str]) -> str:
+        g, n, root = self.graph, self.graph.node, "head"
+        classes = self.model.num_classes
+        regions_of = g.conv(self.conv_of_upsampled(streams, f"{root}/aux_hidden"),
+                            f"{root}/aux_classifier")  # fmt: skip
+        joined = [self.resize(s, streams[0], k) if k else s for k, s in enumerate(streams)]
+        joined = n("Concat", joined, f"{root}/joined", axis=1)
+        pixels = g.conv(joined, f"{root}/pixels", relu=True)  # [N, 512, h, w]
+
+        flat = g.constant("flat", [0, 0, -1], np.int64)
+        weights = n("Reshape", [regions_of, flat], f"{root}/region_logits")
+        weights = n("Softmax", [weights], f"{root}/region_weights", axis=2)  # [N, K, hw]
+        rows = n("Reshape", [pixels, flat], f"{root}/pixel_rows")  # [N, 512, hw]
+        columns = n("Transpose", [weights], f"{root}/region_columns", perm=[0, 2, 1])
+        regions = n("MatMul", [rows, columns], f"{root}/regions")  # [N, 512, K]
+        as_map = g.constant("as_map", [0, 0, classes, 1], np.int64)
+        regions = n("Reshape", [regions, as_map], f"{root}/region_maps")  # [N, 512, K, 1]
+
+        queries = g.conv(pixels, f"{root}/f_pixel0", relu=True)
+        queries = g.conv(queries, f"{root}/f_pixel1", relu=True)  # [N, 256, h, w]
+        keys = g.conv(regions, f"{root}/f_object0", relu=True)
+        keys = g.conv(keys, f"{root}/f_object1", relu=True)
+        keys = n("Reshape", [keys, flat], f"{root}/keys")  # [N, 256, K]
+        keys = n("Transpose", [keys], f"{root}/key_rows", perm=[0, 2, 1])
+        keys = n("Mul", [keys, g.constant("key_scale", OCR_KEY_CHANNELS**-0.5)], f"{root}/scaled")
+        values = g.conv(regions, f"{root}/f_down", relu=True)
+        values = n("Reshape", [values, flat], f"{root}/values")  # [N, 256, K]
+
+        size = g.spatial(queries)
+        rows = n("Reshape", [queries, flat], f"{root}/query_rows")  # [N, 256, hw]
+        scores = n("MatMul", [keys, rows], f"{root}/scores")  # [N, K, hw]
+        scores = n("Softmax", [scores], f"{root}/attention", axis=1)
+        context = n("MatMul", [values, scores], f"{root}/context")  # [N, 256, hw]
+        front = g.constant("front", [0, 0], np.int64)
+        shape = n("Concat", [front, size], f"{root}/context_shape", axis=0)
+        context = n("Reshape", [context, shape], f"{root}/context_map")
+        context = g.conv(context, f"{root}/f_up", relu=True)
+        both = n("Concat", [context, pixels], f"{root}/both", axis=1)
+        return g.conv(g.conv(both, f"{root}/fuse", relu=True), f"{root}/classifier")
+
+
+def build(
+    model: Any,
+    variables: Any,
+    *,
+    size: tuple[int, int] | None,
+    batch_size: int | None = None,
+    outputs: tuple[str, ...] = ("labels",),
+    metadata: dict[str, str] | None = None,
+) -> onnx.ModelProto:
+    """The graph of a segmentation network with pre- and postprocessing inside.
+
+    Input `image`: uint8 RGB [N, H, W, 3], pixels as in the file. Outputs, as chosen:
+    `labels` uint8 (int32 for more than 255 classes) [N, H, W], `probabilities` float32
+    [N, H, W, C], `logits` float32 [N, ceil(H / 4), ceil(W / 4), C]. The tensor "logits" is in the
+    graph in any case.
+
+    Args:
+        model: of `create_model`, with a head that gives label maps.
+        variables: its parameters and statistics.
+        size: (height, width) of the images; None leaves both open.
+        batch_size: None leaves it open.
+        outputs: among OUTPUTS.
+        metadata: strings to keep in the file.
+
+    Raises:
+        ValueError: for unknown outputs.
+    """
+    if not outputs or set(outputs) - set(OUTPUTS):
+        raise ValueError(f"unknown outputs {outputs}; known: {OUTPUTS}")
+    arrays = {
+        k: np.asarray(v)
+        for part in ("params", "batch_stats")
+        for k, v in traverse_util.flatten_dict(variables[part], sep="/").items()
+    }
+    g = _Graph(arrays)
+    network = _Network(model, g, size)
+    x = g.node("Transpose", ["image"], "image/nchw", perm=[0, 3, 1, 2])
+    x = g.node("Cast", [x], "image/float", to=TensorProto.FLOAT)
+    scale, shift = 1 / (255 * preprocess.STD), -preprocess.MEAN / preprocess.STD
+    x = g.node("Mul", [x, g.constant("pixel_scale", scale[:, None, None])], "image/scaled")
+    x = g.node("Add", [x, g.constant("pixel_shift", shift[:, None, None])], "image/normalised")
+    maps = network.head(network.backbone(x))  # [N, C, h, w]
+    g.node("Transpose", [maps], "logits", perm=[0, 2, 3, 1])
+    wide = model.num_classes > 255
+    label_type = TensorProto.INT32 if wide else TensorProto.UINT8
+    if set(outputs) - {"logits"}:
+        full = network.resize(maps, "image/nchw", 2)
+        if "labels" in outputs:
+            best = g.node("ArgMax", [full], "best", axis=1, keepdims=0)
+            g.node("Cast", [best], "labels", to=label_type)
+        if "probabilities" in outputs:
+            soft = g.node("Softmax", [full], "softmax", axis=1)
+            g.node("Transpose", [soft], "probabilities", perm=[0, 2, 3, 1])
+
+    n = batch_size or "N"
+    height, width = size or ("H", "W")
+    quarter = [-(-s // 4) for s in size] if size else ["h", "w"]
+    kinds = {
+        "labels": (label_type, [n, height, width]),
+        "probabilities": (TensorProto.FLOAT, [n, height, width, model.num_classes]),
+        "logits": (TensorProto.FLOAT, [n, *quarter, model.num_classes]),
+    }
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, [n, height, width, 3])
+    graph = helper.make_graph(
+        g.nodes,
+        f"hrnet_{model.variant.name}",
+        [image],
+        [helper.make_tensor_value_info(name, *kinds[name]) for name in outputs],
+        list(g.constants.values()),
+    )
+    proto = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="hrnet_jax",
+    )
+    helper.set_model_props(proto, metadata or {})
+    onnx.checker.check_model(proto)
+    return proto

@@ -118,6 +118,8 @@ def test_initial_values(tiny, scheme):
     stem = variables["params"]["backbone"]["stem"]["conv2"]
     std = {"kaiming": np.sqrt(2 / (9 * 64)), "normal": 0.001}[scheme]
     assert np.std(stem["conv"]["kernel"]) == pytest.approx(std, rel=0.02)
+    classifier = variables["params"]["head"]["classifier"]["kernel"]
+    assert np.std(classifier) == pytest.approx(0.001, rel=0.2)
     np.testing.assert_array_equal(stem["bn"]["scale"], np.ones(64))
     np.testing.assert_array_equal(stem["bn"]["bias"], np.zeros(64))
     bias = variables["params"]["head"]["hidden"]["conv"]["bias"]

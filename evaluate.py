@@ -1,7 +1,8 @@
-"""Evaluates a checkpoint on a split: per-class IoU, metrics.json, pictures and a report.
+"""Evaluates a checkpoint on a split: IoU with its intervals, metrics.json, pictures and a report.
 
 python evaluate.py --checkpoint=RUN --output=DIR [--data_root=DIR] [--split=val] [--flip]
-    [--scales=0.5,1.0,1.5] [--tile=512x1024] [--save_predictions]
+    [--scales=0.5,1.0,1.5] [--tile=512x1024] [--average=exp] [--compare=OTHER]
+    [--save_predictions] [--submission]
 
 Every image counts once, at its native size, on all devices. Exit code 2 means that an argument or a
 file is at fault; the message names it.
@@ -13,16 +14,32 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
+import numpy as np
 import tensorflow as tf
 from absl import flags
+from jax.experimental import multihost_utils
 from rich.console import Console
 
-from hrnet_jax import checkpointing, evaluation, inference, report, sharding, visualize
-from hrnet_jax.data import open_source
-from hrnet_jax.data.source import Classes
+from hrnet_jax import (
+    checkpointing,
+    classification,
+    evaluation,
+    metrics,
+    report,
+    sharding,
+    submission,
+)
+from hrnet_jax.data import open_images, open_source
+from hrnet_jax.data.image_folder import ImageClasses
+from hrnet_jax.data.source import Classes, Source
 from hrnet_jax.models import create_model
-from hrnet_jax.tools import method_flags, script
+from hrnet_jax.tools import method_flags, process_flags, script
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a run or of one of its steps.")
 _STEP = flags.DEFINE_integer("step", None, "Step of the run; default: the best one by mIoU.")
@@ -32,7 +49,13 @@ _SPLIT = flags.DEFINE_string("split", "", "Split to evaluate; default: the run's
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images per step, over all devices.")
 _MAX_IMAGES = flags.DEFINE_integer("max_images", 0, "Evaluate only so many, evenly spread; 0: all.")
 _NUM_OVERLAYS = flags.DEFINE_integer(
-    "num_overlays", 4, "Pictures of as many best and worst images."
+    "num_overlays", 4, "Full-size pictures of as many best and worst images."
+)
+_COMPARE = flags.DEFINE_string(
+    "compare",
+    "",
+    "Compare with this: another checkpoint, which is evaluated in the same way, or the folder that"
+    " an evaluation of the same images left behind.",
 )
 _SAVE_PREDICTIONS = flags.DEFINE_bool(
     "save_predictions",
@@ -40,23 +63,22 @@ _SAVE_PREDICTIONS = flags.DEFINE_bool(
     "Write predictions/ID_pred_labelIds.png with raw label ids, which is what the Cityscapes"
     " evaluation script and test server read; works without labels, too.",
 )
+_SUBMISSION = flags.DEFINE_bool(
+    "submission", False, "Write submission.zip for the test server; checked before it is packed."
+)
 flags.mark_flags_as_required(["checkpoint", "output"])
 
+# Flags that mean nothing to a classifier of whole images.
+_FOR_MAPS = (
+    "scales", "flip", "tile", "average", "save_predictions", "compare", "submission",
+)  # fmt: skip
 
-def run(arguments: list[str]) -> int:
-    if arguments:
-        raise ValueError(f"unexpected arguments {arguments}; options start with --")
-    # TensorFlow only reads images; the accelerators are JAX's.
-    for kind in ("GPU", "TPU"):
-        tf.config.set_visible_devices([], kind)
-    sharding.use_compilation_cache()
-    method = method_flags.method()
-    if _NUM_OVERLAYS.value < 0:
-        raise ValueError(f"--num_overlays={_NUM_OVERLAYS.value}: must be 0 or more")
-    output = Path(_OUTPUT.value)
-    checkpoint = checkpointing.load_checkpoint(_CHECKPOINT.value, step=_STEP.value)
-    classes = Classes.from_json(checkpoint.metadata["classes"])
-    model = create_model(**checkpoint.metadata["model"])
+# Of an evaluation: evaluate(source, on_batch=..., progress=...).
+Evaluate = Callable[..., evaluation.EvalResult]
+
+
+def open_split(checkpoint: checkpointing.Checkpoint) -> Source:
+    """The split that the flags and the checkpoint's configuration name."""
     data = checkpoint.metadata["config"]["data"]
     root = _DATA_ROOT.value or data["root"]
     if not Path(root).is_dir() or not root:
@@ -67,81 +89,212 @@ def run(arguments: list[str]) -> int:
         split=_SPLIT.value or data["eval_split"],
         class_file=data["class_file"],
     )
+    return evaluation.spread(source, _MAX_IMAGES.value)
+
+
+def evaluator(checkpoint: checkpointing.Checkpoint, source: Source) -> Evaluate:
+    """`evaluation.evaluate` of this checkpoint, by the method of the flags."""
+    classes = Classes.from_json(checkpoint.metadata["classes"])
     if source.classes.names != classes.names:
         raise ValueError(
             f"checkpoint {checkpoint.path} was trained for the classes {classes.names}, the data "
             f"has {source.classes.names}"
         )
-    source = evaluation.spread(source, _MAX_IMAGES.value)
-    output.mkdir(parents=True, exist_ok=True)
-    name = f"{model.variant.name} on {source.name} {source.split}"
-    print(f"{name}: {len(source)} images, checkpoint {checkpoint.path}", flush=True)
-
-    def evaluate(part, **kwargs) -> evaluation.EvalResult:
-        return evaluation.evaluate(
-            model,
-            checkpoint.variables,
-            part,
-            batch_size=_BATCH_SIZE.value,
-            mesh=sharding.make_mesh(),
-            scales=method.scales,
-            flip=method.flip,
-            tile=method.tile,
-            average=method.average,
-            **kwargs,
-        )
-
-    def save_predictions(batch, predictions) -> None:
-        for i, prediction in zip(batch["index"], predictions, strict=True):
-            if i >= 0:
-                path = output / "predictions" / f"{source.ids[i]}_pred_labelIds.png"
-                visualize.save(path, inference.to_label_ids(prediction, classes))
-
-    result = evaluate(source, on_batch=save_predictions if _SAVE_PREDICTIONS.value else None)
-    if not source.has_labels:
-        print(f"Split {source.split!r} has no labels, hence no figures. Wrote predictions/")
-        return 0
-    figures = result.figures
-    contents = report.metrics_json(
-        figures, result.confusion, step=checkpoint.step, variant=model.variant.name
+    method = method_flags.method()
+    return functools.partial(
+        evaluation.evaluate,
+        create_model(**checkpoint.metadata["model"]),
+        checkpoint.variables,
+        batch_size=_BATCH_SIZE.value,
+        mesh=sharding.make_mesh(),
+        scales=method.scales,
+        flip=method.flip,
+        tile=method.tile,
+        average=method.average,
     )
-    (output / "metrics.json").write_text(json.dumps(contents, indent=1, allow_nan=False) + "\n")
-    Console().print(report.class_table(figures, result.confusion))
 
-    def examples(indices) -> list[report.Example]:
-        found = {}
 
-        def keep(batch, predictions) -> None:
-            rows = zip(batch["index"], batch["image"], batch["label"], predictions, strict=True)
-            found.update({int(i): (image, label, p) for i, image, label, p in rows if i >= 0})
+def other_counts(path: str, source: Source) -> np.ndarray:
+    """Counts per image of what --compare names."""
+    folder = Path(path)
+    if not folder.exists():
+        raise FileNotFoundError(f"--compare={path}: no such file or folder")
+    folder = folder.parent if folder.is_file() else folder
+    scores = folder / evaluation.IMAGE_SCORES
+    if scores.exists():
+        return evaluation.read_image_counts(scores, source.ids, source.classes.names)
+    checkpoint = checkpointing.load_checkpoint(path)
+    print(f"comparing with checkpoint {checkpoint.path}", flush=True)
+    return evaluator(checkpoint, source)(source).image_counts
 
-        if len(indices):
-            evaluate(source.take(indices), on_batch=keep, progress=False)
-        scores = result.image_miou, result.image_accuracy
-        return [
-            report.Example(source.ids[i], *found[k], *(float(s[i]) for s in scores))
-            for k, i in enumerate(indices)
-        ]
 
+def full_size_examples(
+    evaluate: Evaluate, source: Source, result: evaluation.EvalResult
+) -> tuple[list[report.Example], list[report.Example]]:
+    """The worst and the best images with their predictions; no image is in both."""
     ranking = result.ranking().tolist()
-    # Of a small split, no image in both rows.
     count = min(_NUM_OVERLAYS.value, (len(ranking) + 1) // 2)
-    worst = examples(ranking[:count])
-    best = examples(ranking[count:][::-1][:count])
-    report.save_overlays(output / "overlays", worst, best, classes)
+    worst, best = ranking[:count], ranking[count:][::-1][:count]
+    found = {}
+
+    def keep(batch, predictions) -> None:
+        rows = zip(batch["index"], batch["image"], batch["label"], predictions, strict=True)
+        found.update({int(i): (image, label, p) for i, image, label, p in rows if i >= 0})
+
+    # Several processes have a part of the images each.
+    chosen = worst + best if jax.process_count() == 1 else []
+    if chosen:
+        evaluate(source.take(chosen), on_batch=keep, progress=False)
+    scores = result.image_miou, result.image_accuracy
+    examples = [
+        report.Example(source.ids[i], *found[k], *(float(s[i]) for s in scores))
+        for k, i in enumerate(chosen)
+    ]
+    return examples[:count], examples[count:]
+
+
+def write_results(
+    output: Path,
+    checkpoint: checkpointing.Checkpoint,
+    source: Source,
+    result: evaluation.EvalResult,
+    comparison: dict[str, Any] | None,
+    gallery: report.Gallery,
+) -> None:
+    """metrics.json, per_image.csv, comparison.json, report.html, and tables on the terminal."""
+    classes, figures = source.classes, result.figures
+    variant = create_model(**checkpoint.metadata["model"]).variant.name
+    intervals = metrics.intervals(result.image_counts, classes.names)
+    contents = report.metrics_json(
+        figures, result.confusion, step=checkpoint.step, variant=variant, intervals=intervals
+    )
+    write_json(output / "metrics.json", contents)
+    evaluation.save_image_scores(output / evaluation.IMAGE_SCORES, result, classes.names)
+    console = Console()
+    console.print(report.class_table(figures, result.confusion, intervals))
+    if comparison:
+        write_json(output / "comparison.json", {"other": _COMPARE.value, **comparison})
+        console.print(report.comparison_table(comparison))
+    pictures = gallery.choose(result.ranking().tolist())
     page = report.build_report(
-        title=name,
-        subtitle=f"step {checkpoint.step:,} of {checkpoint.path}; {method}; "
+        title=f"{variant} on {source.name} {source.split}",
+        subtitle=f"step {checkpoint.step:,} of {checkpoint.path}; {method_flags.method()}; "
         f"{result.seconds:.0f} s on {jax.device_count()} {jax.default_backend()} device(s)",
         figures=figures,
         confusion=result.confusion,
         classes=classes,
-        worst=worst,
-        best=best,
+        intervals=intervals,
+        comparison=comparison,
+        other=_COMPARE.value,
+        pictures=[(picture, result.image_counts[i]) for i, picture in pictures.items()],
         curves=report.read_log(Path(checkpoint.path).parent.parent / "log.jsonl"),
     )
     (output / "report.html").write_text(page, encoding="utf-8")
-    print(f"Wrote {output}: metrics.json, report.html, overlays/ ({len(worst) + len(best)} images)")
+
+
+def write_json(path: Path, contents: dict[str, Any]) -> None:
+    path.write_text(json.dumps(contents, indent=1, allow_nan=False) + "\n")
+
+
+def classify(checkpoint: checkpointing.Checkpoint, output: Path) -> int:
+    """Evaluates a classifier of whole images: metrics.json with top-1 and top-5."""
+    used = [name for name in _FOR_MAPS if not flags.FLAGS[name].using_default_value]
+    if used:
+        raise ValueError(
+            f"--{used[0]} is for segmentation; {checkpoint.path} classifies whole images"
+        )
+    data = checkpoint.metadata["config"]["data"]
+    split = _SPLIT.value or data["eval_split"]
+    source = open_images(data["name"], root=_DATA_ROOT.value or data["root"], split=split)
+    names = ImageClasses.from_json(checkpoint.metadata["classes"]).names
+    if source.classes.names != names:
+        raise ValueError(
+            f"checkpoint {checkpoint.path} was trained for {len(names)} classes, {names[:3]} ..., "
+            f"the data has {len(source.classes.names)}, {source.classes.names[:3]} ..."
+        )
+    result = classification.evaluate(
+        create_model(**checkpoint.metadata["model"]),
+        checkpoint.variables,
+        evaluation.spread(source, _MAX_IMAGES.value),
+        batch_size=_BATCH_SIZE.value,
+        crop_size=tuple(data["crop_size"]),
+        short_side=data["eval_short_side"],
+        mesh=sharding.make_mesh(),
+    )
+    contents = result.metrics(step=checkpoint.step, variant=checkpoint.metadata["model"]["variant"])
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "metrics.json", contents)
+    print(
+        f"top-1 {result.top1:.4f}, top-5 {result.top5:.4f} of {len(result.ids)} images of"
+        f" {split} with checkpoint {checkpoint.path}\nWrote {output}: metrics.json"
+    )
+    return 0
+
+
+def run(arguments: list[str]) -> int:
+    if arguments:
+        raise ValueError(f"unexpected arguments {arguments}; options start with --")
+    # TensorFlow only reads images; the accelerators are JAX's.
+    for kind in ("GPU", "TPU"):
+        tf.config.set_visible_devices([], kind)
+    process_flags.join()
+    sharding.use_compilation_cache()
+    if _NUM_OVERLAYS.value < 0:
+        raise ValueError(f"--num_overlays={_NUM_OVERLAYS.value}: must be 0 or more")
+    output = Path(_OUTPUT.value)
+    checkpoint = checkpointing.load_checkpoint(_CHECKPOINT.value, step=_STEP.value)
+    if checkpoint.metadata["model"]["head"] == "classification":
+        return classify(checkpoint, output)
+    source = open_split(checkpoint)
+    evaluate = evaluator(checkpoint, source)
+    saves = _SAVE_PREDICTIONS.value or _SUBMISSION.value
+    if not source.has_labels and not saves:
+        raise ValueError(
+            f"split {source.split!r} has no labels to evaluate against; --save_predictions or "
+            "--submission writes predictions without them"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    print(
+        f"{checkpoint.metadata['model']['variant']} on {source.name} {source.split}: "
+        f"{len(source)} images, checkpoint {checkpoint.path}",
+        flush=True,
+    )
+    gallery = report.Gallery()
+    folder = output / "predictions"
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(submission.Writer(folder, source)) if saves else None
+
+        def on_batch(batch, predictions) -> None:
+            rows = zip(batch["index"], batch["image"], batch["label"], predictions, strict=True)
+            for i, image, label, prediction in rows:
+                if i >= 0 and source.has_labels:
+                    gallery.add(int(i), source.ids[i], image, label, prediction)
+                if i >= 0 and writer:
+                    writer.add(int(i), prediction)
+
+        result = evaluate(source, on_batch=on_batch)
+    written = ["predictions/"] if saves else []
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("predictions are written")
+    if _SUBMISSION.value and jax.process_index() == 0:
+        path = submission.pack(folder, source, output / "submission.zip")
+        written.append(f"{path.name} ({len(source)} files checked)")
+    if source.has_labels:
+        comparison = None
+        if _COMPARE.value:
+            counts = other_counts(_COMPARE.value, source)
+            comparison = metrics.compare(result.image_counts, counts, source.classes.names)
+        if jax.process_index() != 0:
+            return 0
+        write_results(output, checkpoint, source, result, comparison, gallery)
+        worst, best = full_size_examples(evaluate, source, result)
+        report.save_overlays(output / "overlays", worst, best, source.classes)
+        count = len(worst) + len(best)
+        written += ["metrics.json", "per_image.csv", "report.html", f"overlays/ ({count} images)"]
+        written += ["comparison.json"] if _COMPARE.value else []
+    else:
+        print(f"Split {source.split!r} has no labels, hence no figures.")
+    print(f"Wrote {output}: {', '.join(written)}")
     return 0
 
 

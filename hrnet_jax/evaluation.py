@@ -1,9 +1,11 @@
 """From a data set to figures: every image once, at its own size, counted on the device."""
 
+import csv
 import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -51,6 +53,42 @@ class EvalResult:
         """Indices of the images with labels, from the worst mean IoU to the best."""
         order = np.argsort(self.image_miou, kind="stable")
         return order[~np.isnan(self.image_miou[order])]
+
+
+# The file of scores per image, and its columns before those of the classes.
+IMAGE_SCORES = "per_image.csv"
+_SCORES = ("image", "miou", "pixel_accuracy")
+_COUNTS = ("right", "true", "predicted")
+
+
+def save_image_scores(path: str | Path, result: EvalResult, names: tuple[str, ...]) -> None:
+    """Writes a CSV with a line per image: its scores, and per class the pixels that are right,
+    true and predicted, which is enough to compare another evaluation with this one."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*_SCORES, *(f"{kind}:{n}" for kind in _COUNTS for n in names)])
+        scores = zip(result.image_miou, result.image_accuracy, strict=True)
+        for name, pair, counts in zip(result.ids, scores, result.image_counts, strict=True):
+            shown = ("" if np.isnan(v) else f"{v:.6f}" for v in pair)
+            writer.writerow([name, *shown, *counts.ravel().tolist()])
+
+
+def read_image_counts(path: str | Path, ids: tuple[str, ...], names: tuple[str, ...]) -> np.ndarray:
+    """Counts int64 [N, 3, C] of the images `ids`, in this order, from `save_image_scores`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for another list of classes, or if images are missing.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    expected = [*_SCORES, *(f"{kind}:{n}" for kind in _COUNTS for n in names)]
+    if header != expected:
+        raise ValueError(f"{path}: its columns are not those of the classes {', '.join(names)}")
+    found = {row[0]: row[len(_SCORES) :] for row in rows}
+    if missing := [i for i in ids if i not in found]:
+        raise ValueError(f"{path}: lacks {len(missing)} of the images: {', '.join(missing[:5])}")
+    return np.array([found[i] for i in ids], np.int64).reshape(len(ids), 3, len(names))
 
 
 def spread(source: Source, max_images: int) -> Source:

@@ -8,10 +8,9 @@ further compilation of the network.
 import functools
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -286,50 +285,25 @@ def read_image(path: str | Path) -> np.ndarray:
         raise FileNotFoundError(f"{path}: no such image")
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not an image")
+    return decode_image(path, str(path))
+
+
+def decode_image(file: Path | BinaryIO, name: str) -> np.ndarray:
+    """As `read_image`, of a file or stream that errors call `name`."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.load()
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as an image: {error}") from error
+        raise ValueError(f"{name}: cannot be read as an image: {error}") from error
     if image.mode == "RGB" and "transparency" not in image.info:
         return np.asarray(image)
     if image.mode not in ("L", "P", "LA", "RGBA", "RGB"):
-        raise ValueError(f"{path}: mode {image.mode!r} is not supported; save it as 8-bit RGB")
+        raise ValueError(f"{name}: mode {image.mode!r} is not supported; save it as 8-bit RGB")
     rgba = np.asarray(image.convert("RGBA"))
     if (rgba[..., 3] != 255).any():
-        raise ValueError(f"{path}: has transparent pixels; put it on a background, save as RGB")
-    warnings.warn(f"{path}: converted from mode {image.mode} to RGB", stacklevel=2)
+        raise ValueError(f"{name}: has transparent pixels; put it on a background, save as RGB")
+    warnings.warn(f"{name}: converted from mode {image.mode} to RGB", stacklevel=2)
     return rgba[..., :3]
-
-
-def list_images(paths: Sequence[str | Path]) -> dict[Path, str]:
-    """Image files among `paths` and in folders among them, each with a name for its outputs.
-
-    A folder's images (by suffix, at any depth) are named by their place in it, single files by
-    their stem.
-
-    Raises:
-        FileNotFoundError: for a path that does not exist or a folder without images.
-        ValueError: for no path at all, or two images of one name.
-    """
-    if not paths:
-        raise ValueError("no images given; name image files or folders")
-    names: dict[Path, str] = {}
-    for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such image or folder")
-        found = [path]
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
-                raise FileNotFoundError(f"{path}: no images (suffixes {IMAGE_SUFFIXES}) in it")
-        root = path if path.is_dir() else path.parent
-        names.update({p: p.relative_to(root).with_suffix("").as_posix() for p in found})
-    by_name = {name: p for p, name in names.items()}
-    for p, name in names.items():
-        if by_name[name] != p:
-            raise ValueError(f"{p} and {by_name[name]} would both be written as {name!r}")
-    return names
 
 
 def check_image(image: np.ndarray) -> np.ndarray:

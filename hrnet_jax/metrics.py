@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 MAX_PIXELS = 2**31 - 1
+# Of the bootstrap: resampled sets of images, and the share of them inside an interval.
+BOOTSTRAP_DRAWS = 1000
+CONFIDENCE = 0.95
 
 
 def _count_by_scatter(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
@@ -118,6 +121,112 @@ def accuracy_of_counts(counts: np.ndarray) -> np.ndarray:
     return _ratio(right.sum(-1), true.sum(-1))
 
 
+def mean_accuracy_of_counts(counts: np.ndarray) -> np.ndarray:
+    """[..., 3, C] -> mean over the true classes of the share found, float64 [...]; or NaN."""
+    right, true, _ = np.moveaxis(np.asarray(counts, np.int64), -2, 0)
+    values = _ratio(right, true)
+    return _ratio(np.nansum(values, -1), (~np.isnan(values)).sum(-1))
+
+
+_OF_COUNTS = {
+    "miou": miou_of_counts,
+    "pixel_accuracy": accuracy_of_counts,
+    "mean_accuracy": mean_accuracy_of_counts,
+}
+
+
+def resampled(image_counts: np.ndarray, draws: int = BOOTSTRAP_DRAWS, seed: int = 0) -> np.ndarray:
+    """Counts of `draws` sets of as many images, drawn with replacement: int64 [draws, 3, C].
+
+    Args:
+        image_counts: int64 [N, 3, C], as of `counts_of` for each image.
+        draws: number of sets.
+        seed: the same seed and N draw the same images, whatever the counts: pairs.
+    """
+    image_counts = np.asarray(image_counts, np.int64)
+    n = len(image_counts)
+    rng = np.random.RandomState(seed)  # frozen: the same numbers in every version of NumPy
+    times = np.stack([np.bincount(rng.randint(0, n, n), minlength=n) for _ in range(draws)])
+    # float64 is exact up to 2**53 pixels, and has a matrix product that is fast.
+    sums = times.astype(np.float64) @ image_counts.reshape(n, -1).astype(np.float64)
+    return sums.astype(np.int64).reshape(draws, *image_counts.shape[1:])
+
+
+def _interval(values: np.ndarray) -> list[float] | None:
+    """[low, high] of a sample, or None where it has no value."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return None
+    tail = 100 * (1 - CONFIDENCE) / 2
+    return [float(v) for v in np.percentile(values, [tail, 100 - tail])]
+
+
+def intervals(image_counts: np.ndarray, names: tuple[str, ...]) -> dict[str, Any] | None:
+    """95 % intervals by the percentile bootstrap over images; None for fewer than two images.
+
+    They say how far the figures would move with other images of the same kind, not with another
+    training.
+
+    Args:
+        image_counts: int64 [N, 3, C].
+        names: of the classes.
+
+    Returns:
+        [low, high] for "miou", "pixel_accuracy" and "mean_accuracy", and per class under
+        "per_class_iou" (None for a class without a union).
+    """
+    if len(image_counts) < 2:
+        return None
+    sets = resampled(image_counts)
+    result: dict[str, Any] = {k: _interval(of(sets)) for k, of in _OF_COUNTS.items()}
+    ious = iou_of_counts(sets)
+    result["per_class_iou"] = {n: _interval(ious[:, k]) for k, n in enumerate(names)}
+    return result
+
+
+def compare(
+    image_counts: np.ndarray, other_counts: np.ndarray, names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Differences between two models on the same images, with paired-bootstrap intervals.
+
+    Both models are resampled with the same images, so that an image which is hard for both
+    widens neither interval.
+
+    Args:
+        image_counts: int64 [N, 3, C] of this model.
+        other_counts: of the other, for the same images in the same order.
+        names: of the classes.
+
+    Returns:
+        for "miou", "pixel_accuracy", "mean_accuracy" and per class under "per_class_iou":
+        {"this", "other", "difference" (this - other), "interval" ([low, high] of the difference,
+        None for fewer than two images)}; values that do not exist are None.
+
+    Raises:
+        ValueError: for counts that do not belong together.
+    """
+    if np.shape(image_counts) != np.shape(other_counts):
+        raise ValueError(
+            f"counts {np.shape(image_counts)} and {np.shape(other_counts)} must have one shape"
+        )
+    pair = image_counts, other_counts
+    sets = [resampled(c) for c in pair] if len(image_counts) > 1 else None
+
+    def entry(of: Any) -> dict[str, Any]:
+        this, other = (float(of(np.sum(c, 0))) for c in pair)
+        draws = of(sets[0]) - of(sets[1]) if sets else np.array([])
+        values = {"this": this, "other": other, "difference": this - other}
+        return {k: None if np.isnan(v) else v for k, v in values.items()} | {
+            "interval": _interval(draws)
+        }
+
+    result: dict[str, Any] = {k: entry(of) for k, of in _OF_COUNTS.items()}
+    result["per_class_iou"] = {
+        n: entry(lambda c, k=k: iou_of_counts(c)[..., k]) for k, n in enumerate(names)
+    }
+    return result
+
+
 def _optional(values: np.ndarray, names: tuple[str, ...]) -> dict[str, float | None]:
     return {n: None if np.isnan(v) else float(v) for n, v in zip(names, values, strict=True)}
 
@@ -159,7 +268,7 @@ def summarize(confusion: np.ndarray, classes: Any) -> dict[str, Any]:
         "miou": float(miou_of_counts(counts)),
         "per_class_iou": _optional(iou_of_counts(counts), names),
         "pixel_accuracy": float(accuracy_of_counts(counts)),
-        "mean_accuracy": float(_ratio(np.nansum(accuracy), (~np.isnan(accuracy)).sum())),
+        "mean_accuracy": float(mean_accuracy_of_counts(counts)),
         "per_class_accuracy": _optional(accuracy, names),
         "num_pixels": int(counts[1].sum()),
     }

@@ -1,13 +1,16 @@
-"""What an evaluation leaves behind: metrics.json, a table and one self-contained HTML page."""
+"""What an evaluation leaves behind: metrics.json, tables and one self-contained HTML page."""
 
 import base64
+import collections
 import html
 import importlib.resources
 import io
 import json
 import math
-import string
+import re
+import zlib
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,15 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from hrnet_jax import visualize
+from hrnet_jax import metrics, visualize
 
-# Pictures in the page: wide enough to judge, small enough to mail.
-PICTURE_WIDTH = 640
-JPEG_QUALITY = 82
+# Pictures in the page: wide enough to judge, small enough that 500 of a street fit into a page
+# that can be mailed.
+PICTURE_WIDTH = 480
+JPEG_QUALITY = 75
+MAX_PICTURE_BYTES = 23_000_000
+# Images waiting to be made small at a time; more would keep full-size arrays in memory.
+MAX_WAITING = 16
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,12 @@ def _or_null(value: float) -> float | None:
 
 
 def metrics_json(
-    figures: dict[str, Any], confusion: np.ndarray, *, step: int, variant: str
+    figures: dict[str, Any],
+    confusion: np.ndarray,
+    *,
+    step: int,
+    variant: str,
+    intervals: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of metrics.json; figures that do not exist are null.
 
@@ -58,12 +70,21 @@ def metrics_json(
         confusion: integers [C, C], rows true, columns predicted.
         step: training step of the weights.
         variant: name of the network's size.
+        intervals: of `metrics.intervals`.
     """
+    categories = {
+        name: figures[name] for name in ("category_miou", "per_category_iou") if name in figures
+    }
+    if categories:
+        categories["category_miou"] = _or_null(categories["category_miou"])
     return {
         "miou": _or_null(figures["miou"]),
         "per_class_iou": figures["per_class_iou"],
         "pixel_accuracy": _or_null(figures["pixel_accuracy"]),
         "mean_accuracy": _or_null(figures["mean_accuracy"]),
+        "per_class_accuracy": figures["per_class_accuracy"],
+        **categories,
+        "intervals": intervals,
         "confusion_matrix": confusion.tolist(),
         "num_images": figures["num_images"],
         "num_pixels": figures["num_pixels"],
@@ -72,24 +93,78 @@ def metrics_json(
     }
 
 
-def class_table(figures: dict[str, Any], confusion: np.ndarray) -> Table:
-    """A table for the terminal: IoU, accuracy and share of the truth of each class."""
+def _range(interval: Sequence[float] | None) -> str:
+    """[0.512, 0.538] -> "51.2 - 53.8"; "" for None."""
+    return f"{100 * interval[0]:.1f} - {100 * interval[1]:.1f}" if interval else ""
+
+
+def class_table(
+    figures: dict[str, Any], confusion: np.ndarray, intervals: dict[str, Any] | None = None
+) -> Table:
+    """A table for the terminal: IoU with its interval, accuracy and share of each class."""
     table = Table()
     table.add_column("class")
-    for name in ("IoU", "accuracy", "share of pixels"):
+    columns = ["IoU", "accuracy", "share of pixels"]
+    columns[1:1] = ["95 % of it"] if intervals else []
+    for name in columns:
         table.add_column(name, justify="right")
+
+    def row(name: str, value: str, interval: Sequence[float] | None, *rest: str) -> None:
+        table.add_row(name, value, *([_range(interval)] if intervals else []), *rest)
+
+    found = intervals or {"per_class_iou": {}}
     shares = confusion.sum(1) / max(1, figures["num_pixels"])
     for (name, iou), share in zip(figures["per_class_iou"].items(), shares, strict=True):
         accuracy = figures["per_class_accuracy"][name]
-        table.add_row(name, percent(iou), percent(accuracy), percent(share))
+        interval = found["per_class_iou"].get(name)
+        row(name, percent(iou), interval, percent(accuracy), percent(share))
     table.add_section()
-    table.add_row("mean", percent(figures["miou"]), percent(figures["mean_accuracy"]), "")
-    table.add_row("all pixels", "", percent(figures["pixel_accuracy"]), "")
+    row("mean", percent(figures["miou"]), found.get("miou"), percent(figures["mean_accuracy"]), "")
+    row("all pixels", "", None, percent(figures["pixel_accuracy"]), "")
     if "category_miou" in figures:
         table.add_section()
         for name, iou in figures["per_category_iou"].items():
-            table.add_row(f"category {name}", percent(iou), "", "")
-        table.add_row("mean of categories", percent(figures["category_miou"]), "", "")
+            row(f"category {name}", percent(iou), None, "", "")
+        row("mean of categories", percent(figures["category_miou"]), None, "", "")
+    return table
+
+
+def _difference(entry: dict[str, Any]) -> tuple[str, str, str, str, str]:
+    """This, other, difference and its interval in percent, and "better", "worse" or ""."""
+    difference, interval = entry["difference"], entry["interval"]
+    verdict = ""
+    if interval and (interval[0] > 0 or interval[1] < 0):
+        verdict = "better" if interval[0] > 0 else "worse"
+    return (
+        percent(entry["this"]),
+        percent(entry["other"]),
+        "-" if difference is None else f"{100 * difference:+.2f}",
+        "" if not interval else f"{100 * interval[0]:+.2f} .. {100 * interval[1]:+.2f}",
+        verdict,
+    )
+
+
+def _comparison_rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = {
+        "mean IoU": comparison["miou"],
+        "pixel accuracy": comparison["pixel_accuracy"],
+        "mean accuracy": comparison["mean_accuracy"],
+        **comparison["per_class_iou"],
+    }
+    return [(name, *_difference(entry)) for name, entry in rows.items()]
+
+
+def comparison_table(comparison: dict[str, Any]) -> Table:
+    """The result of `metrics.compare` for the terminal."""
+    table = Table()
+    table.add_column("figure")
+    for name in ("this", "other", "difference", "95 % of it"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for k, row in enumerate(_comparison_rows(comparison)):
+        if k == 3:
+            table.add_section()
+        table.add_row(*row)
     return table
 
 
@@ -134,17 +209,52 @@ def _swatch(color: Sequence[int]) -> str:
     return f'<i class="swatch" style="background:rgb({color[0]} {color[1]} {color[2]})"></i>'
 
 
-def _bars(values: dict[str, float | None], colors: Sequence[Sequence[int]] | None) -> str:
+def _bars(
+    values: dict[str, float | None],
+    colors: Sequence[Sequence[int]] | None,
+    intervals: dict[str, Any] | None = None,
+) -> str:
     rows = []
     for k, (name, value) in enumerate(values.items()):
         swatch = _swatch(colors[k]) if colors else ""
         width = 0 if value is None else 100 * value
+        interval = (intervals or {}).get(name)
+        whisker = ""
+        if interval:
+            low, high = (100 * v for v in interval)
+            whisker = f'<i class="whisker" style="left:{low:.2f}%;width:{high - low:.2f}%"></i>'
+        title = f"{swatch}{html.escape(name)}"
+        label = (
+            f'<button class="name" data-class="{k}" title="Its images">{title}</button>'
+            if colors
+            else f'<div class="name">{title}</div>'
+        )
         rows.append(
-            f'<div class="name">{swatch}{html.escape(name)}</div>'
-            f'<div class="track"><div class="fill" style="width:{width:.2f}%"></div></div>'
+            f'<div class="bar">{label}'
+            f'<div class="track"><div class="fill" style="width:{width:.2f}%"></div>{whisker}</div>'
             f'<div class="number">{percent(value)}</div>'
+            f'<div class="number"><small>{_range(interval)}</small></div></div>'
         )
     return "\n".join(rows)
+
+
+def _comparison(comparison: dict[str, Any] | None, other: str) -> str:
+    if comparison is None:
+        return ""
+    rows = []
+    for name, this, theirs, difference, interval, verdict in _comparison_rows(comparison):
+        cells = "".join(f"<td>{c}</td>" for c in (this, theirs))
+        rows.append(
+            f"<tr><th>{html.escape(name)}</th>{cells}"
+            f'<td class="{verdict}">{difference}</td><td>{interval}</td><td>{verdict}</td></tr>'
+        )
+    return (
+        f"<section><h2>Against {html.escape(other)}</h2>"
+        '<p class="faint">In points, on the same images. The interval is a paired bootstrap over '
+        "images; better or worse is said only where it leaves out 0.</p>"
+        '<table class="compare"><thead><tr><th></th><th>this</th><th>other</th><th>difference</th>'
+        f"<th>95 % of it</th><th></th></tr></thead><tbody>{''.join(rows)}</tbody></table></section>"
+    )
 
 
 def _matrix(confusion: np.ndarray, names: Sequence[str]) -> str:
@@ -214,36 +324,103 @@ def _curves(curves: dict[str, list[tuple[int, float]]]) -> str:
     return f'<section><h2>Training</h2><div class="plots">{"".join(plots)}</div></section>'
 
 
-def _picture(pixels: np.ndarray, caption: str) -> str:
+@dataclass(frozen=True)
+class Picture:
+    """An evaluated image made small for the page.
+
+    Attributes:
+        name: of the image.
+        width: in pixels, at most PICTURE_WIDTH.
+        height: in pixels.
+        jpeg: the image.
+        maps: rows of true and of predicted train ids in turns, uint8, deflated: neighbouring rows
+            resemble each other, so this is half the size of two files.
+    """
+
+    name: str
+    width: int
+    height: int
+    jpeg: bytes
+    maps: bytes
+
+    @property
+    def num_bytes(self) -> int:
+        """In the page, as base64."""
+        return (len(self.jpeg) + len(self.maps)) * 4 // 3
+
+
+def make_picture(
+    name: str, image: np.ndarray, labels: np.ndarray, predictions: np.ndarray
+) -> Picture:
+    """Shrinks an image uint8 [H, W, 3] and its train ids [H, W]; classes are never mixed."""
+    height, width = labels.shape
+    if width > PICTURE_WIDTH:
+        height, width = max(1, round(height * PICTURE_WIDTH / width)), PICTURE_WIDTH
+        rows, columns = (
+            (2 * np.arange(small) + 1) * full // (2 * small)
+            for small, full in zip((height, width), labels.shape, strict=True)
+        )
+        labels, predictions = (a[rows[:, None], columns] for a in (labels, predictions))
+    small = Image.fromarray(image)
+    if small.size != (width, height):
+        small = small.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
     buffer = io.BytesIO()
-    small = visualize.resize_to_width(pixels, PICTURE_WIDTH)
-    Image.fromarray(small).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<div>{caption}<img alt="{caption}" src="data:image/jpeg;base64,{data}"></div>'
+    small.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    maps = np.stack([labels.astype(np.uint8), predictions.astype(np.uint8)], axis=1)
+    return Picture(name, width, height, buffer.getvalue(), zlib.compress(maps.tobytes()))
 
 
-def _figure(example: Example, classes: Any) -> str:
-    image, labels, predictions = example.image, example.labels, example.predictions
-    views = (
-        (image, "image"),
-        (visualize.overlay(image, labels, classes, 0.7), "truth"),
-        (visualize.overlay(image, predictions, classes, 0.7), "prediction"),
-        (visualize.error_map(image, labels, predictions, len(classes.names)), "errors"),
-    )
-    pictures = "".join(_picture(*view) for view in views)
-    caption = html.escape(example.title)
-    return f'<figure><figcaption>{caption}</figcaption><div class="views">{pictures}</div></figure>'
+class Gallery:
+    """Makes pictures on another thread, while the devices work on the next images."""
+
+    def __init__(self) -> None:
+        self._worker = ThreadPoolExecutor(1)
+        self._waiting: collections.deque[Future] = collections.deque()
+        self._pictures: dict[int, Picture] = {}
+
+    def add(
+        self, index: int, name: str, image: np.ndarray, labels: np.ndarray, predictions: np.ndarray
+    ) -> None:
+        """Takes an image; waits if too many are waiting already. See `make_picture`."""
+
+        def make() -> None:
+            self._pictures[index] = make_picture(name, image, labels, predictions)
+
+        self._waiting.append(self._worker.submit(make))
+        if len(self._waiting) > MAX_WAITING:
+            self._waiting.popleft().result()
+
+    def choose(self, ranking: Sequence[int]) -> dict[int, Picture]:
+        """Pictures by index, from both ends of the ranking until MAX_PICTURE_BYTES are reached."""
+        while self._waiting:
+            self._waiting.popleft().result()
+        self._worker.shutdown()
+        ends = [i for pair in zip(ranking, reversed(ranking), strict=True) for i in pair]
+        chosen, total = {}, 0
+        # Of several processes, each has the pictures of its own images.
+        for index in dict.fromkeys(i for i in ends if i in self._pictures):
+            total += self._pictures[index].num_bytes
+            if total > MAX_PICTURE_BYTES:
+                break
+            chosen[index] = self._pictures[index]
+        return chosen
 
 
-def _images(title: str, examples: Sequence[Example], classes: Any) -> str:
-    if not examples:
-        return ""
-    legend = "".join(
-        f"<span>{_swatch(color)}{html.escape(name)}</span>"
-        for name, color in zip(classes.names, classes.colors, strict=True)
-    )
-    figures = "".join(_figure(e, classes) for e in examples)
-    return f'<section><h2>{title}</h2><div class="legend">{legend}</div>{figures}</section>'
+def _rounded(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 5)
+
+
+def _picture_data(picture: Picture, counts: np.ndarray) -> dict[str, Any]:
+    return {
+        "name": picture.name,
+        "width": picture.width,
+        "height": picture.height,
+        "miou": _rounded(metrics.miou_of_counts(counts)),
+        "accuracy": _rounded(metrics.accuracy_of_counts(counts)),
+        "ious": [_rounded(v) for v in metrics.iou_of_counts(counts)],
+        "jpeg": base64.b64encode(picture.jpeg).decode(),
+        "maps": base64.b64encode(picture.maps).decode(),
+    }
 
 
 def build_report(
@@ -253,8 +430,10 @@ def build_report(
     figures: dict[str, Any],
     confusion: np.ndarray,
     classes: Any,
-    worst: Sequence[Example] = (),
-    best: Sequence[Example] = (),
+    intervals: dict[str, Any] | None = None,
+    comparison: dict[str, Any] | None = None,
+    other: str = "",
+    pictures: Sequence[tuple[Picture, np.ndarray]] = (),
     curves: dict[str, list[tuple[int, float]]] | None = None,
 ) -> str:
     """The page as a string; it needs no other file and no network.
@@ -265,17 +444,25 @@ def build_report(
         figures: of `evaluation.evaluate`.
         confusion: integers [C, C], rows true, columns predicted.
         classes: names and colours.
-        worst: pictures of the images with the lowest mean IoU.
-        best: and with the highest.
+        intervals: of `metrics.intervals`.
+        comparison: of `metrics.compare`.
+        other: what was compared with.
+        pictures: each with its counts [3, C] as of `metrics.counts_of`.
         curves: of `read_log`.
     """
-    headline = (
-        ("mean IoU", percent(figures["miou"])),
-        ("pixel accuracy", percent(figures["pixel_accuracy"])),
-        ("mean accuracy", percent(figures["mean_accuracy"])),
-        ("images", f"{figures['num_images']:,}"),
-        ("labelled pixels", f"{figures['num_pixels']:,}"),
-    )
+    intervals = intervals or {}
+    headline = [
+        (name, percent(figures[key]), _range(intervals.get(key)))
+        for name, key in (
+            ("mean IoU", "miou"),
+            ("pixel accuracy", "pixel_accuracy"),
+            ("mean accuracy", "mean_accuracy"),
+        )
+    ]
+    headline += [
+        ("images", f"{figures['num_images']:,}", ""),
+        ("labelled pixels", f"{figures['num_pixels']:,}", ""),
+    ]
     categories = ""
     if "per_category_iou" in figures:
         bars = _bars(figures["per_category_iou"], None)
@@ -284,14 +471,26 @@ def build_report(
             f"<section><h2>IoU per category (mean {mean})</h2>"
             f'<div class="bars">{bars}</div></section>'
         )
+    data = {
+        "names": list(classes.names),
+        "colors": [list(c) for c in classes.colors],
+        "num_images": figures["num_images"],
+        "pictures": [_picture_data(p, counts) for p, counts in pictures],
+    }
+    parts = {
+        "title": html.escape(title),
+        "subtitle": html.escape(subtitle),
+        "figures": "".join(
+            f"<div><b>{value}</b>{name}<small>{interval and f'95 %: {interval}'}</small></div>"
+            for name, value, interval in headline
+        ),
+        "bars": _bars(figures["per_class_iou"], classes.colors, intervals.get("per_class_iou")),
+        "categories": categories,
+        "comparison": _comparison(comparison, other),
+        "matrix": _matrix(confusion, classes.names),
+        "curves": _curves(curves or {}),
+        # No "<" inside: it could end the script element.
+        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+    }
     template = importlib.resources.files("hrnet_jax").joinpath("report.html").read_text("utf-8")
-    return string.Template(template).substitute(
-        title=html.escape(title),
-        subtitle=html.escape(subtitle),
-        figures="".join(f"<div><b>{value}</b>{name}</div>" for name, value in headline),
-        bars=_bars(figures["per_class_iou"], classes.colors),
-        categories=categories,
-        matrix=_matrix(confusion, classes.names),
-        curves=_curves(curves or {}),
-        images=_images("Worst images", worst, classes) + _images("Best images", best, classes),
-    )
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import jax
@@ -61,9 +62,8 @@ def workdir(tmp_path_factory, data):
             "config": {"data": data_config},
             "version": hrnet_jax.__version__,
         },
-        miou=0.25,
     )
-    store.wait()
+    store.set_score(12, 0.25)
     store.close()
     lines = [{"step": s, "train/loss": 2.0 / s, "eval/miou": 0.1 * s} for s in (1, 2)]
     (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -95,7 +95,7 @@ def finish(process):
 def evaluated(workdir, tmp_path_factory):
     """(output folder, terminal output) of evaluate.py on two devices."""
     output = tmp_path_factory.mktemp("evaluation")
-    flags = "--batch_size=2", "--num_overlays=2", "--save_predictions", f"--output={output}"
+    flags = "--batch_size=2", "--num_overlays=2", "--submission", f"--output={output}"
     code, out, err = finish(start("evaluate.py", f"--checkpoint={workdir}", *flags))
     assert code == 0, err
     return output, out
@@ -125,7 +125,7 @@ def test_metrics_are_those_of_the_predictor(evaluated, predictor, data):
         prediction = predictor.predict(data / "images/val" / f"{name}.png")
         confusion += np.asarray(metrics.confusion_matrix(truth(data, name), prediction, 3))
     figures = metrics.summarize(confusion, CLASSES)
-    assert set(found) == {
+    assert {
         "miou",
         "per_class_iou",
         "pixel_accuracy",
@@ -135,7 +135,9 @@ def test_metrics_are_those_of_the_predictor(evaluated, predictor, data):
         "num_pixels",
         "step",
         "variant",
-    }
+    } <= set(found)
+    low, high = found["intervals"]["miou"]
+    assert low <= found["miou"] <= high
     assert found["confusion_matrix"] == confusion.tolist()
     assert found["num_pixels"] == confusion.sum()
     assert found["per_class_iou"] == pytest.approx(figures["per_class_iou"])
@@ -155,12 +157,41 @@ def test_predictions_are_written_in_label_ids(evaluated, predictor, data):
         np.testing.assert_array_equal(np.asarray(image), np.array([7, 23, 31])[expected])
 
 
+def test_submission_is_packed(evaluated):
+    with zipfile.ZipFile(evaluated[0] / "submission.zip") as archive:
+        assert archive.namelist() == [f"{Path(name).name}_pred_labelIds.png" for name in IDS]
+
+
+def test_compares_with_checkpoints_and_earlier_evaluations(evaluated, workdir, tmp_path):
+    """The network against itself: no difference, and the interval says so."""
+    checkpoint = f"--checkpoint={workdir}", "--batch_size=2", "--num_overlays=0"
+    others = {"checkpoint": workdir, "folder": evaluated[0], "file": evaluated[0] / "metrics.json"}
+    runs = {
+        name: start("evaluate.py", *checkpoint, f"--output={tmp_path}/{name}", f"--compare={other}")
+        for name, other in others.items()
+    }
+    missing = start("evaluate.py", *checkpoint, f"--output={tmp_path}/x", "--compare=/no/such")
+    for name, process in runs.items():
+        code, out, err = finish(process)
+        assert code == 0, err
+        assert "difference" in out
+        found = json.loads((tmp_path / name / "comparison.json").read_text())
+        assert found["other"] == str(others[name])
+        assert found["miou"]["difference"] == 0
+        assert found["miou"]["interval"] == [0, 0]
+        assert set(found["per_class_iou"]) == set(CLASSES.names)
+        assert "Against" in (tmp_path / name / "report.html").read_text()
+    code, _, err = finish(missing)
+    assert code == 2
+    assert "--compare=/no/such: no such file or folder" in err
+
+
 def test_pictures_report_and_table(evaluated):
     output, text = evaluated
     names = sorted(p.name[:7] for p in (output / "overlays").iterdir())
     assert names == ["best_1_", "best_2_", "worst_1", "worst_2"]
     page = (output / "report.html").read_text()
-    assert page.count("<img") == 16
+    assert page.count('"jpeg":') == len(IDS)
     assert page.count("<polyline") == 2
     assert "step 12 of" in page
     for word in ("road", "sky", "boat", "IoU", "mean"):
@@ -186,15 +217,18 @@ def test_evaluate_refuses_with_one_line_and_code_2(workdir, tmp_path):
 
 def test_predict_does_what_it_can(workdir, predictor, data, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "nothing").mkdir()
     picture = data / "images/val/city/0.png"
     arguments = (f"--checkpoint={workdir}", f"--output={tmp_path}/out")
     tool = "-m", "hrnet_jax.tools.predict"
-    done = start(*tool, *arguments, tmp_path / "bad.png", picture, data / "images/val/town")
+    bad = tmp_path / "bad.png", tmp_path / "nothing"
+    done = start(*tool, *arguments, *bad, picture, data / "images/val/town")
     empty = start(*tool, *arguments)
     code, out, err = finish(done)
     assert code == 1
-    assert "Wrote 3 of 4 predictions" in out
+    assert "Wrote 3 of 5 predictions" in out
     assert f"failed: {tmp_path}/bad.png: cannot be read as an image" in err
+    assert f"failed: {tmp_path}/nothing: no images or videos" in err
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert files == [f"{i}_{kind}.png" for i in (0, 3, 4) for kind in ("labelIds", "overlay")]
     labels = np.asarray(Image.open(tmp_path / "out" / "0_labelIds.png"))

@@ -188,3 +188,20 @@ def test_damaged_files_are_named(split, tmp_path):
     )
     with pytest.raises(ValueError, match=r"bad\.png"):
         run(source)
+
+
+def test_scores_per_image_survive_the_file(tmp_path):
+    counts = np.arange(18).reshape(2, 3, 3)
+    counts[1] = 0
+    result = evaluation.EvalResult(np.zeros((3, 3)), {}, ("city/0", "city/1"), counts, 0.0)
+    path = tmp_path / evaluation.IMAGE_SCORES
+    evaluation.save_image_scores(path, result, CLASSES.names)
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("image,miou,pixel_accuracy,right:a,right:b,right:c,true:a")
+    assert lines[2].startswith("city/1,,,0,")
+    found = evaluation.read_image_counts(path, ("city/1", "city/0"), CLASSES.names)
+    np.testing.assert_array_equal(found, counts[::-1])
+    with pytest.raises(ValueError, match="lacks 1 of the images: ulm/7"):
+        evaluation.read_image_counts(path, ("city/0", "ulm/7"), CLASSES.names)
+    with pytest.raises(ValueError, match="not those of the classes x, b, c"):
+        evaluation.read_image_counts(path, ("city/0",), ("x", "b", "c"))

@@ -272,23 +272,6 @@ def test_refuses_files(tmp_path, image, predictor):
         predictor.predict(tmp_path / "none.png")
 
 
-def test_lists_images_of_folders(tmp_path):
-    for name in ("one.png", "set/b.JPG", "set/deep/a.png", "set/notes.txt", "other/one.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "empty").mkdir()
-    found = inference.list_images([tmp_path / "one.png", tmp_path / "set"])
-    assert list(found.values()) == ["one", "b", "deep/a"]
-    with pytest.raises(ValueError, match="would both be written as 'one'"):
-        inference.list_images([tmp_path / "one.png", tmp_path / "other"])
-    with pytest.raises(FileNotFoundError, match="empty: no images"):
-        inference.list_images([tmp_path / "empty"])
-    with pytest.raises(FileNotFoundError, match="gone"):
-        inference.list_images([tmp_path / "gone"])
-    with pytest.raises(ValueError, match="no images given"):
-        inference.list_images([])
-
-
 def test_refuses_models_that_do_not_fit():
     with pytest.raises(ValueError, match="head 'pose' gives no label maps"):
         inference.Predictor(Pointwise(head="pose"), {}, CLASSES)

@@ -154,3 +154,53 @@ def test_agrees_with_cityscapes_scripts():
         assert category in category2labels
         expected = official.getIouScoreForCategory(category, whole, args)
         assert ours == pytest.approx(expected)
+
+
+def test_resampling_is_of_whole_images_and_repeats():
+    counts = np.array([[[1, 0], [2, 0], [1, 1]], [[0, 4], [0, 4], [0, 4]]])
+    sets = metrics.resampled(counts, draws=50)
+    np.testing.assert_array_equal(sets, metrics.resampled(counts, draws=50))
+    # Two draws of two images: twice the first, twice the second, or both.
+    kinds = {2 * right[0] + right[1] for right, _, _ in sets.tolist()}
+    assert kinds == {2 * 2 + 0, 2 * 0 + 8, 2 * 1 + 4}
+
+
+def test_intervals_by_hand():
+    # One image all right, one all wrong: a quarter of the pairs has IoU 1, a quarter 0.
+    counts = np.array([[[8], [8], [8]], [[0], [8], [8]]])
+    found = metrics.intervals(counts, ("a",))
+    assert found["miou"] == [0.0, 1.0]
+    assert found["pixel_accuracy"] == [0.0, 1.0]
+    assert found["per_class_iou"] == {"a": [0.0, 1.0]}
+    same = metrics.intervals(np.repeat(counts[:1] // 2, 9, axis=0), ("a",))
+    assert same["miou"] == [1.0, 1.0]
+    assert metrics.intervals(counts[:1], ("a",)) is None
+
+
+def test_interval_of_a_mean_has_the_width_of_the_normal_one():
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 101, 400)
+    counts = np.stack([right, np.full(400, 100), np.full(400, 100)], 1)[..., None]
+    low, high = metrics.intervals(counts, ("a",))["pixel_accuracy"]
+    deviation = (right / 100).std() / 20
+    assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
+    assert low < (right / 100).mean() < high
+
+
+def test_comparison_is_paired():
+    # b is always one pixel of 100 better than a, while images differ much.
+    right = np.arange(10, 90, 4)
+    a, b = (
+        np.stack([r, np.full(20, 100), np.full(20, 100)], 1)[..., None] for r in (right, right + 1)
+    )
+    found = metrics.compare(b, a, ("x",))
+    entry = found["pixel_accuracy"]
+    assert entry["difference"] == pytest.approx(0.01)
+    assert entry["interval"] == [pytest.approx(0.01), pytest.approx(0.01)]
+    assert entry["this"] == pytest.approx(entry["other"] + 0.01)
+    low, high = metrics.intervals(a, ("x",))["pixel_accuracy"]
+    assert high - low > 0.1
+    nothing = metrics.compare(np.zeros_like(a), np.zeros_like(a), ("x",))["per_class_iou"]["x"]
+    assert nothing == {"this": None, "other": None, "difference": None, "interval": None}
+    with pytest.raises(ValueError, match="must have one shape"):
+        metrics.compare(a, b[1:], ("x",))

@@ -1,43 +1,56 @@
-"""Predicts images and folders of images: an overlay and a label PNG for each.
+"""Predicts images, folders and videos: an overlay and a label PNG for each.
 
 python -m hrnet_jax.tools.predict --checkpoint=RUN --output=DIR PATH [PATH ...]
+python -m hrnet_jax.tools.predict --checkpoint=RUN --serve
 
-Writes DIR/NAME_overlay.png and DIR/NAME_labelIds.png (raw label ids of the data set). Images that
-cannot be read are listed at the end and give exit code 1; the others are done nevertheless.
+Writes DIR/NAME_overlay.png and DIR/NAME_labelIds.png (raw label ids of the data set); of a video
+DIR/NAME_overlay.mp4 and DIR/NAME/000000_labelIds.png and so on. What cannot be read is listed at
+the end and gives exit code 1; the rest is done nevertheless. --serve shows a page in the browser to
+drop pictures on instead.
 """
 
 import sys
 from pathlib import Path
 
 from absl import flags
-from tqdm import tqdm
 
-from hrnet_jax import inference, sharding, visualize
+from hrnet_jax import inference, prediction, serve, sharding
 from hrnet_jax.tools import method_flags, script
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a run or of one of its steps.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
+_OUTPUTS = flags.DEFINE_list(
+    "save", ["overlay", "labels"], f"What to write: {', '.join(prediction.OUTPUTS)}."
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images of one size at a time.", 1)
 _ALPHA = flags.DEFINE_float("alpha", 0.55, "Strength of the colours in overlays, 0 to 1.", 0, 1)
-flags.mark_flags_as_required(["checkpoint", "output"])
+_SERVE = flags.DEFINE_bool("serve", False, "Show a local web page to drop pictures on.")
+_PORT = flags.DEFINE_integer("port", 8000, "Port of --serve; 0 takes a free one.", 0, 65535)
+flags.mark_flag_as_required("checkpoint")
 
 
 def run(paths: list[str]) -> int:
+    if _SERVE.value == bool(_OUTPUT.value):
+        raise ValueError("name either --output=DIR and the images, or --serve")
     sharding.use_compilation_cache()
-    images = inference.list_images(paths)
-    predictor = inference.load(_CHECKPOINT.value, method=method_flags.method())
-    output, failures = Path(_OUTPUT.value), []
-    for path, name in tqdm(images.items(), unit="image"):
-        try:
-            image = inference.read_image(path)
-        except (ValueError, OSError) as error:
-            failures.append(error)
-            continue
-        labels = predictor.predict(image)
-        overlay = visualize.overlay(image, labels, predictor.classes, _ALPHA.value)
-        visualize.save(output / f"{name}_overlay.png", overlay)
-        raw = inference.to_label_ids(labels, predictor.classes)
-        visualize.save(output / f"{name}_labelIds.png", raw)
-    print(f"Wrote {len(images) - len(failures)} of {len(images)} predictions to {output}")
+    if _SERVE.value:
+        # Before the network is loaded: a port in use is said at once.
+        with serve.listen(_PORT.value) as server:
+            server.predictor = inference.load(_CHECKPOINT.value, method=method_flags.method())
+            print(f"Open {server.url} in a browser; Ctrl+C ends it.", flush=True)
+            server.run()
+        return 0
+    inputs, failures = prediction.list_inputs(paths)
+    job = prediction.Job(
+        inference.load(_CHECKPOINT.value, method=method_flags.method()),
+        Path(_OUTPUT.value),
+        tuple(_OUTPUTS.value),
+        _BATCH_SIZE.value,
+        _ALPHA.value,
+        failures=failures,
+    )
+    done = job.run(inputs)
+    print(f"Wrote {done} of {done + len(failures)} predictions to {_OUTPUT.value}")
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0

@@ -1,0 +1,92 @@
+"""Frames of video files, in and out; needs PyAV, which brings its own codecs."""
+
+import types
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+# Visibly lossless for flat colours over a street; H.264 plays everywhere.
+_CODEC, _QUALITY = "libx264", {"crf": "18"}
+
+
+def _av() -> types.ModuleType:
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "videos need PyAV, which is not installed: pip install 'hrnet_jax[video]'"
+        ) from error
+    return av
+
+
+class VideoReader:
+    """A video's pictures, in order; use it as a context.
+
+    Attributes:
+        num_frames: as the file says, which may be a little off; None where it does not.
+        rate: frames per second.
+
+    Raises:
+        ValueError: naming the file, if it holds no video that can be read, here or while reading.
+    """
+
+    def __init__(self, path: str | Path):
+        self._path, self._errors = Path(path), _av().error.FFmpegError
+        try:
+            self._container = _av().open(str(path))
+        except self._errors as error:
+            raise ValueError(f"{path}: cannot be read as a video: {error}") from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise ValueError(f"{path}: holds no video")
+        stream = self._container.streams.video[0]
+        stream.thread_type = "AUTO"
+        self.num_frames: int | None = stream.frames or None
+        self.rate = Fraction(stream.average_rate or 25)
+
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._container.close()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """uint8 RGB [H, W, 3] each."""
+        try:
+            for frame in self._container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")
+        except self._errors as error:
+            raise ValueError(f"{self._path}: damaged video: {error}") from error
+
+
+class VideoWriter:
+    """Writes uint8 RGB pictures [H, W, 3] of one size as an H.264 video; use it as a context.
+
+    Odd sizes lose their last row or column: the format stores colour for pairs of pixels.
+    """
+
+    def __init__(self, path: str | Path, rate: Fraction):
+        self._container = _av().open(str(path), "w")
+        self._stream = self._container.add_stream(_CODEC, rate=rate, options=dict(_QUALITY))
+        self._stream.pix_fmt = "yuv420p"
+        self._sized = False
+
+    def add(self, picture: np.ndarray) -> None:
+        height, width = (2 * (s // 2) for s in picture.shape[:2])
+        if not self._sized:
+            self._stream.height, self._stream.width = height, width
+            self._sized = True
+        even = np.ascontiguousarray(picture[:height, :width])
+        frame = _av().VideoFrame.from_ndarray(even, format="rgb24")
+        self._container.mux(self._stream.encode(frame))
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, kind, *rest) -> None:
+        if kind is None and self._sized:
+            self._container.mux(self._stream.encode())
+        self._container.close()

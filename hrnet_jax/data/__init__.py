@@ -5,8 +5,10 @@ Importing this package does not import TensorFlow; `pipeline`, `decode` and `aud
 
 from pathlib import Path
 
+from hrnet_jax.data.folder import open_folder, read_class_file
 from hrnet_jax.data.image_folder import ImageSource, open_image_folder
 from hrnet_jax.data.source import IGNORE_LABEL, Classes, Source
+from hrnet_jax.data.tile_store import find_tiles, open_tiles
 
 __all__ = [
     "IGNORE_LABEL",
@@ -18,7 +20,7 @@ __all__ = [
     "open_source",
 ]
 
-SOURCES = ("cityscapes", "camvid", "folder", "tfds_cityscapes")
+SOURCES = ("cityscapes", "cityscapes_coarse", "camvid", "folder", "tfds_cityscapes")
 # Of images with one class each.
 IMAGE_SOURCES = ("image_folder", "tfds_imagenet")
 
@@ -28,7 +30,8 @@ def open_source(name: str, *, root: str | Path, split: str, class_file: str = ""
 
     Args:
         name: one of SOURCES.
-        root: the data set's folder; for tfds_cityscapes the TFDS data_dir.
+        root: the data set's folder, for tfds_cityscapes the TFDS data_dir; or the folder with the
+            set's tiles (`prepare_tiles`).
         split: e.g. "train"; the known ones depend on the set.
         class_file: for "folder" only: the JSON file with the classes, instead of
             root/classes.json.
@@ -43,17 +46,20 @@ def open_source(name: str, *, root: str | Path, split: str, class_file: str = ""
         raise ValueError(f"data set {name!r} needs its folder: --config.data.root=DIR")
     if class_file and name != "folder":
         raise ValueError(f"class_file={class_file!r} is for the data set 'folder', not {name!r}")
-    if name == "cityscapes":
+    if folder := find_tiles(root, name):
+        source = open_tiles(folder, name, split)
+        if class_file and read_class_file(class_file) != source.classes:
+            raise ValueError(f"the tiles in {folder} have other classes than {class_file}")
+        return source
+    if name.startswith("cityscapes"):
         from hrnet_jax.data.cityscapes import open_cityscapes
 
-        return open_cityscapes(root, split)
+        return open_cityscapes(root, split, coarse=name == "cityscapes_coarse")
     if name == "camvid":
         from hrnet_jax.data.camvid import open_camvid
 
         return open_camvid(root, split)
     if name == "folder":
-        from hrnet_jax.data.folder import open_folder
-
         return open_folder(root, split, class_file)
     from hrnet_jax.data.tfds_cityscapes import open_tfds_cityscapes
 

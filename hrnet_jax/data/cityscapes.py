@@ -2,6 +2,9 @@
 
 root/leftImg8bit/{train,val,test}/CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png
 root/gtFine/{train,val}/CITY/CITY_SEQUENCE_FRAME_gtFine_labelIds.png
+root/gtCoarse/{train,val,train_extra}/CITY/CITY_SEQUENCE_FRAME_gtCoarse_labelIds.png
+
+The coarse labels are a data set of their own, "cityscapes_coarse".
 """
 
 from pathlib import Path
@@ -9,9 +12,8 @@ from pathlib import Path
 from hrnet_jax.data.source import Classes, Source, describe_folder
 
 SPLITS = ("train", "val", "test", "trainval")
+COARSE_SPLITS = ("train", "val", "train_extra")
 _IMAGE_SUFFIX = "_leftImg8bit.png"
-_LABEL_SUFFIX = "_gtFine_labelIds.png"
-LAYOUT = f"ROOT/leftImg8bit/SPLIT/CITY/*{_IMAGE_SUFFIX} and ROOT/gtFine/SPLIT/CITY/*{_LABEL_SUFFIX}"
 
 # (label id, name, category, colour) of the 19 classes that are evaluated, in the order of their
 # train ids, and every other label id; both as the official cityscapesScripts define them.
@@ -50,37 +52,47 @@ CLASSES = Classes(
 )
 
 
-def open_cityscapes(root: str | Path, split: str) -> Source:
-    """The images of `split` with their fine labels ("test" comes without labels).
+def open_cityscapes(root: str | Path, split: str, *, coarse: bool = False) -> Source:
+    """The images of `split` with their labels ("test" comes without labels).
+
+    Args:
+        root: the data set's folder.
+        split: of SPLITS or COARSE_SPLITS.
+        coarse: take the coarse labels instead of the fine ones.
 
     Raises:
         FileNotFoundError: if the folder is not laid out as above, or a label is missing.
         ValueError: for an unknown split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r} of cityscapes; known: {SPLITS}")
+    name, known, kind = "cityscapes", SPLITS, "gtFine"
+    if coarse:
+        name, known, kind = "cityscapes_coarse", COARSE_SPLITS, "gtCoarse"
+    if split not in known:
+        raise ValueError(f"unknown split {split!r} of {name}; known: {known}")
+    suffix = f"_{kind}_labelIds.png"
+    layout = f"ROOT/leftImg8bit/SPLIT/CITY/*{_IMAGE_SUFFIX} and ROOT/{kind}/SPLIT/CITY/*{suffix}"
     root = Path(root)
     images, labels, ids = [], [], []
     for part in ("train", "val") if split == "trainval" else (split,):
         folder = root / "leftImg8bit" / part
         found = sorted(folder.glob(f"*/*{_IMAGE_SUFFIX}"))
         if not found:
-            raise FileNotFoundError(_nothing_found(root, folder))
+            raise FileNotFoundError(_nothing_found(root, folder, layout))
         for image in found:
             city, stem = image.parent.name, image.name.removesuffix(_IMAGE_SUFFIX)
             images.append(str(image))
             ids.append(f"{city}/{stem}")
-            labels.append(root / "gtFine" / part / city / f"{stem}{_LABEL_SUFFIX}")
+            labels.append(root / kind / part / city / f"{stem}{suffix}")
     if split == "test":
         # The official test labels are dummies: nothing may be trained on or scored against them.
         labels = []
     elif missing := [p for p in labels if not p.is_file()]:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(labels)} images of cityscapes {split!r} have no label; "
-            f"the first one looked for is {missing[0]} (layout: {LAYOUT})"
+            f"{len(missing)} of {len(labels)} images of {name} {split!r} have no label; "
+            f"the first one looked for is {missing[0]} (layout: {layout})"
         )
     return Source(
-        name="cityscapes",
+        name=name,
         split=split,
         classes=CLASSES,
         ids=tuple(ids),
@@ -89,9 +101,9 @@ def open_cityscapes(root: str | Path, split: str) -> Source:
     )
 
 
-def _nothing_found(root: Path, folder: Path) -> str:
+def _nothing_found(root: Path, folder: Path, layout: str) -> str:
     found = "; ".join(describe_folder(p) for p in (root, folder) if p == root or p.is_dir())
     return (
         f"no Cityscapes images: looked for {folder}/CITY/*{_IMAGE_SUFFIX}; {found}. "
-        f"Expected layout: {LAYOUT}. Is --config.data.root the right folder?"
+        f"Expected layout: {layout}. Is --config.data.root the right folder?"
     )

@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from hrnet_jax.data import png
-from hrnet_jax.data.headers import check_label_header, parse_header
+from hrnet_jax.data.headers import check_label_header, parse_header, read_header
 from hrnet_jax.data.source import IGNORE_LABEL, UNKNOWN_LABEL, Sample, Source, Window
 
 
@@ -109,6 +109,17 @@ def open_sample(source: Source, index: int) -> Sample:
     label = Path(source.label_paths[index]).read_bytes() if source.label_paths else None
     image = Path(source.image_paths[index]).read_bytes()
     return EncodedSample(image, label, source.image_name(index), source.label_name(index))
+
+
+def image_size(source: Source, index: int) -> tuple[int, int]:
+    """(height, width) of one image without decoding it, and of a file by its header only.
+
+    Raises:
+        OSError, ValueError: naming the file.
+    """
+    if source.records is not None:
+        return source.records.open(index).size
+    return read_header(source.image_paths[index]).size
 
 
 def read_label(source: Source, index: int) -> np.ndarray:

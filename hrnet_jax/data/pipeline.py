@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from hrnet_jax.data import decode, headers, transforms
+from hrnet_jax.data import decode, transforms
 from hrnet_jax.data.class_counts import class_counts
 from hrnet_jax.data.mixture import Mixture
 from hrnet_jax.data.order import NO_CLASS, Order, sample_order
@@ -302,16 +302,10 @@ def sorted_by_size(source: Source) -> dict[tuple[int, int], list[int]]:
     """
     sizes: dict[tuple[int, int], list[int]] = {}
     with ThreadPoolExecutor(_threads()) as pool:
-        for index, size in enumerate(pool.map(lambda i: image_size(source, i), range(len(source)))):
+        found = pool.map(lambda i: decode.image_size(source, i), range(len(source)))
+        for index, size in enumerate(found):
             sizes.setdefault(size, []).append(index)
     return sizes
-
-
-def image_size(source: Source, index: int) -> tuple[int, int]:
-    """(height, width) of one image without decoding it."""
-    if source.image_paths:
-        return headers.read_header(source.image_paths[index]).size
-    return decode.open_sample(source, index).size
 
 
 def iterate(dataset: tf.data.Dataset) -> Iterator[dict[str, np.ndarray]]:

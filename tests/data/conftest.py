@@ -64,3 +64,19 @@ def folder(tmp_path) -> Path:
                 Image.fromarray(rng.integers(0, 2, (6, 8), np.uint8)).save(path)
     (tmp_path / "classes.json").write_text(json.dumps({"names": ["soil", "leaf"]}))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def camvid(tmp_path_factory) -> Path:
+    """CamVid's layout: 10 train and 3 val frames of 48x64 with blocks of all ids."""
+    root = tmp_path_factory.mktemp("camvid")
+    rng = np.random.default_rng(7)
+    for split, count in (("train", 10), ("val", 3)):
+        for folder in (split, f"{split}annot"):
+            (root / folder).mkdir()
+        for k in range(count):
+            ids = rng.integers(0, 12, (6, 8), np.uint8).repeat(8, 0).repeat(8, 1)
+            pixels = ids[..., None] * np.array([20, 11, 5]) + rng.integers(0, 30, (48, 64, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(root / split / f"frame{k:02d}.png")
+            Image.fromarray(ids).save(root / f"{split}annot" / f"frame{k:02d}.png")
+    return root

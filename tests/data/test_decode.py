@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,3 +106,10 @@ def test_unknown_ids_are_named(make_source):
         ValueError, match=r"label000.png holds the ids \[9, 200\].*known: \[3, 5, 7\]"
     ):
         decode.read_sample(source, 0)
+
+
+def test_image_size_comes_from_the_header(make_source):
+    source = make_source([(6, 8)])
+    data = Path(source.image_paths[0]).read_bytes()
+    Path(source.image_paths[0]).write_bytes(data[:40])  # enough for the size, not for pixels
+    assert decode.image_size(source, 0) == (6, 8)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 from hrnet_jax.data import open_source, pipeline
@@ -57,20 +56,6 @@ def test_each_epoch_visits_each_image_once(make_source):
     assert all(sorted(e) == list(range(7)) for e in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert seen != numbers(take(source, 7, batch_size=3, **PLAIN, seed=4))
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 10, 101])
-def test_order_is_a_permutation(size):
-    places = tf.range(2 * size, dtype=tf.int64)
-    order = tf.map_fn(lambda g: pipeline.sample_order(size, 0, g), places).numpy()
-    assert sorted(order[:size]) == sorted(order[size:]) == list(range(size))
-
-
-def test_order_spreads_evenly():
-    # The first image of 600 epochs of 6: each about 100 times, standard deviation 9.
-    places = tf.range(0, 3600, 6, dtype=tf.int64)
-    first = tf.map_fn(lambda g: pipeline.sample_order(6, 1, g), places).numpy()
-    assert (np.abs(np.bincount(first, minlength=6) - 100) < 46).all()
 
 
 def test_resuming_continues(make_source):
@@ -246,10 +231,3 @@ def test_evaluation_without_labels(streets):
     (batch,) = pipeline.eval_batches(source, batch_size=1)
     assert batch["valid_mask"].tolist() == [True]
     assert (batch["label"] == 255).all()
-
-
-def test_image_size_comes_from_the_header(make_source):
-    source = make_source([(6, 8)])
-    data = Path(source.image_paths[0]).read_bytes()
-    Path(source.image_paths[0]).write_bytes(data[:40])  # enough for the size, not for pixels
-    assert pipeline.image_size(source, 0) == (6, 8)

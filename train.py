@@ -1,11 +1,13 @@
 """Trains a network, or continues a run: the same command again resumes it.
 
 python train.py --config=configs/cityscapes.py:variant=w48 --config.data.root=DIR --workdir=OUT
-    [--config.KEY=VALUE ...]
+    [--config.KEY=VALUE ...] [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
 The configurations in configs/ say what they take; configs/common.py lists all keys. OUT gets the
-checkpoints, TensorBoard events and log.jsonl. Exit codes: 2 for a configuration or data that cannot
-work, 3 if the loss stopped being finite; the message says where.
+checkpoints, TensorBoard events and log.jsonl. Exit codes, each with a message: 2 for a
+configuration or data that cannot work, 3 if the loss stopped being finite, 4 if a checkpoint could
+not be written, 75 after SIGTERM or Ctrl-C, when all is saved and the same command will continue.
+docs/reliability.md has the loop for launchers.
 """
 
 import difflib
@@ -19,13 +21,15 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+import jax
 import tensorflow as tf
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from configs import common
-from hrnet_jax import trainer
+from hrnet_jax import checkpointing, preemption, trainer
+from hrnet_jax.tools import process_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and pictures.")
@@ -46,13 +50,19 @@ def main(argv: list[str]) -> int:
     package.setLevel(logging.INFO)
     package.propagate = False
     try:
+        process_flags.join()
+        if jax.process_index() > 0:
+            package.setLevel(logging.WARNING)  # the first process speaks for all
         trainer.train(_CONFIG.value, _WORKDIR.value)
     except trainer.NonFiniteError as error:
         return fail(str(error), code=3)
+    except checkpointing.SaveError as error:
+        return fail(str(error), code=4)
     except (ValueError, OSError) as error:
         return fail(str(error))
-    except KeyboardInterrupt:
-        return fail("interrupted; the same command continues from the newest checkpoint", code=130)
+    except preemption.Preempted as end:
+        print(f"{end}; the same command continues", file=sys.stderr)
+        return preemption.EXIT_CODE
     return 0
 
 

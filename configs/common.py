@@ -99,6 +99,7 @@ def get_config() -> ConfigDict:
     optimizer.warmup_steps = 0
     optimizer.accumulate = 1  # the batch is computed in this many parts, one after the other
     optimizer.ema_decay = 0.0  # 0: no moving average of the weights
+    optimizer.skip_nonfinite = 0  # steps that may be left out as not finite; one more ends the run
 
     config.loss = loss = ConfigDict()
     loss.name = "cross_entropy"  # or "ohem"

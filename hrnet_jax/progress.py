@@ -1,31 +1,67 @@
 """What a run says while it goes on: speed, time left, scalars and pictures for later."""
 
 import json
+import logging
 import math
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 import tensorflow as tf
 from etils import epath
 
+logger = logging.getLogger(__name__)
+
 
 class NonFiniteError(FloatingPointError):
-    """Loss or gradient became infinite or NaN; the message names the step."""
+    """Loss or gradient became infinite or NaN; the message names the step.
+
+    Attributes:
+      step: the step.
+      probe: what its metrics hold under "probe".
+    """
+
+    def __init__(self, message: str, step: int, probe: Any):
+        super().__init__(message)
+        self.step, self.probe = step, probe
 
 
 class Pace:
-    """Averages of the steps since the last line, and the speed."""
+    """Averages of the steps since the last line, and the speed.
 
-    def __init__(self, batch_size: int, start_step: int, num_steps: int):
+    Args:
+      batch_size: images per step.
+      start_step: steps done before.
+      num_steps: steps there will be.
+      skip_nonfinite: so many steps of the run may have a loss or gradient that is not finite. They
+        are counted and left out of the averages.
+      history: of the run that is continued, from `Pace.history`.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        start_step: int,
+        num_steps: int,
+        skip_nonfinite: int = 0,
+        history: Mapping[str, Any] | None = None,
+    ):
         self._batch_size, self._num_steps = batch_size, num_steps
         self._first = self._step = start_step
         self._started = None  # after the first step, which also warms up
-        self._metrics: list[dict[str, float]] = []
+        self._skip_nonfinite = skip_nonfinite
+        self._skipped = history["skipped"] if history else 0
+        self._metrics: list[dict[str, float]] = list(history["metrics"]) if history else []
         self._reset()
 
+    def history(self) -> dict[str, Any]:
+        """What a continued run has to know for its averages to be those of an unbroken one."""
+        return {"metrics": list(self._metrics), "skipped": self._skipped}
+
     def _reset(self) -> None:
-        self._since, self._waited = time.perf_counter(), 0.0
+        self._since, self._waited, self._timed = time.perf_counter(), 0.0, 0
 
     def waiting(self):
         return _Stopwatch(self)
@@ -34,26 +70,43 @@ class Pace:
         """Waits for a step and keeps its metrics.
 
         Raises:
-          NonFiniteError: if its loss or gradient is not finite.
+          NonFiniteError: if its loss or gradient is not finite, and no more may be skipped.
         """
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
-            raise NonFiniteError(
-                f"step {step}: the loss is {values['loss']} and the gradient's norm"
-                f" {values['grad_norm']}, at learning rate {values['learning_rate']:g}"
-            )
+        scalars = {name: value for name, value in metrics.items() if name != "probe"}
+        values = {name: float(value) for name, value in jax.device_get(scalars).items()}
         self._step = step
-        self._metrics.append(values)
+        self._timed += 1
+        if all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
+            self._metrics.append(values)
+            return
+        message = (
+            f"step {step}: the loss is {values['loss']} and the gradient's norm"
+            f" {values['grad_norm']}, at learning rate {values['learning_rate']:g}"
+        )
+        if self._skipped >= self._skip_nonfinite:
+            raise NonFiniteError(message, step, metrics.get("probe"))
+        self._skipped += 1
+        logger.warning(
+            "%s; skipped, %d of at most %d", message, self._skipped, self._skip_nonfinite
+        )
 
     def scalars(self) -> dict[str, float]:
-        """Means since the last call; learning rate and step are the newest."""
+        """Means of the finite steps since the last `clear`; learning rate and step are the newest.
+
+        The speed is that since the last call.
+        """
         now = time.perf_counter()
         seconds = now - self._since
+        names = self._metrics[0] if self._metrics else ("loss", "pixel_accuracy", "learning_rate")
         values = {
-            name: float(np.mean([m[name] for m in self._metrics])) for name in self._metrics[0]
+            name: float(np.mean([m[name] for m in self._metrics])) if self._metrics else math.nan
+            for name in names
         }
-        values["learning_rate"] = self._metrics[-1]["learning_rate"]
-        values["images_per_second"] = len(self._metrics) * self._batch_size / seconds
+        if self._metrics:
+            values["learning_rate"] = self._metrics[-1]["learning_rate"]
+        if self._skip_nonfinite:
+            values["skipped_steps"] = float(self._skipped)
+        values["images_per_second"] = self._timed * self._batch_size / seconds
         values["data_wait"] = self._waited / seconds
         if self._started is None:
             self._started, self._first = now, self._step
@@ -61,10 +114,13 @@ class Pace:
         values["seconds_left"] = (
             (now - self._started) / done * (self._num_steps - self._step) if done else math.nan
         )
-        self._metrics = []
         self._last = values
         self._reset()
         return values
+
+    def clear(self) -> None:
+        """Begins new averages."""
+        self._metrics = []
 
     def line(self, epoch: float) -> str:
         """The newest scalars as a line."""
@@ -91,16 +147,24 @@ class _Stopwatch:
 class RunLog:
     """TensorBoard events and log.jsonl; written by the first host only."""
 
-    def __init__(self, workdir: str, start_step: int):
+    def __init__(self, workdir: str, start_step: int, *, evaluated: bool = True):
+        """Drops the lines of what will come again.
+
+        Args:
+          workdir: the run's folder.
+          start_step: steps after this one, that of the checkpoint, will be repeated.
+          evaluated: whether that checkpoint has its score; otherwise its evaluation is repeated.
+        """
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
         folder = epath.Path(workdir)
         self._file = folder / "log.jsonl"
-        # Steps after the checkpoint that the run continues from will come again.
-        lines = self._file.read_text().splitlines() if self._file.exists() else []
-        lines = [line for line in lines if json.loads(line)["step"] <= start_step]
-        self._file.write_text("".join(line + "\n" for line in lines))
+        text = self._file.read_text() if self._file.exists() else ""
+        lines = [line for line in text.splitlines() if _is_before(line, start_step, evaluated)]
+        unfinished = folder / "log.jsonl.unfinished"
+        unfinished.write_text("".join(line + "\n" for line in lines))
+        unfinished.replace(self._file)  # so that a kill leaves the old file or the new one
         self._summary = tf.summary.create_file_writer(str(folder / "tensorboard"))
 
     def scalars(self, step: int, values: dict[str, float], prefix: str = "train") -> None:
@@ -126,6 +190,16 @@ class RunLog:
     def close(self) -> None:
         if self._writes:
             self._summary.close()
+
+
+def _is_before(line: str, start_step: int, evaluated: bool) -> bool:
+    try:
+        values = json.loads(line)
+    except ValueError:  # a line that a kill cut short
+        return False
+    if values["step"] == start_step and not evaluated:
+        return not any(name.startswith("eval/") for name in values)
+    return values["step"] <= start_step
 
 
 def duration(seconds: float) -> str:

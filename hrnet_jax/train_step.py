@@ -76,12 +76,14 @@ def make_train_step(
     unroll: bool = False,
     ema_decay: float = 0.0,
     ignore_label: int = 255,
+    skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Builds the pure function (state, batch) -> (state, metrics).
 
     The batch holds "image" uint8 [N, H, W, 3] and "label" [N, H, W] train ids, or [N] with the
     head that classifies whole images. The metrics are the
-    scalars loss, pixel_accuracy, grad_norm and learning_rate; the latter as used in this step.
+    scalars loss, pixel_accuracy, grad_norm and learning_rate, the latter as used in this step, and
+    under "probe" what tells afterwards where a number was not finite, see `diagnosis`.
 
     Args:
       model: from `create_model`.
@@ -97,6 +99,8 @@ def make_train_step(
       ema_decay: decay of the moving averages, kept if the state has any. It is at most
         (1 + step) / (10 + step), so that the random initialisation is forgotten early.
       ignore_label: what the accuracy leaves out, as the loss function does by itself.
+      skip_nonfinite: leaves everything but the counters as it was where the loss or the gradient's
+        norm is not finite.
     """
     dtype = model.policy.dtype
 
@@ -150,10 +154,25 @@ def make_train_step(
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             new = {"params": params, "batch_stats": batch_stats}
             ema = jax.tree.map(lambda e, n: (decay * e + (1 - decay) * n).astype(e.dtype), ema, new)
+        squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)])
         metrics |= {
-            "grad_norm": optax.tree.norm(gradients),
+            "grad_norm": jnp.sqrt(jnp.sum(squares)),
             "learning_rate": jnp.asarray(schedule(state.step)),
+            # Computed in any case, hence for nothing.
+            "probe": {
+                "gradients": squares,
+                "batch_stats": jnp.concatenate([x.ravel() for x in jax.tree.leaves(batch_stats)]),
+            },
         }
-        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
+        new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+        if skip_nonfinite:
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            new = jax.tree.map(
+                # The integers are counters, which follow the data.
+                lambda n, o: jnp.where(finite, n, o) if jnp.issubdtype(n.dtype, jnp.inexact) else n,
+                new,
+                state,
+            )
+        return new, metrics
 
     return train_step

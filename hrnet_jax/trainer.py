@@ -3,6 +3,7 @@
 `train` reads from top to bottom; the functions below it do its single steps, in the same order.
 """
 
+import contextlib
 import difflib
 import functools
 import json
@@ -16,11 +17,21 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 from flax import traverse_util
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import hrnet_jax
-from hrnet_jax import checkpointing, losses, optim, sharding, torch_weights
+from hrnet_jax import (
+    checkpointing,
+    diagnosis,
+    losses,
+    optim,
+    preemption,
+    run_lock,
+    sharding,
+    torch_weights,
+)
 from hrnet_jax.data import IMAGE_SOURCES, SOURCES, pipeline, synthetic
 from hrnet_jax.data.source import Source
 from hrnet_jax.models import HEADS, HRNetModel, create_model, get_variant
@@ -47,6 +58,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     """Trains as `config` says, or continues where the last run in `workdir` stopped.
 
     Writes into `workdir`: checkpoints/, tensorboard/ and log.jsonl (one line of scalars each).
+    SIGTERM or Ctrl-C make it save and end, see `preemption`.
 
     Args:
       config: as `configs/common.py` describes it.
@@ -57,13 +69,25 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
     Raises:
       ValueError, FileNotFoundError: for a configuration or data that cannot work, before anything
-        is compiled.
+        is compiled; for a folder in which another run is at work.
       NonFiniteError: if the loss or a gradient is no longer finite.
+      SaveError: if a checkpoint cannot be written.
+      Preempted: when told to end, after saving.
     """
-    started = time.perf_counter()
     check_config(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
     check_divisible(config, mesh)
+    first_host = jax.process_index() == 0
+    with (
+        preemption.Watch() as watch,
+        run_lock.locked(workdir) if first_host else contextlib.nullcontext(),
+    ):
+        return run(config, workdir, mesh, watch)
+
+
+def run(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch) -> TrainState:
+    """The run itself, in a folder that is ours."""
+    started = time.perf_counter()
     config = with_fake_data(config, workdir)
     train_source, eval_source = open_sources(config)
     classes = train_source.classes
@@ -75,7 +99,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     initial = load_initial_variables(config, model)
     metadata = make_metadata(config, model, train_source)
     store = checkpointing.CheckpointStore(workdir)
-    check_same_config(store.metadata(), metadata, workdir)
+    saved = store.metadata()
+    check_same_config(saved, metadata, workdir)
     # Opened here already, so that its own checks of the configuration come first.
     make_batches(config, train_source, start_step=0)
 
@@ -90,21 +115,39 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     start_step = int(state.step)
     if restored is not None:
         logger.info("continuing at step %d of %d", start_step, num_steps)
-    if start_step >= num_steps:
-        logger.info("the run is complete: nothing to do")
-        store.close()
-        return state
-
-    logger.info("compiling the training step (programs are kept in %s)", cache)
-    step_function, seconds = compile_step(config, model, optimizer, schedule, mesh, state)
-    logger.info("compiled in %.0f s, ready after %.0f s", seconds, time.perf_counter() - started)
+    if start_step < num_steps:
+        logger.info("compiling the training step (programs are kept in %s)", cache)
+        step_function, seconds = compile_step(config, model, optimizer, schedule, mesh, state)
+        ready = time.perf_counter() - started
+        logger.info("compiled in %.0f s, ready after %.0f s", seconds, ready)
 
     eval_every = config.eval.every_steps or round(config.eval.every_epochs * steps_per_epoch)
-    log = RunLog(workdir, start_step)
-    pace = Pace(config.batch_size, start_step, num_steps)
-    batches = iter(make_batches(config, train_source, start_step))
+
+    def evaluates(step: int) -> bool:
+        due = step == num_steps or (eval_every > 0 and step % eval_every == 0)
+        return due and eval_source is not None
+
+    # The program ended between saving a step and evaluating it: that comes first now.
+    resumes_evaluation = evaluates(start_step) and start_step > 0 and not store.score(start_step)
+    log = RunLog(workdir, start_step, evaluated=not resumes_evaluation)
+    pace = Pace(
+        config.batch_size,
+        start_step,
+        num_steps,
+        skip_nonfinite=config.optimizer.skip_nonfinite,
+        history=saved and saved["progress"],
+    )
     pending = None  # the step whose metrics the device may still be computing
     try:
+        if resumes_evaluation:
+            with watch.nothing_to_lose():
+                score = evaluate(config, model, state, eval_source, mesh, log)
+            store.set_score(start_step, score)
+        if start_step >= num_steps:
+            logger.info("the run is complete: nothing to do")
+            return state
+        batches = iter(make_batches(config, train_source, start_step))
+        watch.something_to_lose()
         for step in range(start_step + 1, num_steps + 1):
             with pace.waiting():
                 batch = next(batches)
@@ -113,24 +156,38 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             if pending is not None:
                 pace.add(*pending)
             pending = step, metrics
-            evaluates = step == num_steps or (eval_every > 0 and step % eval_every == 0)
-            saves = evaluates or step % config.checkpoint_every_steps == 0
-            if saves or step % config.log_every_steps == 0 or step == start_step + 1:
+            store.check()
+            signal = watch.requested()
+            saves = (
+                evaluates(step) or step % config.checkpoint_every_steps == 0 or step == num_steps
+            )
+            logs = saves or step % config.log_every_steps == 0 or step == 1
+            if logs or signal or step == start_step + 1:
                 pace.add(*pending)
                 pending = None
+            if logs or step == start_step + 1:
                 scalars = pace.scalars()
                 logger.info("%s", pace.line(step / steps_per_epoch))
+            if logs:
                 log.scalars(step, {"epoch": step / steps_per_epoch, **scalars})
-            if saves:
-                miou = None
-                if evaluates and eval_source is not None:
-                    miou = evaluate(config, model, state, eval_source, mesh, log)
-                store.save(state, metadata, miou)
+                pace.clear()
+            if saves or signal:
+                store.save(state, {**metadata, "progress": pace.history()})
+            if signal and step < num_steps:
+                store.wait()
+                raise preemption.Preempted(f"{signal}: saved step {step} of {num_steps} and ended")
+            if evaluates(step):
+                store.wait()  # so that there is nothing to lose
+                with watch.nothing_to_lose():
+                    score = evaluate(config, model, state, eval_source, mesh, log)
+                store.set_score(step, score)
         store.wait()
     except NonFiniteError as error:
+        where = diagnosis.describe(model, error.probe, state)
         steps = store.steps()
         kept = f"the newest checkpoint is that of step {steps[-1]}" if steps else "none was saved"
-        raise NonFiniteError(f"{error}; {kept} in {workdir}") from None
+        message = f"{error}; {where}; {kept} in {workdir}"
+        raise NonFiniteError(message, error.step, error.probe) from None
     finally:
         log.close()
         store.close()
@@ -165,6 +222,7 @@ def check_config(config: ConfigDict) -> None:
         ("checkpoint_every_steps", 1, math.inf),
         ("optimizer.accumulate", 1, math.inf),
         ("optimizer.warmup_steps", 0, math.inf),
+        ("optimizer.skip_nonfinite", 0, math.inf),
         ("optimizer.momentum", 0, 1),
         ("optimizer.ema_decay", 0, 1),
         ("optimizer.weight_decay", 0, math.inf),
@@ -231,9 +289,14 @@ def with_fake_data(config: ConfigDict, workdir: str) -> ConfigDict:
     config.data.root = str(epath.Path(workdir) / "fake_data")
     if jax.process_index() == 0 and not epath.Path(config.data.root).exists():
         height, width = (int(side) for side in config.data.crop_size)
+        unfinished = epath.Path(f"{config.data.root}.unfinished")
+        unfinished.rmtree(missing_ok=True)
         synthetic.write_cityscapes(
-            config.data.root, {"train": 8, "val": 4}, size=(height, width), seed=config.seed
+            unfinished, {"train": 8, "val": 4}, size=(height, width), seed=config.seed
         )
+        unfinished.rename(config.data.root)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("data written")
     return config
 
 
@@ -487,6 +550,7 @@ def compile_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainSta
         unroll=jax.default_backend() == "cpu",
         ema_decay=config.optimizer.ema_decay,
         ignore_label=task_of(config.head).ignore_label,
+        skip_nonfinite=config.optimizer.skip_nonfinite > 0,
     )
     label_shape, label_type = task_of(config.head).label_shape(config)
     image_shape = (config.batch_size, *config.data.crop_size, 3)

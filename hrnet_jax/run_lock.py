@@ -1,0 +1,136 @@
+"""One run at a time in a folder: a lock that the death of its holder opens.
+
+On one machine the kernel keeps the lock (flock) and drops it with the process, kill -9 included.
+Other machines that share the folder may not see that. For them the holder writes its name and the
+time into the lock file every `HEARTBEAT_SECONDS`; who finds another host's name there watches the
+file, and takes it over if it does not change for `STALE_SECONDS`. No two clocks are compared.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import IO, Any
+
+from etils import epath
+
+logger = logging.getLogger(__name__)
+
+FILE = "run.lock"
+HEARTBEAT_SECONDS = 10.0
+STALE_SECONDS = 60.0
+
+
+@contextlib.contextmanager
+def locked(workdir: str) -> Iterator[None]:
+    """Holds the lock of a run's folder, which is created where missing.
+
+    Raises:
+      ValueError: naming host and process, if another run holds it.
+    """
+    folder = epath.Path(workdir).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / FILE
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
+    with _flock(file) as kernel_agrees:
+        holder = _read(file)
+        if kernel_agrees is False:
+            raise ValueError(_refusal(folder, holder))
+        # flock may say nothing about other hosts, and object stores have none.
+        if holder is not None and not _is_dead(holder, me, kernel_agrees):
+            logger.info(
+                "%s was in use by process %s on %s: watching for %.0f s whether it still is",
+                *(folder, holder.get("pid"), holder["host"], STALE_SECONDS),
+            )
+            if _changes(file, holder):
+                raise ValueError(_refusal(folder, holder))
+            logger.warning("taking over %s: that process gave no sign", folder)
+        stop = threading.Event()
+        _renew(file, me)
+        thread = threading.Thread(target=_keep, args=(file, me, stop), daemon=True, name="lock")
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            file.write_text("")
+
+
+@contextlib.contextmanager
+def _flock(file: epath.Path) -> Iterator[bool | None]:
+    """Takes the kernel's lock: True, False if another process has it, None if there is no such."""
+    if "://" in str(file):
+        yield None
+        return
+    with open(file, "a") as stream:
+        yield _try_flock(stream)
+
+
+def _try_flock(stream: IO) -> bool | None:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # file systems without locks
+        return None
+    return True
+
+
+def _is_dead(holder: dict[str, Any], me: dict[str, Any], kernel_agrees: bool | None) -> bool:
+    """Whether the holder's end is certain: on this host one can know."""
+    if holder["host"] != me["host"]:
+        return False
+    if kernel_agrees:
+        return True
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except (ProcessLookupError, ValueError, TypeError, KeyError):
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def _changes(file: epath.Path, holder: dict[str, Any]) -> bool:
+    deadline = time.monotonic() + STALE_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, STALE_SECONDS / 10))
+        if _read(file) != holder:
+            return True
+    return False
+
+
+def _read(file: epath.Path) -> dict[str, Any] | None:
+    try:
+        holder = json.loads(file.read_text())
+        return holder | {"host": str(holder["host"])}
+    except (OSError, ValueError, KeyError, TypeError):  # released, or cut short by a crash
+        return None
+
+
+def _renew(file: epath.Path, me: dict[str, Any]) -> None:
+    file.write_text(json.dumps(me | {"renewed": time.time()}))
+
+
+def _keep(file: epath.Path, me: dict[str, Any], stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_SECONDS):
+        try:
+            _renew(file, me)
+        except OSError as error:
+            logger.warning("cannot renew %s: %s", file, error)
+
+
+def _refusal(folder: epath.Path, holder: dict[str, Any] | None) -> str:
+    who = "another process"
+    if holder is not None:
+        who = f"process {holder.get('pid')} on {holder['host']}"
+    return (
+        f"{folder} is in use by {who}: two runs in one folder would destroy each other's"
+        " checkpoints. End that run, or give another --workdir."
+    )

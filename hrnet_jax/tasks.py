@@ -162,6 +162,7 @@ def _audit_classification(source) -> str:
 
 def _classification_dataset(config: ConfigDict, source, start_step: int) -> tf.data.Dataset:
     data = config.data
+    image_pipeline.check_center(tuple(data.crop_size), data.eval_short_side)
     return image_pipeline.train_dataset(
         source,
         batch_size=config.batch_size,

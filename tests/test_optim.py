@@ -1,5 +1,7 @@
 """The schedule's values and bad inputs; test_train_step.py tests the optimiser itself."""
 
+import jax.numpy as jnp
+import optax
 import pytest
 
 from hrnet_jax import optim
@@ -26,3 +28,30 @@ def test_warm_up_is_linear_and_ends():
 def test_bad_schedules(steps, warmup):
     with pytest.raises(ValueError, match="must be"):
         optim.poly_schedule(0.01, steps, warmup_steps=warmup)
+
+
+def test_staircase_schedule():
+    schedule = optim.staircase_schedule(0.1, 100, drops=[30, 60, 90])
+    values = [float(schedule(step)) for step in (0, 29, 30, 59, 60, 89, 90, 100)]
+    assert values == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 1e-4, 1e-4], rel=1e-5)
+    warm = optim.staircase_schedule(0.1, 100, drops=[30], factor=0.5, warmup_steps=10)
+    assert [float(warm(s)) for s in (0, 4, 9, 30)] == pytest.approx([0.01, 0.05, 0.1, 0.05])
+    with pytest.raises(ValueError, match="ascending"):
+        optim.staircase_schedule(0.1, 100, drops=[60, 30])
+
+
+def test_nesterov_is_pytorchs():
+    """By hand: with d = gradient + decay * w, b = 0.9 b + d, w -= rate * (d + 0.9 b)."""
+    optimizer = optim.make_optimizer(
+        optax.constant_schedule(0.1), momentum=0.9, weight_decay=0.5, nesterov=True
+    )
+    weight = jnp.array(2.0)
+    state = optimizer.init(weight)
+    expected, trace = 2.0, 0.0
+    for gradient in (1.0, -3.0, 0.5):
+        update, state = optimizer.update(jnp.array(gradient), state, weight)
+        weight = weight + update
+        decayed = gradient + 0.5 * expected
+        trace = 0.9 * trace + decayed
+        expected -= 0.1 * (decayed + 0.9 * trace)
+        assert float(weight) == pytest.approx(expected, rel=1e-6)

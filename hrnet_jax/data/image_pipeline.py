@@ -90,6 +90,12 @@ def center_crop(image: Image.Image, short_side: int, crop_size: tuple[int, int])
     return resized[top : top + crop_size[0], left : left + crop_size[1]]
 
 
+def check_center(crop_size: tuple[int, int], short_side: int) -> None:
+    """Raises ValueError if `center_crop` would find less than a whole crop."""
+    if max(crop_size) > short_side:
+        raise ValueError(f"crops of {crop_size} do not fit images with a side of {short_side}")
+
+
 def decode_rgb(data: bytes, name: str) -> Image.Image:
     """PNG or JPEG of any colour mode -> RGB.
 
@@ -218,8 +224,7 @@ def eval_batches(
         ValueError, FileNotFoundError: naming the file that is missing or not sound.
     """
     crop_size = _checked_size(crop_size)
-    if max(crop_size) > short_side:
-        raise ValueError(f"crops of {crop_size} do not fit images with a side of {short_side}")
+    check_center(crop_size, short_side)
 
     def read(index: int) -> tuple[np.ndarray, int]:
         image, label = read_image(source, index)

@@ -47,6 +47,9 @@ class Classes:
             values = getattr(self, field_name)
             if len(values) != len(self.names) and not (field_name == "categories" and not values):
                 raise ValueError(f"{len(self.names)} names but {len(values)} {field_name}")
+        for field_name in ("names", "categories"):
+            if odd := [v for v in getattr(self, field_name) if not isinstance(v, str)]:
+                raise ValueError(f"{field_name} must be strings, got {odd[0]!r}")
         _refuse_repeats("class name", self.names)
         _refuse_repeats("label id", (*self.label_ids, *self.ignore_ids))
         for what, ids, top in (("label", self.label_ids, 254), ("ignore", self.ignore_ids, 255)):
@@ -238,5 +241,6 @@ def _is_int(value: Any) -> bool:
 
 def _refuse_repeats(what: str, values: Iterable) -> None:
     values = list(values)
-    if repeated := sorted({v for v in values if values.count(v) > 1}):
+    # Not by a set: what a file holds here may be of any type.
+    if repeated := [v for k, v in enumerate(values) if v in values[:k]]:
         raise ValueError(f"{what} used more than once: {repeated}")

@@ -216,12 +216,14 @@ def _classification_head(v: Variant, num_classes: int, bias: str) -> Units:
 class Layout:
     """How one family of files names the parameters of one head's network.
 
-    `units(variant, num_classes)` lists them in the order of the PyTorch module.
+    `units(variant, num_classes)` lists them in the order of the PyTorch module. `align_corners` is
+    the way to resize that such networks were trained with.
     """
 
     name: str
     head: str
     units: Callable[[Variant, int], list[Unit]]
+    align_corners: bool = False
 
 
 def _official(head: str, name: str, head_units: Callable[[Variant, int], Units]) -> Layout:
@@ -233,7 +235,7 @@ def _official(head: str, name: str, head_units: Callable[[Variant, int], Units])
             *_under(head_units(v, num_classes), path=("head",)),
         ]
 
-    return Layout(name, head, units)
+    return Layout(name, head, units, align_corners=head == "ocr")
 
 
 def _mmseg(head: str, head_units: Callable[[Variant, int], Units]) -> Layout:

@@ -38,7 +38,7 @@ class Report:
       layout: which of the known layouts it is.
       variant, head, num_classes: of the network.
       align_corners: the resize mode, and where it was learnt from: "asked for", "the file" or
-        "the head's default".
+        "the layout's default".
       loaded: keys whose values the network now holds.
       left_out: key -> why it is not needed.
       filled: path here -> the value that stands in for what this layout does not store.
@@ -106,8 +106,8 @@ def from_torch(
         dictionary with the state dictionary under "state_dict" also does.
       variant: insist on this one instead of recognising one of `VARIANTS`.
       align_corners: of the bilinear resizing. None: as an mmsegmentation file's own config says,
-        otherwise True for OCR and False for the others, which is how the official ones were
-        trained. Their files do not say.
+        otherwise as the networks of this layout were trained, of which the arrays say nothing:
+        True for the official OCR; False for all others, mmsegmentation's OCR among them.
       inplace_abn: whether the scales of batch normalisation are those of the in-place one of the
         official PyTorch 0.4 code, which computed with |weight| + 1e-5. None: no, but a file for
         which it matters (of PyTorch 0.4, with negative scales) is refused until it is said.
@@ -182,7 +182,11 @@ def _convert(name, contents, variant, align_corners, inplace_abn, dtype, param_d
         flat[path] = jnp.zeros(size, param_dtype)
         filled["/".join(path)] = "0"
 
-    said = align_corners if align_corners is not None else _config_align_corners(contents)
+    said, reason = align_corners, "asked for"
+    if said is None:
+        said, reason = _config_align_corners(contents), "the file"
+    if said is None:
+        said, reason = layout.align_corners, "the layout's default"
     model = create_model(
         found,
         num_classes,
@@ -191,14 +195,13 @@ def _convert(name, contents, variant, align_corners, inplace_abn, dtype, param_d
         dtype=dtype,
         param_dtype=param_dtype,
     )
-    reason = "the head's default" if said is None else "the file"
     report = Report(
         source=name,
         layout=layout.name,
         variant=found.name,
         head=layout.head,
         num_classes=num_classes,
-        align_corners=(model.align_corners, "asked for" if align_corners is not None else reason),
+        align_corners=(said, reason),
         loaded=tuple(leaf.key for leaf in expected if leaf.path),
         left_out=left_out,
         filled=filled,

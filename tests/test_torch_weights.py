@@ -298,12 +298,12 @@ def test_counters_are_reported_and_written():
 
 @pytest.mark.parametrize(
     ("case", "expected"),
-    [("official-segmentation", False), ("official-ocr", True), ("mmsegmentation-ocr", True)],
+    [("official-segmentation", False), ("official-ocr", True), ("mmsegmentation-ocr", False)],
 )
 def test_align_corners_default(case, expected):
     converted = convert(_state_dict(CASES[case]))
     assert converted.model.align_corners is expected
-    assert converted.report.align_corners == (expected, "the head's default")
+    assert converted.report.align_corners == (expected, "the layout's default")
     asked = convert(_state_dict(CASES[case]), align_corners=not expected)
     assert asked.model.align_corners is not expected
     assert asked.report.align_corners == (not expected, "asked for")
@@ -317,7 +317,7 @@ def test_align_corners_of_an_mmsegmentation_config(value):
     file = {"meta": {"config": config}, "state_dict": _state_dict(CASES["mmsegmentation-ocr"])}
     assert convert(file).report.align_corners == (value, "the file")
     file["meta"]["config"] += f"y=dict(align_corners={not value})"
-    assert convert(file).report.align_corners == (True, "the head's default")
+    assert convert(file).report.align_corners == (False, "the layout's default")
 
 
 # ---- other layouts

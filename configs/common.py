@@ -75,6 +75,13 @@ def get_config() -> ConfigDict:
     data.scale_step = 0.1  # 0: uniform between min and max
     data.flip = True
     data.brightness = 0  # largest shift of the pixel values, 0..255
+    # More sets to train on, each a dict with name, root, split, weight (its share of the samples)
+    # and class_map ({class there: class here, or "" to ignore it}). docs/data.md has an example.
+    data.mix = ()
+    # Share of the samples chosen by drawing a class first, then an image with it: for rare classes.
+    data.class_uniform = 0.0
+    data.threads = 0  # that make samples; 0: one for each core
+    data.prefetch = 2  # batches made ahead
     # Of whole images with one class (head="classification"), instead of scale and brightness:
     data.area_min = 0.08  # smallest share of the image in a crop
     data.aspect_max = 4 / 3  # most elongated crop
@@ -82,6 +89,12 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.dtype = "float32"  # of the arithmetic; parameters and statistics are float32 or float64
+    # What the backward pass computes again, for memory: "none", "norm" (normalisation and activation),
+    # "block" (residual blocks), "module" (rounds of branches and exchange). docs/scale.md has figures.
+    model.remat = "none"
+    # What is compiled once and run in a loop: "none", a stage's "modules", or "blocks", too. "auto":
+    # "none" on CPU, where loops are slow, and "modules" elsewhere.
+    model.scan = "auto"
     model.align_corners = config_dict.placeholder(bool)  # None: as the head's official code
     model.init = (
         "kaiming"  # "normal": the official segmentation code's, for use with pretrained weights

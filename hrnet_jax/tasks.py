@@ -23,6 +23,7 @@ from hrnet_jax.data import (
     open_source,
     pipeline,
 )
+from hrnet_jax.data.mixture import Mixture, open_mixture
 from hrnet_jax.data.source import IGNORE_LABEL
 
 # Labels or images looked at before the first step.
@@ -55,6 +56,7 @@ class Task:
       sources: the values of config.data.name that have its kind of labels.
       losses: the values of config.loss.name that make sense.
       open: (config, split) -> source.
+      mix: (config, source of the training split) -> what to train on.
       audit: source -> what was found in it, as text; raises for what is not sound.
       dataset: (config, source, start_step) -> endless batches of "image" and "label".
       label_shape: config -> shape of one image's label, and its type.
@@ -65,6 +67,7 @@ class Task:
     sources: tuple[str, ...]
     losses: tuple[str, ...]
     open: Callable[[ConfigDict, str], Any]
+    mix: Callable[[ConfigDict, Any], Any]
     audit: Callable[[Any], str]
     dataset: Callable[[ConfigDict, Any, int], tf.data.Dataset]
     label_shape: Callable[[ConfigDict], tuple[tuple[int, ...], Any]]
@@ -91,8 +94,14 @@ def _open_segmentation(config: ConfigDict, split: str):
     return open_source(data.name, root=data.root, split=split, class_file=data.class_file)
 
 
+def _mix_segmentation(config: ConfigDict, source):
+    return open_mixture(source, config.data.mix, config.data.class_uniform)
+
+
 def _audit_segmentation(source) -> str:
-    return audit.audit_labels(source, max_images=AUDITED_IMAGES).table()
+    mixture = Mixture.of(source)
+    tables = [audit.audit_labels(s, max_images=AUDITED_IMAGES).table() for s in mixture.sources]
+    return "\n".join([f"training on {mixture.describe()}", *tables])
 
 
 def _segmentation_dataset(config: ConfigDict, source, start_step: int) -> tf.data.Dataset:
@@ -108,6 +117,8 @@ def _segmentation_dataset(config: ConfigDict, source, start_step: int) -> tf.dat
         scale_step=data.scale_step,
         flip=data.flip,
         brightness=data.brightness,
+        threads=data.threads,
+        prefetch=data.prefetch,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -156,6 +167,13 @@ def _open_classification(config: ConfigDict, split: str):
     return open_images(config.data.name, root=config.data.root, split=split)
 
 
+def _mix_classification(config: ConfigDict, source):
+    for key in ("mix", "class_uniform"):
+        if config.data[key]:
+            raise ValueError(f"config.data.{key}={config.data[key]!r} is for segmentation only")
+    return source
+
+
 def _audit_classification(source) -> str:
     return image_pipeline.audit_images(source, AUDITED_IMAGES)
 
@@ -172,6 +190,8 @@ def _classification_dataset(config: ConfigDict, source, start_step: int) -> tf.d
         area_min=data.area_min,
         aspect_max=data.aspect_max,
         flip=data.flip,
+        threads=data.threads,
+        prefetch=data.prefetch,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -206,6 +226,7 @@ _SEGMENTATION = Task(
     sources=("fake", *SOURCES),  # "fake" is replaced before it is opened
     losses=("cross_entropy", "ohem"),
     open=_open_segmentation,
+    mix=_mix_segmentation,
     audit=_audit_segmentation,
     dataset=_segmentation_dataset,
     label_shape=lambda config: (tuple(config.data.crop_size), np.uint8),
@@ -216,6 +237,7 @@ _CLASSIFICATION = Task(
     sources=IMAGE_SOURCES,
     losses=("cross_entropy",),
     open=_open_classification,
+    mix=_mix_classification,
     audit=_audit_classification,
     dataset=_classification_dataset,
     label_shape=lambda config: ((), np.int32),

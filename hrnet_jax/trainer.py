@@ -35,6 +35,7 @@ from hrnet_jax import (
 from hrnet_jax.data import IMAGE_SOURCES, SOURCES, pipeline, synthetic
 from hrnet_jax.data.source import Source
 from hrnet_jax.models import HEADS, HRNetModel, create_model, get_variant
+from hrnet_jax.models.layers import REMAT, SCAN
 from hrnet_jax.progress import NonFiniteError, Pace, RunLog, duration
 from hrnet_jax.tasks import task_of
 from hrnet_jax.train_step import TrainState, create_state, make_train_step
@@ -46,7 +47,9 @@ SCHEDULES = ("poly", "staircase")
 # What may differ when a run is continued: none of these changes what is learnt.
 FREE_KEYS = (
     "log_every_steps", "checkpoint_every_steps", "compilation_cache", "init_from", "data.root",
-    "data.class_file", "data.eval_split", "data.eval_short_side", "mesh.data", "mesh.space",
+    "data.class_file", "data.threads", "data.prefetch", "data.eval_split", "data.eval_short_side",
+    "mesh.data", "mesh.space",
+    "model.remat", "model.scan",
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
 )  # fmt: skip
 BACKBONE_PARTS = (
@@ -135,7 +138,7 @@ def run(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch) -
         start_step,
         num_steps,
         skip_nonfinite=config.optimizer.skip_nonfinite,
-        history=saved and saved["progress"],
+        history=saved and saved.get("progress"),
     )
     pending = None  # the step whose metrics the device may still be computing
     try:
@@ -213,6 +216,8 @@ def check_config(config: ConfigDict) -> None:
     check_choice("loss.name", config.loss.name, task.losses)
     check_choice("optimizer.schedule", config.optimizer.schedule, SCHEDULES)
     check_choice("model.dtype", config.model.dtype, DTYPES)
+    check_choice("model.remat", config.model.remat, REMAT)
+    check_choice("model.scan", config.model.scan, ("auto", *SCAN))
     if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError("config.model.dtype='float64' needs the environment's JAX_ENABLE_X64=1")
     for key, low, high in (
@@ -321,7 +326,7 @@ def open_sources(config: ConfigDict) -> tuple[Source, Source | None]:
             f" only the first has {sorted(names[0] - names[1])[:5]}, only the second"
             f" {sorted(names[1] - names[0])[:5]}"
         )
-    return opened[0], opened[1]
+    return task.mix(config, opened[0]), opened[1]
 
 
 def check_class_weights(config: ConfigDict, source: Source) -> None:
@@ -360,7 +365,14 @@ def make_optimizer(config: ConfigDict, num_steps: int, steps_per_epoch: float):
     )
 
 
-def make_model(config: ConfigDict, num_classes: int) -> HRNetModel:
+def make_model(
+    config: ConfigDict, num_classes: int, platform: str | None = None
+) -> HRNetModel:
+    """The network, as it is best compiled for a platform (None: that of this machine)."""
+    scan = config.model.scan
+    if scan == "auto":
+        # Loops halve the time to compile; XLA CPU's convolutions are slow inside them.
+        scan = "none" if (platform or jax.default_backend()) == "cpu" else "modules"
     return create_model(
         config.variant,
         num_classes,
@@ -369,6 +381,8 @@ def make_model(config: ConfigDict, num_classes: int) -> HRNetModel:
         dtype=jnp.dtype(config.model.dtype),
         param_dtype=jnp.float64 if config.model.dtype == "float64" else jnp.float32,
         init=config.model.init,
+        remat=config.model.remat,
+        scan=scan,
     )
 
 
@@ -540,6 +554,13 @@ def parameter_table(params: Any) -> str:
 def compile_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainState):
     """Compiles the step ahead of time; returns it and the seconds that took."""
     start = time.perf_counter()
+    lowered = lower_step(config, model, optimizer, schedule, mesh, state)
+    return lowered.compile(), time.perf_counter() - start
+
+
+def lower_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainState):
+    """The step for the mesh's devices, not compiled yet. `state` may be abstract."""
+    platform = mesh.devices.flat[0].platform
     step = make_train_step(
         model,
         optimizer,
@@ -547,7 +568,7 @@ def compile_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainSta
         make_loss(config),
         seed=config.seed,
         accumulate=config.optimizer.accumulate,
-        unroll=jax.default_backend() == "cpu",
+        unroll=platform == "cpu",
         ema_decay=config.optimizer.ema_decay,
         ignore_label=task_of(config.head).ignore_label,
         skip_nonfinite=config.optimizer.skip_nonfinite > 0,
@@ -565,9 +586,9 @@ def compile_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainSta
         step,
         donate_argnums=0,
         out_shardings=sharding.replicated(mesh),
-        compiler_options=sharding.compiler_options(),
+        compiler_options=sharding.compiler_options(platform),
     )
-    return jitted.lower(state, batch).compile(), time.perf_counter() - start
+    return jitted.lower(state, batch)
 
 
 def make_loss(config: ConfigDict) -> losses.LossFunction:

@@ -147,6 +147,8 @@ def train_dataset(
     flip: bool = True,
     process_index: int = 0,
     process_count: int = 1,
+    threads: int = 0,
+    prefetch: int = 2,
 ) -> tf.data.Dataset:
     """Augmented batches without end; order and random numbers as `pipeline.train_dataset`.
 
@@ -161,6 +163,8 @@ def train_dataset(
         flip: mirror half of the samples left to right.
         process_index: of this process; it gets its contiguous slice of each batch.
         process_count: number of processes; must divide batch_size.
+        threads: that make samples; 0: one for each core.
+        prefetch: batches made ahead.
 
     Returns:
         Dataset of {"image": uint8 [b, *crop_size, 3], "label": int32 [b]}, for
@@ -190,6 +194,8 @@ def train_dataset(
         start_step=start_step,
         process_index=process_index,
         process_count=process_count,
+        threads=threads,
+        prefetch=prefetch,
     )
 
 

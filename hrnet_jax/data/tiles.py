@@ -187,7 +187,9 @@ def _write_shards(source, shards, missing, shard_images, work, progress) -> None
     serializer = tfds.core.example_serializer.ExampleSerializer(FEATURES.get_serialized_info())
 
     def record(index: int) -> bytes:
-        return serializer.serialize_example(FEATURES.encode_example(tile_example(source, index)))
+        example = FEATURES.encode_example(tile_example(source, index))
+        # The order of the features would otherwise be another one in each program.
+        return serializer.get_tf_example(example).SerializeToString(deterministic=True)
 
     members = {
         k: range(k * shard_images, min((k + 1) * shard_images, len(source))) for k in missing
@@ -489,8 +491,8 @@ class Tiles(tfds.core.GeneratorBasedBuilder):
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            features=FEATURES, description=_DESCRIPTION, disable_shuffling=True
+        return tfds.core.DatasetInfo(
+            builder=self, features=FEATURES, description=_DESCRIPTION, disable_shuffling=True
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):

@@ -14,14 +14,16 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+# Names of the mesh's axes.
+AXES = ("data", "space")
 
-def make_mesh(data: int = -1, space: int = 1) -> Mesh:
-    """Builds the ('data', 'space') mesh; `data=-1` takes all the devices that `space` leaves.
 
-    A smaller mesh than the machine has devices is allowed in one process and takes the first ones.
-    Raises ValueError when the sizes do not fit the devices.
+def mesh_shape(data: int, space: int, devices: int) -> tuple[int, int]:
+    """Sizes of the axes on so many devices; `data=-1` takes all that `space` leaves.
+
+    Raises:
+      ValueError: when the sizes do not fit the devices.
     """
-    devices = jax.device_count()
     if space < 1:
         raise ValueError(f"mesh.space must be at least 1, got {space}")
     if data == -1:
@@ -35,18 +37,29 @@ def make_mesh(data: int = -1, space: int = 1) -> Mesh:
             f"mesh.data={data} x mesh.space={space} needs {data * space} devices,"
             f" there are {devices}"
         )
-    if data * space < devices and jax.process_count() > 1:
+    return data, space
+
+
+def make_mesh(data: int = -1, space: int = 1) -> Mesh:
+    """Builds the ('data', 'space') mesh; `data=-1` takes all the devices that `space` leaves.
+
+    A smaller mesh than the machine has devices is allowed in one process and takes the first ones.
+    Raises ValueError when the sizes do not fit the devices.
+    """
+    devices = jax.devices()
+    data, space = mesh_shape(data, space, len(devices))
+    if data * space < len(devices) and jax.process_count() > 1:
         raise ValueError(
-            f"mesh.data={data} x mesh.space={space} leaves some of the {devices} devices out,"
+            f"mesh.data={data} x mesh.space={space} leaves some of the {len(devices)} devices out,"
             f" which is possible in one process only; there are {jax.process_count()}"
         )
     # Explicit axes are the default of jax.make_mesh; Auto leaves the choice of shardings to the
     # compiler.
     return jax.make_mesh(
         (data, space),
-        ("data", "space"),
+        AXES,
         axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=jax.devices()[: data * space],
+        devices=devices[: data * space],
     )
 
 

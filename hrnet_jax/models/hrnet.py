@@ -5,10 +5,13 @@ a tuple to a new tuple. Sizes that 32 does not divide are rounded up at each hal
 resizes to the target branch's size, as the official network does.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 
 from hrnet_jax.models.layers import BasicBlock, Bottleneck, ConvBN, Policy, relu, resize
+from hrnet_jax.models.repetition import call, call_in_turn
 from hrnet_jax.models.variants import Variant
 
 Streams = tuple[jax.Array, ...]
@@ -34,9 +37,11 @@ class Layer1(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        for k in range(self.num_blocks):
-            x = Bottleneck(self.planes, self.policy, name=f"block{k}")(x, train=train)
-        return x
+        make = functools.partial(Bottleneck, self.planes, self.policy)
+        names = [f"block{k}" for k in range(self.num_blocks)]
+        # The first block has a shortcut of its own.
+        x = call(make(name=names[0]), x, "layer1", train=train)
+        return call_in_turn(self, make, names[1:], x, "layer1", train=train)
 
 
 class Transition(nn.Module):
@@ -67,9 +72,9 @@ class Branch(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        for k in range(self.num_blocks):
-            x = BasicBlock(self.features, self.policy, name=f"block{k}")(x, train=train)
-        return x
+        make = functools.partial(BasicBlock, self.features, self.policy)
+        names = [f"block{k}" for k in range(self.num_blocks)]
+        return call_in_turn(self, make, names, x, "block", train=train)
 
 
 class ExchangeUnit(nn.Module):
@@ -138,7 +143,7 @@ class ExchangeModule(nn.Module):
             self.policy,
             name="fuse",
         )
-        return fuse(streams, train=train)
+        return call(fuse, streams, "block", train=train)
 
 
 class Stage(nn.Module):
@@ -154,19 +159,20 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, streams: Streams, *, train: bool) -> Streams:
-        for k in range(self.num_modules):
-            single = self.single_output and k == self.num_modules - 1
-            module = ExchangeModule(
-                self.channels,
-                self.num_blocks,
-                1 if single else len(self.channels),
-                self.method,
-                self.align_corners,
-                self.policy,
-                name=f"module{k}",
-            )
-            streams = module(streams, train=train)
-        return streams
+        make = functools.partial(
+            ExchangeModule,
+            self.channels,
+            self.num_blocks,
+            method=self.method,
+            align_corners=self.align_corners,
+            policy=self.policy,
+        )
+        names = [f"module{k}" for k in range(self.num_modules)]
+        full = functools.partial(make, num_outputs=len(self.channels))
+        if not self.single_output:
+            return call_in_turn(self, full, names, streams, "module", train=train)
+        streams = call_in_turn(self, full, names[:-1], streams, "module", train=train)
+        return call(make(num_outputs=1, name=names[-1]), streams, "module", train=train)
 
 
 class HRNet(nn.Module):

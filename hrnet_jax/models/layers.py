@@ -13,19 +13,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 # PyTorch's BatchNorm2d defaults, which the official code keeps: `momentum=0.1` there is the
 # weight of the new value, here (as in Flax) the weight of the old one.
 BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
 
-# Standard deviation of initial kernels [k, k, in, out], by the name of the scheme.
+# Schemes for initial kernels.
 # "kaiming": the official classification code, and what training from scratch needs.
 # "normal": the official segmentation code, which expects ImageNet weights to replace most of it.
-KERNEL_STD = {
-    "kaiming": lambda shape: np.sqrt(2 / (np.prod(shape[:-2]) * shape[-1])),
-    "normal": lambda shape: 0.001,
-}
+INITS = ("kaiming", "normal")
+
+
+def kernel_std(name: str, shape: tuple[int, ...], init: str) -> float:
+    """Standard deviation of the initial kernel [k, k, in, out] of the convolution `name`.
+
+    Classifiers start small in both schemes, as in the official segmentation code: the first loss
+    is log(classes). Kaiming's would start at three times that, and the first epoch unlearns it.
+    """
+    if init == "normal" or name.endswith("classifier"):
+        return 0.001
+    return np.sqrt(2 / (np.prod(shape[:-2]) * shape[-1]))
 
 
 def bias_bound(kernel_shape: tuple[int, ...]) -> float:
@@ -34,13 +43,36 @@ def bias_bound(kernel_shape: tuple[int, ...]) -> float:
     return 1 / np.sqrt(np.prod(kernel_shape[:-1]))
 
 
+# What the backward pass computes again instead of keeping it, from nothing to the most:
+# "norm": normalisation and activation, from the outputs of convolutions; "block": residual blocks
+# and exchange units, from their inputs; "module": whole rounds of branches and exchange.
+REMAT = ("none", "norm", "block", "module")
+# What is compiled once and run in a loop, where it is repeated: "modules" of a stage, or besides
+# the "blocks" of each branch.
+SCAN = ("none", "modules", "blocks")
+# What "norm" keeps, by the names given below: outputs of convolutions and the statistics of them.
+KEPT = ("convolution", "statistics")
+
+
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """How every layer of one network computes: its dtypes and its initialisation."""
+    """How every layer of one network computes.
+
+    Nothing here changes the variables or, but for rounding, the results.
+
+    Attributes:
+      dtype: of the arithmetic.
+      param_dtype: of parameters and running statistics.
+      init: one of INITS.
+      remat: one of REMAT; less memory in training for more work.
+      scan: one of SCAN; less to compile. Loops are slow on CPU.
+    """
 
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     init: str = "kaiming"
+    remat: str = "none"
+    scan: str = "none"
 
     @property
     def statistics_dtype(self):
@@ -215,7 +247,7 @@ class Conv(nn.Module):
         dtype, param_dtype = self.policy.dtype, self.policy.param_dtype
         k, in_features = self.kernel_size, sum(s.shape[-1] for s in streams)
         shape = (k, k, in_features, self.features)
-        std = KERNEL_STD[self.policy.init](shape)
+        std = kernel_std(self.name or "", shape, self.policy.init)
         kernel = self.param("kernel", nn.initializers.normal(std), shape, param_dtype)
         bias = None
         if self.use_bias:
@@ -293,6 +325,7 @@ def _normalize_batch_forward(x, scale, bias):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = jnp.mean(wide, axis=(0, 1, 2))
     var = jnp.maximum(jnp.mean(wide * wide, axis=(0, 1, 2)) - mean * mean, 0.0)
+    mean, var = checkpoint_name(mean, "statistics"), checkpoint_name(var, "statistics")
     inverse_std = lax.rsqrt(var + BN_EPSILON)
     slope = scale * inverse_std
     y = (wide * slope + (bias - mean * slope)).astype(x.dtype)
@@ -342,7 +375,7 @@ class ConvBN(nn.Module):
             name="conv",
         )
         bn = BatchNorm(self.features, self.policy, name="bn")
-        y = bn(conv(x)) if train else conv(x, *bn.affine())
+        y = bn(checkpoint_name(conv(x), "convolution")) if train else conv(x, *bn.affine())
         return relu(y) if self.relu else y
 
 

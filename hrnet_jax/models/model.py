@@ -11,7 +11,8 @@ from flax import traverse_util
 
 from hrnet_jax.models.heads import HEADS, make_head
 from hrnet_jax.models.hrnet import HRNet
-from hrnet_jax.models.layers import KERNEL_STD, Policy, bias_bound
+from hrnet_jax.models.layers import INITS, REMAT, SCAN, Policy, bias_bound, kernel_std
+from hrnet_jax.models.repetition import call
 from hrnet_jax.models.variants import Variant, get_variant
 
 
@@ -44,7 +45,8 @@ class HRNetModel(nn.Module):
             name="backbone",
         )
         head = make_head(self.head, self.num_classes, self.align_corners, self.dropout, self.policy)
-        return head(backbone(images.astype(self.policy.dtype), train=train), train=train)
+        streams = backbone(images.astype(self.policy.dtype), train=train)
+        return call(head, streams, "head", train=train)
 
     def init(self, rngs, *args, **kwargs) -> dict:
         """Linen's `init`, with the values drawn on the host.
@@ -74,7 +76,7 @@ def _draw(shapes: dict, scheme: str, key_data: jax.Array) -> dict:
         rng = np.random.RandomState([*seed, zlib.crc32("/".join(path).encode())])
         kernel = flat.get((*path[:-1], "kernel"))
         if path[-1] == "kernel" and len(shape) == 4:
-            return rng.standard_normal(shape) * KERNEL_STD[scheme](shape)
+            return rng.standard_normal(shape) * kernel_std(path[-2], shape, scheme)
         if kernel is not None:  # a linear layer, or a bias: PyTorch's default
             return rng.uniform(-bias_bound(kernel.shape), bias_bound(kernel.shape), shape)
         return np.full(shape, {"scale": 1, "var": 1, "bias": 0, "mean": 0}[path[-1]])
@@ -94,6 +96,8 @@ def create_model(
     dtype=jnp.float32,
     param_dtype=jnp.float32,
     init: str = "kaiming",
+    remat: str = "none",
+    scan: str = "none",
 ) -> HRNetModel:
     """Builds an HRNet as a Linen module.
 
@@ -109,14 +113,21 @@ def create_model(
       param_dtype: of parameters and running statistics.
       init: "kaiming" (normal, fan-out: training from scratch) or "normal" (standard deviation
         0.001: the official segmentation code, which loads ImageNet weights afterwards).
+      remat: what training computes again instead of keeping it: "none", "norm", "block" or
+        "module", see `layers.REMAT`.
+      scan: what is compiled once and run in a loop: "none", "modules" or "blocks", see
+        `layers.SCAN`. Neither of the two changes the variables.
 
     Raises:
-      ValueError: unknown variant, head or initialisation, or fewer than one class.
+      ValueError: unknown variant, head, initialisation, `remat` or `scan`, or fewer than one class.
     """
     if head not in HEADS:
         raise ValueError(f"unknown head {head!r}; known: {sorted(HEADS)}")
-    if init not in KERNEL_STD:
-        raise ValueError(f"unknown initialisation {init!r}; known: {sorted(KERNEL_STD)}")
+    if init not in INITS:
+        raise ValueError(f"unknown initialisation {init!r}; known: {sorted(INITS)}")
+    for name, value, known in (("remat", remat, REMAT), ("scan", scan, SCAN)):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}; known: {list(known)}")
     if num_classes < 1 and HEADS[head].has_classes:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
     return HRNetModel(
@@ -125,5 +136,5 @@ def create_model(
         head=head,
         align_corners=HEADS[head].align_corners if align_corners is None else align_corners,
         dropout=dropout,
-        policy=Policy(jnp.dtype(dtype), jnp.dtype(param_dtype), init),
+        policy=Policy(jnp.dtype(dtype), jnp.dtype(param_dtype), init, remat, scan),
     )

@@ -8,12 +8,13 @@ DEMO := demo
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint bench soak clean
 
 help:
 	@echo "make demo    synthetic streets: write, train, evaluate, show ($(DEMO)/)"
 	@echo "make test    the test suite"
 	@echo "make bench   the benchmarks behind the README's figures, against named peers"
+	@echo "make soak    real kills, full disks, rotten bytes, hostile files: docs/soak.md (half an hour)"
 	@echo "make lint    ruff"
 	@echo "make clean   remove $(DEMO)/ and the compilation cache"
 
@@ -51,6 +52,9 @@ $(VENV)/installed-bench: $(VENV)/installed
 
 bench: $(VENV)/installed-bench
 	$(RUN) benchmarks/run.py
+
+soak: $(VENV)/installed
+	$(RUN) benchmarks/soak.py --table=docs/soak.md
 
 clean:
 	rm -rf $(DEMO) .cache

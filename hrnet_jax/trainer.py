@@ -242,12 +242,12 @@ def check_config(config: ConfigDict) -> None:
         value = config
         for part in key.split("."):
             value = value[part]
-        if not low <= value <= high:
+        if not low <= value <= high or value == math.inf:
             limit = f"in {low}..{high}" if high < math.inf else f"at least {low}"
             raise ValueError(f"config.{key}={value!r}: must be {limit}")
-    if not config.optimizer.learning_rate > 0:
+    if not 0 < config.optimizer.learning_rate < math.inf:
         raise ValueError(
-            f"config.optimizer.learning_rate={config.optimizer.learning_rate}: not > 0"
+            f"config.optimizer.learning_rate={config.optimizer.learning_rate}: not > 0 and finite"
         )
     if not config.num_steps and not config.num_epochs > 0:
         raise ValueError("config.num_epochs must be positive, or set config.num_steps")

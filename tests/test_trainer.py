@@ -10,7 +10,14 @@ import pytest
 
 import hrnet_jax
 from configs import camvid, common, fake_data
-from hrnet_jax import checkpointing, sharding, torch_files, torch_weights, trainer
+from hrnet_jax import (
+    checkpointing,
+    run_lock,
+    sharding,
+    torch_files,
+    torch_weights,
+    trainer,
+)
 from hrnet_jax.data import synthetic
 from hrnet_jax.models import create_model, variants
 
@@ -182,6 +189,9 @@ BAD_CONFIGS = [
     ("optimizer.accumulate", 2, "not divisible by 4: mesh.data has 2 devices"),
     ("optimizer.ema_decay", 1.5, r"config.optimizer.ema_decay=1.5: must be in 0..1"),
     ("optimizer.learning_rate", 0.0, "not > 0"),
+    ("optimizer.learning_rate", float("inf"), "not > 0 and finite"),
+    ("optimizer.skip_nonfinite", -1, "config.optimizer.skip_nonfinite=-1: must be at least 0"),
+    ("eval.every_epochs", float("inf"), "config.eval.every_epochs=inf"),
     ("optimizer.warmup_steps", 99, r"warmup_steps must be in \[0, 4\]"),
     ("num_steps", -1, "config.num_steps=-1"),
     (
@@ -209,6 +219,14 @@ def test_bad_configs_are_refused_before_anything_compiles(
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         trainer.train(_config(streets, **{key: value}), str(tmp_path))
     assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_a_folder_in_use_is_refused(tmp_path, streets, quick):
+    with (
+        run_lock.locked(str(tmp_path)),
+        pytest.raises(ValueError, match=r"is in use by process \d+"),
+    ):
+        trainer.train(_config(streets), str(tmp_path))
 
 
 def test_fake_data_is_written_once_and_recorded_as_what_it_is(tmp_path):

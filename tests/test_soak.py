@@ -1,0 +1,19 @@
+"""The short forms of the experiments of benchmarks/soak.py.
+
+Those that are not here have theirs where their subject is: 6 in test_checkpointing, 7 and 14 in
+test_trainer and test_train, 9 in data/test_pipeline, 10 in test_evaluation.
+"""
+
+import pytest
+
+from benchmarks import soak
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return soak.Lab(tmp_path_factory.mktemp("soak"), short=True)
+
+
+@pytest.mark.parametrize("number", ["1", "2", "3", "4", "5", "8", "11", "12", "13", "fuzz"])
+def test_experiment(lab, number):
+    soak.EXPERIMENTS[number][1](lab)

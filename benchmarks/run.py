@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
             f"  {f['peer_name']}"
         )
     print(
-        f"\nSeconds per run, a ratio below 1 is faster; crops/s for the input pipeline, above 1 is "
+        f"\nSeconds per run, a ratio below 1 is faster; rates for the input pipeline, above 1 is "
         f"faster.\nEvery figure is in {_OUTPUT.value}."
     )
 

@@ -8,13 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from configs import common
+from hrnet_jax import sharding, trainer
 from hrnet_jax.data import audit, decode, open_source, pipeline, tile_store, tiles
 from hrnet_jax.data.class_counts import class_counts
+from hrnet_jax.models import variants
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,6 +124,39 @@ def test_tfds_builder(streets, prepared, tmp_path):
         assert ours.ids == theirs.ids
         assert_same(crops(ours, 2), crops(theirs, 2))
     assert tiles.verify(Path(builder.data_dir), "train", progress=False) == 2
+
+
+def test_training_from_tiles_is_the_same_step_by_step(camvid, tmp_path, tiny, monkeypatch):
+    monkeypatch.setitem(variants.VARIANTS, "tiny", tiny)
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    monkeypatch.setattr(sharding, "compiler_options", lambda: options)
+    for split in ("train", "val"):
+        source = open_source("camvid", root=camvid, split=split)
+        tiles.prepare(source, tmp_path / "tiles", shard_images=4, progress=False)
+    logs = []
+    for root in (camvid, tmp_path / "tiles"):
+        config = common.get_config()
+        values = {
+            "variant": "tiny",
+            "batch_size": 4,
+            "num_steps": 4,
+            "log_every_steps": 1,
+            "compilation_cache": jax.config.jax_compilation_cache_dir or "",
+            "data.name": "camvid",
+            "data.root": str(root),
+            "data.crop_size": (32, 64),
+            "mesh.data": 1,
+            "eval.every_steps": 4,
+        }
+        config.update_from_flattened_dict(values)
+        workdir = tmp_path / f"run_{len(logs)}"
+        trainer.train(config, str(workdir))
+        lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+        keys = ("step", "train/loss", "train/grad_norm", "train/pixel_accuracy", "eval/miou")
+        logs.append([{k: line[k] for k in keys if k in line} for line in lines])
+    assert logs[0] == logs[1]
+    assert [line["step"] for line in logs[0] if "train/loss" in line] == [1, 2, 3, 4]
+    assert logs[0][-1]["eval/miou"] >= 0
 
 
 def test_memory_and_start_do_not_grow_with_the_set(streets, prepared):

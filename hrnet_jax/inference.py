@@ -5,6 +5,7 @@ The network is compiled once per input size and gives logits at a quarter of it;
 further compilation of the network.
 """
 
+import dataclasses
 import functools
 import math
 import warnings
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from hrnet_jax import preprocess, sharding
+from hrnet_jax import memory, preprocess, sharding
 from hrnet_jax.models import create_model
 from hrnet_jax.models.layers import resize
 
@@ -237,6 +238,31 @@ def _averaged(model: Any, variables: Any, images: jax.Array, method: Method) -> 
     return total
 
 
+def fitting_method(model: Any, images: jax.Array, method: Method) -> Method:
+    """The method, with tiles where its largest view would not fit into memory, and a warning.
+
+    Raises:
+        ValueError: if the image is too large for tiles, too.
+    """
+    # Several processes might decide differently, and then wait for each other for ever.
+    if method.tile is not None or jax.process_count() > 1 or not hasattr(model, "variant"):
+        return method
+    free = memory.free_bytes(next(iter(images.devices())))
+    if free is None:
+        return method
+    n, height, width, _ = images.sharding.shard_shape(images.shape)
+    view = scaled_size((height, width), max(method.scales))
+    tile = memory.tile_that_fits(model, n, (height, width), view, free)
+    if tile is None:
+        return method
+    warnings.warn(
+        f"images of {height}x{width} at scale {max(method.scales):g} do not fit into the free "
+        f"memory: tested in tiles of {tile[0]}x{tile[1]}",
+        stacklevel=3,
+    )
+    return dataclasses.replace(method, tile=tile)
+
+
 def predict_labels(
     model: Any, variables: Any, images: jax.Array, method: Method = SINGLE
 ) -> jax.Array:
@@ -251,6 +277,8 @@ def predict_labels(
     Returns:
         uint8 [N, H, W] on the device (int32 for more than 255 classes).
     """
+    images = jnp.asarray(images)
+    method = fitting_method(model, images, method)
     if not method.is_single:
         return labels_of(_averaged(model, variables, images, method))
     size = images.shape[1:3]
@@ -262,6 +290,8 @@ def predict_probabilities(
     model: Any, variables: Any, images: jax.Array, method: Method = SINGLE
 ) -> jax.Array:
     """Probabilities of a batch at full size, float32 [N, H, W, C]; see `predict_labels`."""
+    images = jnp.asarray(images)
+    method = fitting_method(model, images, method)
     return _normalized(_averaged(model, variables, images, method))
 
 

@@ -1,11 +1,12 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from hrnet_jax import inference, preprocess
+from hrnet_jax import inference, memory, preprocess
 from hrnet_jax.data import Classes
 from hrnet_jax.inference import Method
 from hrnet_jax.models import create_model
@@ -273,6 +274,24 @@ def test_refuses_files(tmp_path, image, predictor):
         assert str(tmp_path / name) in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"none\.png"):
         predictor.predict(tmp_path / "none.png")
+
+
+def test_views_that_do_not_fit_into_memory_are_tiled_and_said(network, image, monkeypatch):
+    model, variables = network
+    large = jnp.asarray(np.tile(image, (12, 12, 1))[None, :300, :520])
+    method = Method((0.5, 2.0))
+    assert inference.fitting_method(model, large, method) is method
+    # The network on 600x1040 pixels needs 50 MB, the values of the classes 30.
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 64_000_000)
+    with pytest.warns(UserWarning, match=r"300x520 at scale 2 .* in tiles of 300x520"):
+        tiled = inference.fitting_method(model, large, method)
+    assert tiled == Method((0.5, 2.0), tile=(300, 520))
+    assert inference.fitting_method(model, large, Method(tile=(64, 64))).tile == (64, 64)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1_000_000)
+    with pytest.raises(ValueError, match=r"300x520, tested at 600x1040, do not fit into 0\.0 GiB"):
+        inference.predict_labels(model, variables, large, method)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
+    assert inference.fitting_method(model, large, method) is method
 
 
 def test_refuses_models_that_do_not_fit():

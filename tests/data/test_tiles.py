@@ -129,7 +129,7 @@ def test_tfds_builder(streets, prepared, tmp_path):
 def test_training_from_tiles_is_the_same_step_by_step(camvid, tmp_path, tiny, monkeypatch):
     monkeypatch.setitem(variants.VARIANTS, "tiny", tiny)
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    monkeypatch.setattr(sharding, "compiler_options", lambda: options)
+    monkeypatch.setattr(sharding, "compiler_options", lambda *_, **__: options)
     for split in ("train", "val"):
         source = open_source("camvid", root=camvid, split=split)
         tiles.prepare(source, tmp_path / "tiles", shard_images=4, progress=False)

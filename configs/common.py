@@ -89,11 +89,11 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.dtype = "float32"  # of the arithmetic; parameters and statistics are float32 or float64
-    # What the backward pass computes again, for memory: "none", "norm" (normalisation and activation),
-    # "block" (residual blocks), "module" (rounds of branches and exchange). docs/scale.md has figures.
+    # What the backward pass computes again, for memory: "none", "norm" (normalisation and
+    # activation), "block" (residual blocks), "module" (rounds of branches and exchange).
     model.remat = "none"
-    # What is compiled once and run in a loop: "none", a stage's "modules", or "blocks", too. "auto":
-    # "none" on CPU, where loops are slow, and "modules" elsewhere.
+    # What is compiled once and run in a loop: "none", a stage's "modules", or "blocks", too.
+    # "auto": "none" on CPU, where loops are slow, and "modules" elsewhere.
     model.scan = "auto"
     model.align_corners = config_dict.placeholder(bool)  # None: as the head's official code
     model.init = (

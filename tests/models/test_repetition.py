@@ -1,4 +1,4 @@
-"""Loops and rematerialisation change neither variables nor results, but what is kept and compiled."""
+"""Loops and rematerialisation: the same variables and results, less compiled and less kept."""
 
 import jax
 import jax.numpy as jnp

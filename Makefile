@@ -8,7 +8,7 @@ DEMO := demo
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help install demo test lint bench soak clean
+.PHONY: help install demo test lint docs bench soak clean
 
 help:
 	@echo "make demo    synthetic streets: write, train, evaluate, show ($(DEMO)/)"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench   the benchmarks behind the README's figures, against named peers"
 	@echo "make soak    real kills, full disks, rotten bytes, hostile files: docs/soak.md (half an hour)"
 	@echo "make lint    ruff"
+	@echo "make docs    pages of the Python interface, from the docstrings (docs/api/)"
 	@echo "make clean   remove $(DEMO)/ and the compilation cache"
 
 install: $(VENV)/installed
@@ -45,6 +46,17 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+# All but the scripts, whose flags may be defined once only.
+MODULES := $(subst /,.,$(basename $(filter-out %/__init__.py, \
+  $(wildcard hrnet_jax/*.py hrnet_jax/models/*.py hrnet_jax/data/*.py))))
+
+docs: $(VENV)/installed-docs
+	$(RUN) -m pdoc --docformat google --output-directory docs/api $(MODULES)
 
 $(VENV)/installed-bench: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -249,7 +249,7 @@ def resume(lab: Lab) -> str:
 
 def kills(lab: Lab) -> str:
     number = 1 if lab.short else 20
-    settings = {"num_steps": 12 if lab.short else 1000}
+    settings = {"num_steps": 12 if lab.short else 500}
     settings["eval__every_steps"] = 12 if lab.short else 200
     settings["checkpoint_every_steps"] = 5 if lab.short else 3
     saving = starting = 0

@@ -26,6 +26,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -44,6 +45,7 @@ FORMAT_VERSION = 2
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 METADATA_KEYS = ("format_version", "model", "classes", "config", "version")
+_MODEL_TYPES = {"variant": str, "num_classes": int, "head": str, "align_corners": bool}
 # Two, so that one remains if the newest turns out to be damaged.
 NUM_NEWEST = 2
 DTYPES = ("float64", "float32", "bfloat16", "float16", "int64", "int32", "uint32", "uint8", "bool")
@@ -350,6 +352,8 @@ def _files(folder: epath.Path) -> Iterator[tuple[str, epath.Path, int]]:
     while pending:
         name, path = min(pending)
         pending.remove((name, path))
+        if os.path.islink(path):  # no checkpoint has any; one may lead anywhere
+            continue
         if path.is_dir():
             pending += [(f"{name}/{inside.name}", inside) for inside in path.iterdir()]
         elif path.is_file() and not name.startswith((MANIFEST, "_CHECKPOINT_METADATA")):
@@ -631,10 +635,20 @@ def _read(folder: epath.Path, reason: str) -> Checkpoint:
 
 
 def _metadata(folder: epath.Path) -> dict[str, Any]:
+    """A step's metadata.
+
+    Raises:
+      ValueError: naming the folder, if they are not what a training run writes.
+    """
     _refuse_other_version(folder)
-    metadata = json.loads((folder / "metadata" / "metadata").read_text())
-    if missing := set(METADATA_KEYS) - metadata.keys():
-        raise ValueError(f"the metadata of checkpoint {folder} lack {sorted(missing)}")
+    try:
+        metadata = json.loads((folder / "metadata" / "metadata").read_text())
+        if missing := set(METADATA_KEYS) - metadata.keys():
+            raise ValueError(f"lacks {sorted(missing)}")
+        if odd := [k for k, v in metadata["model"].items() if type(v) is not _MODEL_TYPES.get(k)]:
+            raise ValueError(f"unknown or of a wrong type in its model: {odd}")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"metadata of checkpoint {folder}: {_first_line(error)}") from None
     return metadata
 
 

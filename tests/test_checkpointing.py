@@ -234,6 +234,42 @@ def test_a_failed_write_is_reported_by_the_next_check(tmp_path, monkeypatch):
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "[]",
+        "{}",
+        json.dumps(METADATA | {"model": {"variant": ["w18"]}}),
+        json.dumps(METADATA | {"model": {"__class__": "os.system"}}),
+        json.dumps(METADATA | {"model": "w18"}),
+    ],
+    ids=["deep", "list", "empty", "type", "key", "text"],
+)
+def test_metadata_of_strangers(tmp_path, text):
+    """With a manifest to match: whoever can write the folder can write that, too."""
+    _write(tmp_path, {3: None})
+    folder = checkpointing.epath.Path(tmp_path / "checkpoints" / "3")
+    (folder / "metadata" / "metadata").write_text(text)
+    files = {n: [size, checkpointing._checksum(f)] for n, f, size in checkpointing._files(folder)}
+    manifest = checkpointing._manifest(folder) | {"files": files}
+    checkpointing._write_manifest(folder, manifest)
+    with pytest.raises(ValueError, match=r"checkpoint .*/3"):
+        checkpointing.load_checkpoint(folder)
+
+
+def test_links_are_not_followed(tmp_path):
+    _write(tmp_path, {3: None})
+    (tmp_path / "checkpoints" / "3" / "up").symlink_to(tmp_path)
+    (tmp_path / "checkpoints" / "3" / "root").symlink_to("/")
+    assert checkpointing.load_checkpoint(tmp_path).step == 3
+    file = _newest_arrays(tmp_path)
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="damaged"):
+        checkpointing.load_checkpoint(tmp_path)
+
+
 def test_nothing_is_read_outside_the_folder(tmp_path):
     _write(tmp_path, {3: None})
     folder = checkpointing.epath.Path(tmp_path / "checkpoints" / "3")

@@ -220,7 +220,8 @@ def index_path(folder: Path, split: str) -> Path:
 
 def find_tiles(root: str | Path, name: str) -> Path | None:
     """The folder with tiles of a data set, if `root` is one, or a data_dir of TFDS with one."""
-    folders = [Path(root), *sorted(Path(root).glob(f"tiles/{name}/*"))]
+    built = [p for kind in (name, f"{name}_beam") for p in Path(root).glob(f"tiles/{kind}/*")]
+    folders = [Path(root), *sorted(built)]
     found = [f for f in folders if any(f.glob("tiles_*.json"))]
     return found[-1] if found else None
 

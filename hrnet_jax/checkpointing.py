@@ -22,6 +22,7 @@ Inference reads `ema` or `variables` and the metadata, never the optimizer's par
 loaded: all is JSON and plain arrays. The newest two steps and the best one by score are kept.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -151,7 +152,8 @@ class CheckpointStore:
         """
         self._root = epath.Path(workdir).expanduser().absolute() / FOLDER
         self._writing: int | None = None
-        self._described: dict[Any, dict[str, list[Entry]]] = {}
+        # Lists of the arrays, and the vectors into which they are copied: by structure, the last.
+        self._described: dict[Any, tuple[dict[str, list[Entry]], dict[str, Any]]] = {}
         if jax.process_index() == 0:
             self._root.mkdir(parents=True, exist_ok=True)
             self._tidy()
@@ -203,12 +205,13 @@ class CheckpointStore:
         self._check_room(int(state.step), items)
         leaves, structure = jax.tree.flatten(items)
         key = structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
-        if key not in self._described:  # once in a run: it takes longer than copying
-            self._described[key] = {name: _entries(tree) for name, tree in items.items()}
-        entries = self._described[key]
-        args = {
-            name: ocp.args.StandardSave(_pack(tree, entries[name])) for name, tree in items.items()
-        }
+        if key not in self._described:  # once in a run: both take longer than copying
+            entries = {name: _entries(tree) for name, tree in items.items()}
+            self._described = {key: (entries, {n: _vectors(e) for n, e in entries.items()})}
+        entries, vectors = self._described[key]
+        for name, tree in items.items():
+            _pack(tree, entries[name], vectors[name])
+        args = {name: ocp.args.StandardSave(vectors[name]) for name in items}
         args["arrays"] = ocp.args.JsonSave(entries)
         args["metadata"] = ocp.args.JsonSave(dict(metadata))
         self._writing = int(state.step)
@@ -329,7 +332,8 @@ class CheckpointStore:
     def _failure(self, error: Exception) -> SaveError:
         step, self._writing = self._writing, None
         if jax.process_index() == 0:
-            (self._root / f"{step}{_UNFINISHED}").rmtree(missing_ok=True)
+            with contextlib.suppress(OSError):  # other files of it may still be written
+                (self._root / f"{step}{_UNFINISHED}").rmtree(missing_ok=True)
         return SaveError(
             f"the checkpoint of step {step} could not be written: {_first_line(error)};"
             f" {self._left()}"
@@ -512,10 +516,22 @@ def _lengths(entries: list[Entry]) -> dict[str, int]:
     return lengths
 
 
-def _pack(tree: Any, entries: list[Entry]) -> dict[str, np.ndarray]:
-    """Copies a tree of arrays, which each host has whole, into one vector for each type."""
+class _Lasting(np.ndarray):
+    """Says to Orbax, which copies arrays before it returns, that this one stays as it is."""
+
+    def __deepcopy__(self, memo: Any) -> "_Lasting":
+        return self
+
+
+def _vectors(entries: list[Entry]) -> dict[str, np.ndarray]:
+    """Room for the arrays, one vector for each type."""
+    lengths = _lengths(entries).items()
+    return {dtype: np.empty(n, np.dtype(dtype)).view(_Lasting) for dtype, n in lengths}
+
+
+def _pack(tree: Any, entries: list[Entry], vectors: dict[str, np.ndarray]) -> None:
+    """Copies a tree of arrays, which each host has whole, into the vectors."""
     leaves = jax.tree.leaves(tree)
-    vectors = {dtype: np.empty(n, np.dtype(dtype)) for dtype, n in _lengths(entries).items()}
     for leaf in leaves:
         if isinstance(leaf, jax.Array):
             leaf.copy_to_host_async()
@@ -523,7 +539,6 @@ def _pack(tree: Any, entries: list[Entry]) -> dict[str, np.ndarray]:
     for leaf, (_, dtype, shape) in zip(leaves, entries, strict=True):
         start, ends[dtype] = ends[dtype], ends[dtype] + math.prod(shape)
         vectors[dtype][start : ends[dtype]] = np.asarray(leaf).ravel()
-    return vectors
 
 
 def _unpack(vectors: Mapping[str, np.ndarray], entries: list[Entry]) -> list[np.ndarray]:

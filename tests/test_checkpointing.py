@@ -213,7 +213,10 @@ def test_a_full_disk_is_noticed_before_and_during_a_write(tmp_path, monkeypatch)
             store.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1"]
+    assert store.steps() == [1]
+    store.close()
+    store = checkpointing.CheckpointStore(tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
     store.save(_state(2), METADATA)  # once there is room again
     store.close()
     assert checkpointing.load_checkpoint(tmp_path).step == 2

@@ -85,12 +85,8 @@ class _Graph:
             self.node("Shape", [x], name, start=2, end=4)
         return name
 
-    def resize(self, x: str, like: str, method: str, align_corners: bool, factor: int) -> str:
-        """[N, C, h, w] at the height and width of `like`.
-
-        `factor`, if it is known and whole, spares runtimes the computation of sizes and lets them
-        choose their fast kernels; 0 takes the size of `like` as it comes.
-        """
+    def resize(self, x: str, like: str, method: str, align_corners: bool) -> str:
+        """[N, C, h, w] at the height and width of `like`."""
         attributes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
         if align_corners:
             attributes["coordinate_transformation_mode"] = "align_corners"
@@ -100,25 +96,19 @@ class _Graph:
                 "nearest_mode": "floor",
                 "coordinate_transformation_mode": "asymmetric",
             }
-        name = f"{x}/at/{like}"
-        if factor:
-            scales = self.constant(f"scales{factor}", [1, 1, factor, factor])
-            return self.node("Resize", [x, "", scales], name, **attributes)
-        return self.node("Resize", [x, "", "", self.spatial(like)], name, axes=[2, 3], **attributes)
+        # With constant scales instead, ONNX Runtime is no faster.
+        inputs = [x, "", "", self.spatial(like)]
+        return self.node("Resize", inputs, f"{x}/at/{like}", axes=[2, 3], **attributes)
 
 
 class _Network:
     """The layers of hrnet.py and heads.py, in their order and under their names."""
 
-    def __init__(self, model: Any, graph: _Graph, size: tuple[int, int] | None):
+    def __init__(self, model: Any, graph: _Graph):
         self.model, self.graph = model, graph
-        self.method = HEADS[model.head].method
-        # Level k has 1 / 2**k of the size; whole factors between levels only if 32 divides it.
-        self.even = size is not None and not any(s % 32 for s in size)
 
-    def resize(self, x: str, like: str, levels: int, method: str = "bilinear") -> str:
-        factor = 2**levels if self.even else 0
-        return self.graph.resize(x, like, method, self.model.align_corners, factor)
+    def resize(self, x: str, like: str, method: str = "bilinear") -> str:
+        return self.graph.resize(x, like, method, self.model.align_corners)
 
     def backbone(self, x: str) -> list[str]:
         """Normalised [N, 3, H, W] -> the four streams (or the first, as the head asks for)."""
@@ -176,7 +166,7 @@ class _Network:
             name = f"{path}/to{target}_from{source}_conv"
             if source > target:
                 x = g.conv(x, f"{name}0")
-                x = self.resize(x, streams[target], source - target, self.method)
+                x = self.resize(x, streams[target], HEADS[self.model.head].method)
             for k in range(target - source):
                 x = g.conv(x, f"{name}{k}", stride=2, relu=k < target - source - 1)
             terms.append(x)
@@ -192,7 +182,7 @@ class _Network:
         for k, x in enumerate(streams):
             part = kernel[:, :, offsets[k] : offsets[k + 1]]
             y = g.conv_of(x, f"{path}/stream{k}", part, None if k else bias)
-            terms.append(self.resize(y, streams[0], k) if k else y)
+            terms.append(self.resize(y, streams[0]) if k else y)
         return g.relu(g.sum(terms, f"{path}/sum"))
 
     def head(self, streams: list[str]) -> str:
@@ -205,9 +195,9 @@ class _Network:
     def ocr(self, streams: list[str]) -> str:
         g, n, root = self.graph, self.graph.node, "head"
         classes = self.model.num_classes
-        regions_of = g.conv(self.conv_of_upsampled(streams, f"{root}/aux_hidden"),
-                            f"{root}/aux_classifier")  # fmt: skip
-        joined = [self.resize(s, streams[0], k) if k else s for k, s in enumerate(streams)]
+        hidden = self.conv_of_upsampled(streams, f"{root}/aux_hidden")
+        regions_of = g.conv(hidden, f"{root}/aux_classifier")  # [N, K, h, w]
+        joined = [streams[0], *(self.resize(s, streams[0]) for s in streams[1:])]
         joined = n("Concat", joined, f"{root}/joined", axis=1)
         pixels = g.conv(joined, f"{root}/pixels", relu=True)  # [N, 512, h, w]
 
@@ -278,7 +268,7 @@ def build(
         for k, v in traverse_util.flatten_dict(variables[part], sep="/").items()
     }
     g = _Graph(arrays)
-    network = _Network(model, g, size)
+    network = _Network(model, g)
     x = g.node("Transpose", ["image"], "image/nchw", perm=[0, 3, 1, 2])
     x = g.node("Cast", [x], "image/float", to=TensorProto.FLOAT)
     scale, shift = 1 / (255 * preprocess.STD), -preprocess.MEAN / preprocess.STD
@@ -289,7 +279,7 @@ def build(
     wide = model.num_classes > 255
     label_type = TensorProto.INT32 if wide else TensorProto.UINT8
     if set(outputs) - {"logits"}:
-        full = network.resize(maps, "image/nchw", 2)
+        full = network.resize(maps, "image/nchw")
         if "labels" in outputs:
             best = g.node("ArgMax", [full], "best", axis=1, keepdims=0)
             g.node("Cast", [best], "labels", to=label_type)

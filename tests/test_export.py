@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from hrnet_jax import export, inference
+from hrnet_jax import export, inference, sharding
 from hrnet_jax.data import Classes
 from hrnet_jax.models import create_model
 
@@ -32,11 +32,14 @@ def images():
 
 @pytest.fixture(scope="module")
 def labels(predictor, images):
-    variables = predictor.variables
-    return np.asarray(inference.predict_labels(predictor.model, variables, images))
+    forward = export._jitted_forward()
+    return np.asarray(
+        forward(predictor.model, predictor.variables, images, export.OUTPUTS)["labels"]
+    )
 
 
-def test_onnx_runs_alone_and_tells_its_classes(predictor, images, labels, tmp_path):
+def test_onnx_runs_alone_and_tells_its_classes(predictor, images, labels, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "OPEN_SIZE", SIZE)  # one program for all tests
     path = tmp_path / "made" / "net.onnx"
     agreement = export.export_model(predictor, path)
     assert agreement.labels >= 0.9999
@@ -60,7 +63,7 @@ def test_stablehlo_needs_jax_only(predictor, images, labels, tmp_path):
     exported = jax.export.deserialize(bytearray(path.read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     assert str(exported.in_avals[0].shape) == "(n, 64, 96, 3)"
-    found = exported.call(images)
+    found = jax.jit(exported.call, compiler_options=sharding.compiler_options())(images)
     np.testing.assert_array_equal(found["labels"], labels)
     np.testing.assert_allclose(found["probabilities"].sum(-1), 1, rtol=1e-5)
     about = json.loads((tmp_path / "net.json").read_text())
@@ -68,14 +71,17 @@ def test_stablehlo_needs_jax_only(predictor, images, labels, tmp_path):
     assert about["size"] == list(SIZE)
 
 
-def test_savedmodel_serves(predictor, images, labels, tmp_path):
+def test_savedmodel_serves(predictor, tmp_path):
     import tensorflow as tf
 
     path = tmp_path / "net.savedmodel"
-    assert export.export_model(predictor, path, size=SIZE).is_good
+    agreement = export.export_model(predictor, path, size=SIZE, outputs=("labels", "logits"))
+    assert agreement.is_good
+    assert agreement.logits < 1e-4
     signature = tf.saved_model.load(str(path)).signatures["serving_default"]
-    found = signature(image=tf.constant(images))["labels"].numpy()
-    np.testing.assert_array_equal(found, labels)
+    (image,) = signature.structured_input_signature[1].values()
+    assert (image.name, image.dtype, image.shape.as_list()) == ("image", "uint8", [None, *SIZE, 3])
+    assert signature.structured_outputs["labels"].dtype == tf.uint8
 
 
 def test_a_file_that_disagrees_is_not_kept(predictor, tmp_path, monkeypatch):

@@ -37,9 +37,8 @@ def answer(proto, images):
     ("head", "align_corners", "size", "fixed"),
     [
         ("segmentation", False, (64, 96), True),
-        ("segmentation", True, (40, 72), False),
         ("segmentation_v1", False, (64, 96), True),
-        ("ocr", True, (64, 96), False),
+        ("ocr", True, (40, 72), False),
     ],
 )
 def test_graph_computes_what_the_network_does(tiny, head, align_corners, size, fixed):

@@ -82,6 +82,7 @@ def get_config() -> ConfigDict:
     data.class_uniform = 0.0
     data.threads = 0  # that make samples; 0: one for each core
     data.prefetch = 2  # batches made ahead
+    data.service = ()  # ("HOST:PORT", ...) of machines that make the samples (tools.serve_data)
     # Of whole images with one class (head="classification"), instead of scale and brightness:
     data.area_min = 0.08  # smallest share of the image in a crop
     data.aspect_max = 4 / 3  # most elongated crop

@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 import tensorflow as tf
 from jax.sharding import Mesh
@@ -58,7 +57,8 @@ class Task:
       open: (config, split) -> source.
       mix: (config, source of the training split) -> what to train on.
       audit: source -> what was found in it, as text; raises for what is not sound.
-      dataset: (config, source, start_step) -> endless batches of "image" and "label".
+      dataset: (config, source, start_step, share) -> endless batches of "image" and "label", of
+        which share = (index, count) says the slice.
       label_shape: config -> shape of one image's label, and its type.
       ignore_label: the label that does not count.
       evaluate: (config, model, variables, source, mesh) -> Evaluation.
@@ -69,7 +69,7 @@ class Task:
     open: Callable[[ConfigDict, str], Any]
     mix: Callable[[ConfigDict, Any], Any]
     audit: Callable[[Any], str]
-    dataset: Callable[[ConfigDict, Any, int], tf.data.Dataset]
+    dataset: Callable[[ConfigDict, Any, int, tuple[int, int]], tf.data.Dataset]
     label_shape: Callable[[ConfigDict], tuple[tuple[int, ...], Any]]
     ignore_label: int
     evaluate: Callable[[ConfigDict, Any, Any, Any, Mesh], Evaluation]
@@ -104,7 +104,9 @@ def _audit_segmentation(source) -> str:
     return "\n".join([f"training on {mixture.describe()}", *tables])
 
 
-def _segmentation_dataset(config: ConfigDict, source, start_step: int) -> tf.data.Dataset:
+def _segmentation_dataset(
+    config: ConfigDict, source, start_step: int, share: tuple[int, int]
+) -> tf.data.Dataset:
     data = config.data
     return pipeline.train_dataset(
         source,
@@ -119,8 +121,9 @@ def _segmentation_dataset(config: ConfigDict, source, start_step: int) -> tf.dat
         brightness=data.brightness,
         threads=data.threads,
         prefetch=data.prefetch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        service=data.service,
+        process_index=share[0],
+        process_count=share[1],
     )
 
 
@@ -168,7 +171,7 @@ def _open_classification(config: ConfigDict, split: str):
 
 
 def _mix_classification(config: ConfigDict, source):
-    for key in ("mix", "class_uniform"):
+    for key in ("mix", "class_uniform", "service"):
         if config.data[key]:
             raise ValueError(f"config.data.{key}={config.data[key]!r} is for segmentation only")
     return source
@@ -178,7 +181,9 @@ def _audit_classification(source) -> str:
     return image_pipeline.audit_images(source, AUDITED_IMAGES)
 
 
-def _classification_dataset(config: ConfigDict, source, start_step: int) -> tf.data.Dataset:
+def _classification_dataset(
+    config: ConfigDict, source, start_step: int, share: tuple[int, int]
+) -> tf.data.Dataset:
     data = config.data
     image_pipeline.check_center(tuple(data.crop_size), data.eval_short_side)
     return image_pipeline.train_dataset(
@@ -192,8 +197,8 @@ def _classification_dataset(config: ConfigDict, source, start_step: int) -> tf.d
         flip=data.flip,
         threads=data.threads,
         prefetch=data.prefetch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share[0],
+        process_count=share[1],
     )
 
 

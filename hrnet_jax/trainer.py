@@ -25,6 +25,7 @@ import hrnet_jax
 from hrnet_jax import (
     checkpointing,
     diagnosis,
+    distributed,
     losses,
     optim,
     preemption,
@@ -47,8 +48,8 @@ SCHEDULES = ("poly", "staircase")
 # What may differ when a run is continued: none of these changes what is learnt.
 FREE_KEYS = (
     "log_every_steps", "checkpoint_every_steps", "compilation_cache", "init_from", "data.root",
-    "data.class_file", "data.threads", "data.prefetch", "data.eval_split", "data.eval_short_side",
-    "mesh.data", "mesh.space",
+    "data.class_file", "data.threads", "data.prefetch", "data.service", "data.eval_split",
+    "data.eval_short_side", "mesh.data", "mesh.space",
     "model.remat", "model.scan",
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
 )  # fmt: skip
@@ -80,6 +81,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     check_config(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
     check_divisible(config, mesh)
+    distributed.check_same("configurations", same_everywhere(config))
     first_host = jax.process_index() == 0
     with (
         preemption.Watch() as watch,
@@ -95,6 +97,11 @@ def run(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch) -
     train_source, eval_source = open_sources(config)
     classes = train_source.classes
     check_class_weights(config, train_source)
+    if len(train_source) < jax.process_count():
+        raise ValueError(
+            f"{train_source.name}: {len(train_source)} images are fewer than the"
+            f" {jax.process_count()} processes"
+        )
     steps_per_epoch = len(train_source) / config.batch_size
     num_steps = config.num_steps or max(1, int(config.num_epochs * steps_per_epoch))
     schedule, optimizer = make_optimizer(config, num_steps, steps_per_epoch)
@@ -105,7 +112,7 @@ def run(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch) -
     saved = store.metadata()
     check_same_config(saved, metadata, workdir)
     # Opened here already, so that its own checks of the configuration come first.
-    make_batches(config, train_source, start_step=0)
+    make_batches(config, train_source, 0, mesh)
 
     log_setting(config, mesh, train_source, eval_source, num_steps)
     logger.info("%s", task_of(config.head).audit(train_source))
@@ -149,7 +156,7 @@ def run(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch) -
         if start_step >= num_steps:
             logger.info("the run is complete: nothing to do")
             return state
-        batches = iter(make_batches(config, train_source, start_step))
+        batches = iter(make_batches(config, train_source, start_step, mesh))
         watch.something_to_lose()
         for step in range(start_step + 1, num_steps + 1):
             with pace.waiting():
@@ -262,6 +269,12 @@ def check_config(config: ConfigDict) -> None:
         )
 
 
+def same_everywhere(config: ConfigDict) -> dict[str, Any]:
+    """What all processes of a run have to agree on: a difference would hang or corrupt it."""
+    versions = {"hrnet_jax": hrnet_jax.__version__, "jax": jax.__version__}
+    return flatten(config.to_dict()) | versions
+
+
 def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         near = difflib.get_close_matches(value, known, n=1)
@@ -278,11 +291,12 @@ def check_divisible(config: ConfigDict, mesh: Mesh) -> None:
             f"config.batch_size={config.batch_size} is not divisible by {data * parts}: mesh.data"
             f" has {data} devices and optimizer.accumulate is {parts}; change one of them"
         )
-    if config.data.crop_size[0] % space:
+    if space > 1 and config.data.crop_size[0] % (32 * space):
         raise ValueError(
             f"the height of config.data.crop_size={tuple(config.data.crop_size)} is not divisible"
-            f" by mesh.space={space}"
+            f" by {32 * space}: mesh.space={space} devices share it at 1/32 of its resolution"
         )
+    sharding.share_of_batch(mesh)
 
 
 def with_fake_data(config: ConfigDict, workdir: str) -> ConfigDict:
@@ -478,8 +492,12 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def make_batches(config: ConfigDict, source: Source, start_step: int) -> Iterator[dict]:
-    return pipeline.iterate(task_of(config.head).dataset(config, source, start_step))
+def make_batches(
+    config: ConfigDict, source: Source, start_step: int, mesh: Mesh | None = None
+) -> Iterator[dict]:
+    """This process's share of the batches; all of them without a mesh."""
+    share = (0, 1) if mesh is None else sharding.share_of_batch(mesh)
+    return pipeline.iterate(task_of(config.head).dataset(config, source, start_step, share))
 
 
 def log_setting(config, mesh: Mesh, train_source, eval_source, num_steps: int) -> None:

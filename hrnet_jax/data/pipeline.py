@@ -12,6 +12,8 @@ import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from hrnet_jax.data import decode, transforms
 from hrnet_jax.data.class_counts import class_counts
 from hrnet_jax.data.mixture import Mixture
 from hrnet_jax.data.order import NO_CLASS, Order, sample_order
+from hrnet_jax.data.service import call_on_server, distribute
 from hrnet_jax.data.source import IGNORE_LABEL, Sample, Source
 
 # TensorFlow waits for samples under way before it frees an iterator, and samples cannot finish once
@@ -64,6 +67,7 @@ def train_dataset(
     process_count: int = 1,
     threads: int = 0,
     prefetch: int = 2,
+    service: Sequence[str] = (),
 ) -> tf.data.Dataset:
     """Augmented batches without end.
 
@@ -82,6 +86,7 @@ def train_dataset(
         process_count: number of processes; must divide batch_size.
         threads: that make samples; 0: one for each core.
         prefetch: batches made ahead.
+        service: HOST:PORT of servers that make the samples, see `hrnet_jax.data.service`.
 
     Returns:
         Dataset of {"image": uint8 [b, *crop_size, 3], "label": uint8 [b, *crop_size]} with train
@@ -91,10 +96,17 @@ def train_dataset(
         ValueError: for arguments that make no sense. Damaged files raise while iterating, with
             the file's name in the message; `iterate` makes plain ValueErrors of them.
     """
-    crop_size = tuple(int(c) for c in crop_size)
-    _check_augmentation(crop_size, scale_min, scale_max, scale_step, brightness)
-    _check_seed(seed)
     mixture = Mixture.of(source)
+    augmentation = Augmentation(
+        tuple(int(c) for c in crop_size),
+        scale_min=scale_min,
+        scale_max=scale_max,
+        scale_step=scale_step,
+        flip=flip,
+        brightness=brightness,
+    )
+    load = TrainingSamples(mixture, augmentation, seed)
+    _check_seed(seed)
     presence = [class_counts(s) > 0 for s in mixture.sources] if mixture.class_uniform else ()
     order = Order(
         [len(s) for s in mixture.sources],
@@ -103,27 +115,87 @@ def train_dataset(
         class_uniform=mixture.class_uniform,
         presence=presence,
     )
+    size = augmentation.crop_size
+    return _dataset(
+        lambda place: (load.description, *order.draw(place), place),
+        load,
+        {"image": ((*size, 3), tf.uint8), "label": (size, tf.uint8)},
+        batch_size=batch_size,
+        start_step=start_step,
+        process_index=process_index,
+        process_count=process_count,
+        threads=threads,
+        prefetch=prefetch,
+        service=service,
+    )
 
-    def load(
-        which: np.ndarray, index: np.ndarray, focus: np.ndarray, global_index: np.ndarray
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The arguments of `train_dataset` of the same names.
+
+    Raises:
+        ValueError: for values that make no sense.
+    """
+
+    crop_size: tuple[int, int]
+    scale_min: float
+    scale_max: float
+    scale_step: float
+    flip: bool
+    brightness: int
+
+    def __post_init__(self):
+        _check_augmentation(
+            self.crop_size, self.scale_min, self.scale_max, self.scale_step, self.brightness
+        )
+
+
+@dataclass(frozen=True)
+class TrainingSamples:
+    """Makes the sample of a place of the sequence; called from several threads."""
+
+    mixture: Mixture
+    augmentation: Augmentation
+    seed: int
+
+    @cached_property
+    def description(self) -> str:
+        """What two of them that make the same samples have in common."""
+        sets = ", ".join(f"{len(s)} of {s.name} {s.split}" for s in self.mixture.sources)
+        return f"{sets}; seed {self.seed}; {self.augmentation}"
+
+    def __call__(
+        self,
+        description: bytes,
+        which: np.ndarray,
+        index: np.ndarray,
+        focus: np.ndarray,
+        global_index: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        source, index = mixture.sources[int(which)], int(index)
+        """The image and label of sample `index` of the source `which`, augmented.
+
+        Raises:
+            FileNotFoundError, ValueError: naming a file that is not sound; or if the caller means
+                other samples than these.
+        """
+        if (wanted := description.decode()) != self.description:
+            raise ValueError(
+                f"this data server makes samples of {self.description}, the run wants {wanted}: "
+                "start it with the run's configuration"
+            )
+        source, index = self.mixture.sources[int(which)], int(index)
         sample = decode.open_sample(source, index)
         pixel = None
         if focus != NO_CLASS:
-            pixel = _pixel_of(
-                sample, source, index, int(focus), sample_rng(seed, int(global_index), 1)
-            )
+            rng = sample_rng(self.seed, int(global_index), 1)
+            pixel = _pixel_of(sample, source, index, int(focus), rng)
+        crop_size = self.augmentation.crop_size
         view = transforms.sample_view(
-            sample_rng(seed, int(global_index)),
+            sample_rng(self.seed, int(global_index)),
             sample.size,
-            crop_size=crop_size,
-            scale_min=scale_min,
-            scale_max=scale_max,
-            scale_step=scale_step,
-            flip=flip,
-            brightness=brightness,
             focus=pixel,
+            **vars(self.augmentation),
         )
         window = transforms.window(view, sample.size, crop_size)
         image, label = transforms.apply_view(
@@ -135,18 +207,6 @@ def train_dataset(
             origin=(window[0].start, window[1].start),
         )
         return image, decode.to_train_ids(label, source, index)
-
-    return _dataset(
-        lambda place: (*order.draw(place), place),
-        load,
-        {"image": ((*crop_size, 3), tf.uint8), "label": (crop_size, tf.uint8)},
-        batch_size=batch_size,
-        start_step=start_step,
-        process_index=process_index,
-        process_count=process_count,
-        threads=threads,
-        prefetch=prefetch,
-    )
 
 
 def _pixel_of(
@@ -218,6 +278,7 @@ def _dataset(
     process_count: int,
     threads: int,
     prefetch: int,
+    service: Sequence[str] = (),
 ) -> tf.data.Dataset:
     """Batches of what `load` makes of what `draw` gives for each place of the sequence."""
     local_batch = _local_batch(batch_size, process_index, process_count)
@@ -229,19 +290,31 @@ def _dataset(
     first_slot = process_index * local_batch
     types = tuple(dtype for _, dtype in elements.values())
 
-    @tf.autograph.experimental.do_not_convert
-    def example(local_index: tf.Tensor) -> dict[str, tf.Tensor]:
-        step = start_step + local_index // local_batch
-        global_index = step * batch_size + first_slot + local_index % local_batch
-        arrays = tf.numpy_function(load, draw(global_index), types)
-        return {
-            name: tf.ensure_shape(array, shape)
-            for (name, (shape, _)), array in zip(elements.items(), arrays, strict=True)
-        }
+    servers = len(service) or 1
+    call = call_on_server if service else tf.numpy_function
 
-    dataset = tf.data.Dataset.counter()
-    dataset = dataset.map(example, num_parallel_calls=threads, deterministic=True)
-    dataset = dataset.batch(local_batch, drop_remainder=True)
+    def part(first: int) -> tf.data.Dataset:
+        """Every `servers`-th batch."""
+
+        @tf.autograph.experimental.do_not_convert
+        def example(local_index: tf.Tensor) -> dict[str, tf.Tensor]:
+            step = start_step + first + local_index // local_batch * servers
+            global_index = step * batch_size + first_slot + local_index % local_batch
+            arrays = call(load, draw(global_index), types)
+            return {
+                name: tf.ensure_shape(array, shape)
+                for (name, (shape, _)), array in zip(elements.items(), arrays, strict=True)
+            }
+
+        dataset = tf.data.Dataset.counter()
+        dataset = dataset.map(example, num_parallel_calls=threads, deterministic=True)
+        return dataset.batch(local_batch, drop_remainder=True)
+
+    dataset = part(0)
+    if service:
+        parts = [distribute(part(k), address) for k, address in enumerate(service)]
+        turns = tf.data.Dataset.range(servers).repeat()
+        dataset = tf.data.Dataset.choose_from_datasets(parts, turns)
     return dataset.prefetch(prefetch).with_options(_options(threads))
 
 

@@ -1,0 +1,45 @@
+"""Makes training samples for runs on other machines (`config.data.service`).
+
+python -m hrnet_jax.tools.serve_data --config=configs/NAME.py --config.data.root=DIR --port=5000
+    [--host=NAME]
+
+Give the run's configuration: a server with another one is refused. The data set has to be readable
+here. Runs until it is stopped; training then uses --config.data.service="('HOST:5000',)".
+"""
+
+import os
+import socket
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+
+from absl import flags
+from ml_collections import config_flags
+
+from hrnet_jax import trainer
+from hrnet_jax.data import pipeline
+from hrnet_jax.data.mixture import Mixture
+from hrnet_jax.data.service import Server
+from hrnet_jax.tools import script
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
+_PORT = flags.DEFINE_integer("port", 5000, "Where to listen; 0: any free one.", lower_bound=0)
+_HOST = flags.DEFINE_string("host", socket.gethostname(), "This machine's name for the others.")
+flags.mark_flags_as_required(["config"])
+
+
+def run(arguments: list[str]) -> int:
+    if arguments:
+        raise ValueError(f"unexpected arguments {arguments}; options start with --")
+    data, seed = _CONFIG.value.data, _CONFIG.value.seed
+    source, _ = trainer.open_sources(_CONFIG.value)
+    keys = ("scale_min", "scale_max", "scale_step", "flip", "brightness")
+    augmentation = pipeline.Augmentation(tuple(data.crop_size), **{k: data[k] for k in keys})
+    samples = pipeline.TrainingSamples(Mixture.of(source), augmentation, seed)
+    server = Server(samples, _PORT.value, _HOST.value)
+    print(f"serving {samples.description} at {server.address}", flush=True)
+    server.join()
+    return 0
+
+
+if __name__ == "__main__":
+    script.run(run)

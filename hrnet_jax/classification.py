@@ -141,13 +141,14 @@ def evaluate(
         found[:, index[index >= 0]] = np.stack(rows)[:, index >= 0]
         bar.update(int((index >= 0).sum()))
 
+    share, shares = sharding.share_of_batch(mesh)
     batches = image_pipeline.eval_batches(
         source,
         batch_size=batch_size,
         crop_size=crop_size,
         short_side=short_side,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share,
+        process_count=shares,
     )
     with bar:
         pending = None

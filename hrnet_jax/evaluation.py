@@ -121,19 +121,24 @@ def _place(batch: dict[str, np.ndarray], mesh: Mesh | None) -> tuple[jax.Array, 
     if mesh is None:
         return tuple(jax.device_put(a) for a in arrays)
     height = batch["image"].shape[1]
-    rows = "space" if height % mesh.shape["space"] == 0 else None
+    rows = "space" if height % (32 * mesh.shape["space"]) == 0 else None
     specs = PartitionSpec("data", rows), PartitionSpec("data", rows), PartitionSpec("data")
     return tuple(
-        jax.make_array_from_process_local_data(NamedSharding(mesh, spec), array)
+        sharding.place(array, mesh, NamedSharding(mesh, spec))
         for spec, array in zip(specs, arrays, strict=True)
     )
+
+
+@functools.cache
+def _rows_only(mesh: Mesh):
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec("data")))
 
 
 def _local_rows(predictions: jax.Array, mesh: Mesh | None) -> np.ndarray:
     """The rows of a batch [N, H, W] that this process gave."""
     if mesh is None or predictions.is_fully_addressable:
         return np.asarray(predictions)
-    whole = jax.device_put(predictions, NamedSharding(mesh, PartitionSpec("data")))
+    whole = _rows_only(mesh)(predictions)
     shards = {s.index[0].start or 0: s.data for s in whole.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
@@ -213,11 +218,12 @@ def evaluate(
                 seen[i] += 1
         bar.update(int((index >= 0).sum()))
 
+    share = (0, 1) if mesh is None else sharding.share_of_batch(mesh)
     batches = pipeline.eval_batches(
         source,
         batch_size=batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share[0],
+        process_count=share[1],
     )
     with bar:
         pending = None

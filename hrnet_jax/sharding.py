@@ -78,16 +78,57 @@ def place_replicated(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, replicated(mesh))
 
 
+def share_of_batch(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """(index, count): which of `count` equal, contiguous slices of each batch a process loads.
+
+    Processes whose devices have the same images, in different parts of their height, load the same
+    slice.
+
+    Args:
+      mesh: of `make_mesh`.
+      process: its number; None: this one.
+
+    Raises:
+      ValueError: if the processes' devices do not divide the 'data' axis evenly.
+    """
+    process = jax.process_index() if process is None else process
+    rows: dict[int, set[int]] = {}
+    for (row, _), device in np.ndenumerate(mesh.devices):
+        rows.setdefault(device.process_index, set()).add(row)
+    shares = sorted({tuple(sorted(r)) for r in rows.values()})
+    size = len(shares[0])
+    if [row for share in shares for row in share] != list(range(len(shares) * size)) or any(
+        len(share) != size for share in shares
+    ):
+        raise ValueError(
+            f"the {len(rows)} processes' devices do not divide mesh.data={mesh.shape['data']} and"
+            f" mesh.space={mesh.shape['space']} evenly; choose a mesh.space that divides, or is"
+            " divided by, the number of devices of a process"
+        )
+    return shares.index(tuple(sorted(rows[process]))), len(shares)
+
+
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes global arrays of the hosts' slices of a batch.
+    """Makes global arrays of the processes' slices of a batch, see `share_of_batch`.
 
     Arrays with a height (three dimensions or more) are split over both axes, per-image vectors
     over 'data'.
     """
     return {
-        name: jax.make_array_from_process_local_data(_sharding_of(array.ndim, mesh), array)
-        for name, array in batch.items()
+        name: place(array, mesh, _sharding_of(array.ndim, mesh)) for name, array in batch.items()
     }
+
+
+def place(array: np.ndarray, mesh: Mesh, where: NamedSharding) -> jax.Array:
+    """A global array, of which `array` has this process's share of the first dimension."""
+    index, count = share_of_batch(mesh)
+    first = index * len(array)
+
+    def part(at: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = at[0].indices(len(array) * count)
+        return array[(slice(start - first, stop - first), *at[1:])]
+
+    return jax.make_array_from_callback((len(array) * count, *array.shape[1:]), where, part)
 
 
 def abstract_batch(

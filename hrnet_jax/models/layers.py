@@ -160,8 +160,8 @@ def resize(
             continue
         if method == "nearest":
             x = _nearest_axis(x, axis, out)
-        elif out % x.shape[axis] == 0 and not align_corners:
-            x = _upsample_axis(x, axis, out // x.shape[axis])
+        elif out % x.shape[axis] == 0:
+            x = _upsample_axis(x, axis, out // x.shape[axis], align_corners)
         else:
             x = _interpolate_axis(x, axis, out, align_corners)
     return x
@@ -174,31 +174,67 @@ def _nearest_axis(x: jax.Array, axis: int, out: int) -> jax.Array:
     return jnp.take(x, np.arange(out) * in_ // out, axis=axis)
 
 
-def _upsample_axis(x: jax.Array, axis: int, factor: int) -> jax.Array:
-    """Bilinear upsampling by a whole factor along one axis, from shifted copies.
+def _upsample_axis(x: jax.Array, axis: int, factor: int, align_corners: bool) -> jax.Array:
+    """Bilinear upsampling by a whole factor along one axis: each of `factor` samples in the place
+    of one is a weighted sum of it and its neighbours.
 
-    Needs only its neighbours, so that an axis which is split over devices exchanges single rows;
-    a product with an interpolation matrix would have to gather it.
+    So an axis that is split over devices exchanges single rows; a product with an interpolation
+    matrix would have to gather it.
     """
     n = x.shape[axis]
-    before = lax.concatenate(
-        [lax.slice_in_dim(x, 0, 1, axis=axis), lax.slice_in_dim(x, 0, n - 1, axis=axis)], axis
-    )
-    after = lax.concatenate(
-        [lax.slice_in_dim(x, 1, n, axis=axis), lax.slice_in_dim(x, n - 1, n, axis=axis)], axis
-    )
-    # Where each of the `factor` output samples lies between its input sample and the neighbour.
-    offset = (np.arange(factor) + 0.5) / factor - 0.5
+    of_neighbours = _upsampling_weights(n, factor, align_corners)
     shape = [1] * (x.ndim + 1)
-    shape[axis + 1] = factor
+    shape[axis], shape[axis + 1] = n, factor
 
     def weighted(x, weights):
         return jnp.expand_dims(x, axis + 1) * jnp.asarray(weights.reshape(shape), x.dtype)
 
     # All samples at once: one product per factor would multiply the operations to compile.
-    y = weighted(x, 1 - np.abs(offset))
-    y += weighted(before, np.maximum(-offset, 0)) + weighted(after, np.maximum(offset, 0))
+    neighbours = (_rotate(x, by, axis) for by in (0, 1, -1))
+    y = sum(weighted(v, w) for v, w in zip(neighbours, of_neighbours, strict=True))
     return y.reshape(*x.shape[:axis], n * factor, *x.shape[axis + 1 :])
+
+
+@functools.lru_cache(maxsize=256)
+def _upsampling_weights(n: int, factor: int, align_corners: bool) -> tuple[np.ndarray, ...]:
+    """Weights [n, factor] of a sample itself, of the one before and of the one after it."""
+    place, sample = np.arange(factor), np.arange(n)[:, None]
+    # Where the new sample lies between the old one and a neighbour, -1 .. 1.
+    if align_corners:
+        offset = (place * (n - 1) - sample * (factor - 1)) / (n * factor - 1)
+    else:
+        offset = np.tile((place + 0.5) / factor - 0.5, (n, 1))
+        offset[0], offset[-1] = np.maximum(offset[0], 0), np.minimum(offset[-1], 0)
+        if n == 1:
+            offset[:] = 0
+    return 1 - np.abs(offset), np.maximum(-offset, 0), np.maximum(offset, 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _rotate(x: jax.Array, by: int, axis: int) -> jax.Array:
+    """`jnp.roll` by `by`; what leaves at one end enters at the other.
+
+    Devices that share the axis pass rows on to their neighbours for it, and nothing else. With the
+    derivative written out, the backward pass does so, too: that of slices is sums of padded ones.
+    """
+    if by == 0 or x.shape[axis] == 1:
+        return x
+    n = x.shape[axis]
+    cut = -by % n
+    return lax.concatenate(
+        [lax.slice_in_dim(x, cut, n, axis=axis), lax.slice_in_dim(x, 0, cut, axis=axis)], axis
+    )
+
+
+def _rotate_forward(x, by, axis):
+    return _rotate(x, by, axis), None
+
+
+def _rotate_backward(by, axis, _, gradient):
+    return (_rotate(gradient, -by, axis),)
+
+
+_rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 @functools.lru_cache(maxsize=256)

@@ -60,3 +60,16 @@ def test_errors(streets, tmp_path):
     shutil.rmtree(copy / "leftImg8bit" / "val" / "synthetic")
     with pytest.raises(FileNotFoundError, match="val holds nothing"):
         open_source("cityscapes", root=copy, split="val")
+
+
+def test_coarse_labels_are_a_set_of_their_own(streets, tmp_path):
+    shutil.copytree(streets / "leftImg8bit" / "train", tmp_path / "leftImg8bit" / "train_extra")
+    shutil.copytree(streets / "gtFine" / "train", tmp_path / "gtCoarse" / "train_extra")
+    for path in (tmp_path / "gtCoarse").rglob("*.png"):
+        path.rename(path.with_name(path.name.replace("gtFine", "gtCoarse")))
+    coarse = open_source("cityscapes_coarse", root=tmp_path, split="train_extra")
+    fine = open_source("cityscapes", root=streets, split="train")
+    assert (coarse.ids, coarse.classes) == (fine.ids, fine.classes)
+    assert coarse.label_paths[0].endswith("_gtCoarse_labelIds.png")
+    with pytest.raises(ValueError, match=r"unknown split 'test' of cityscapes_coarse; known: "):
+        open_source("cityscapes_coarse", root=tmp_path, split="test")

@@ -379,9 +379,7 @@ def make_optimizer(config: ConfigDict, num_steps: int, steps_per_epoch: float):
     )
 
 
-def make_model(
-    config: ConfigDict, num_classes: int, platform: str | None = None
-) -> HRNetModel:
+def make_model(config: ConfigDict, num_classes: int, platform: str | None = None) -> HRNetModel:
     """The network, as it is best compiled for a platform (None: that of this machine)."""
     scan = config.model.scan
     if scan == "auto":

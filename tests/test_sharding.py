@@ -58,3 +58,38 @@ def test_compilation_cache_default_and_choice(tmp_path, monkeypatch):
         assert sharding.use_compilation_cache() == str(tmp_path / "user" / "hrnet_jax" / "xla")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def _mesh_of(processes, data, space):
+    """Sixteen devices that never were, each process with as many in a row."""
+
+    class Device:
+        def __init__(self, number):
+            self.process_index = number // (16 // processes)
+
+    class Mesh:
+        devices = np.array([Device(n) for n in range(16)]).reshape(data, space)
+        shape = {"data": data, "space": space}  # noqa: RUF012
+
+    return Mesh
+
+
+@pytest.mark.parametrize(
+    ("processes", "data", "space", "expected"),
+    [
+        (1, 16, 1, [(0, 1)]),
+        (4, 8, 2, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        (4, 2, 8, [(0, 2), (0, 2), (1, 2), (1, 2)]),  # two processes share an image
+        (2, 1, 16, [(0, 1), (0, 1)]),
+    ],
+)
+def test_share_of_batch(processes, data, space, expected):
+    mesh = _mesh_of(processes, data, space)
+    assert [sharding.share_of_batch(mesh, p) for p in range(processes)] == expected
+
+
+def test_processes_that_divide_no_batch():
+    with pytest.raises(ValueError, match="do not divide mesh.data=5"):
+        mesh = _mesh_of(4, 16, 1)
+        mesh.devices, mesh.shape = mesh.devices[:15].reshape(5, 3), {"data": 5, "space": 3}
+        sharding.share_of_batch(mesh)

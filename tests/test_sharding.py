@@ -89,7 +89,7 @@ def test_share_of_batch(processes, data, space, expected):
 
 
 def test_processes_that_divide_no_batch():
-    with pytest.raises(ValueError, match="do not divide mesh.data=5"):
-        mesh = _mesh_of(4, 16, 1)
-        mesh.devices, mesh.shape = mesh.devices[:15].reshape(5, 3), {"data": 5, "space": 3}
+    mesh = _mesh_of(4, 16, 1)
+    mesh.devices, mesh.shape = mesh.devices[:15].reshape(5, 3), {"data": 5, "space": 3}
+    with pytest.raises(ValueError, match=r"do not divide mesh\.data=5"):
         sharding.share_of_batch(mesh)

@@ -110,7 +110,7 @@ def test_evaluation_script(root, tmp_path, monkeypatch):
     classifier["bias"] = jnp.zeros(19)  # so that the answers vary
     store = checkpointing.CheckpointStore(str(tmp_path / "run"))
     state = TrainState(jnp.int32(1), **variables, opt_state={"count": jnp.int32(1)})
-    store.save(state, trainer.make_metadata(config, model, source), None)
+    store.save(state, trainer.make_metadata(config, model, source))
     store.wait()
     store.close()
     done = subprocess.run(

@@ -337,7 +337,8 @@ def test_mmsegmentation_holds_the_same_network(head):
         assert not np.any(after[bias])
         np.testing.assert_array_equal(after[mean], before[mean] - before[bias])
         del before[bias], after[bias], before[mean], after[mean]
-    assert again == model
+    # The files do not say how to resize; mmsegmentation's configurations never align corners.
+    assert again == model.clone(align_corners=False)
     _equal(before, after)
 
 

@@ -34,7 +34,7 @@ def quick(monkeypatch, tiny):
     """The tiny variant by name, and programs that compile fast instead of running fast."""
     monkeypatch.setitem(variants.VARIANTS, "tiny", tiny)
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    monkeypatch.setattr(sharding, "compiler_options", lambda: options)
+    monkeypatch.setattr(sharding, "compiler_options", lambda *_: options)
 
 
 def _config(root, **overrides):

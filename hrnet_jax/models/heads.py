@@ -160,6 +160,8 @@ class PyramidHead(nn.Module):
 class FeaturesHead(nn.Module):
     """The four streams as they are, for heads of your own."""
 
+    policy: Policy = Policy()
+
     @nn.compact
     def __call__(self, streams: Streams, *, train: bool) -> dict[str, tuple[jax.Array, ...]]:
         return {"features": streams}
@@ -209,7 +211,7 @@ def make_head(
         case "pyramid":
             return PyramidHead(align_corners, policy, name="head")
         case "features":
-            return FeaturesHead(name="head")
+            return FeaturesHead(policy, name="head")
     raise ValueError(f"unknown head {name!r}; known: {sorted(HEADS)}")
 
 

@@ -83,6 +83,44 @@ def png(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     return read
 
 
+_tiles: list[tuple[pathlib.Path, list[np.ndarray], list[np.ndarray]]] = []  # written once
+
+
+@kind
+def tile_shard(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
+    """A folder of tiles with a damaged, deleted or emptied file: shard, index or manifest."""
+    from hrnet_jax.data import decode, open_source, synthetic, tiles
+
+    if not _tiles:
+        root = pathlib.Path(tempfile.mkdtemp())
+        synthetic.write_cityscapes(root / "set", {"train": 3}, size=(48, 96), progress=False)
+        source = open_source("cityscapes", root=root / "set", split="train")
+        tiles.prepare(source, root / "tiles", progress=False, say=lambda *_: None)
+        samples = [decode.read_sample(source, k) for k in range(3)]
+        _tiles.append((root / "tiles", *map(list, zip(*samples, strict=True))))
+    original, images, labels = _tiles[0]
+    shutil.copytree(original, folder / "tiles")
+    files = sorted(p for p in (folder / "tiles").rglob("*") if p.is_file() and "train" in p.name)
+    victim = files[rng.integers(0, len(files))]
+    how = rng.integers(0, 5)
+    if how < 3:
+        victim.write_bytes(damaged(victim.read_bytes(), rng))
+    elif how == 3:
+        victim.unlink()
+    else:
+        victim.write_bytes(b"")
+
+    def read() -> bool:
+        source = open_source("cityscapes", root=folder / "tiles", split="train")
+        found = [decode.read_sample(source, k) for k in range(len(source))]
+        return len(found) == 3 and all(
+            np.array_equal(image, images[k]) and np.array_equal(label, labels[k])
+            for k, (image, label) in enumerate(found)
+        )
+
+    return read
+
+
 def _weights(rng: np.random.Generator, path: pathlib.Path) -> Reader:
     from hrnet_jax import torch_files
 

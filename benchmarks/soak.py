@@ -74,8 +74,9 @@ def child(arguments: list[str]) -> None:
     if poisoned := os.environ.get("SOAK_POISONED_STEP"):
         make_batches = trainer.make_batches
 
-        def poison(config, source, start_step):
-            for step, batch in enumerate(make_batches(config, source, start_step), start_step + 1):
+        def poison(config, source, start_step, *mesh):
+            batches = make_batches(config, source, start_step, *mesh)
+            for step, batch in enumerate(batches, start_step + 1):
                 if step == int(poisoned):
                     batch = {**batch, "label": np.full_like(batch["label"], 99)}  # no class
                 yield batch

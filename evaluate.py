@@ -106,7 +106,7 @@ def evaluator(checkpoint: checkpointing.Checkpoint, source: Source) -> Evaluate:
         create_model(**checkpoint.metadata["model"]),
         checkpoint.variables,
         batch_size=_BATCH_SIZE.value,
-        mesh=sharding.make_mesh(),
+        mesh=sharding.make_mesh(space=method_flags.space()),
         scales=method.scales,
         flip=method.flip,
         tile=method.tile,

@@ -380,14 +380,22 @@ class Predictor:
         classes: names, colours and label ids (data.source.Classes).
         step: the training step of the weights.
         method: how images are tested; see `Method`.
+        mesh: the devices that share the height of each image.
     """
 
     def __init__(
-        self, model: Any, variables: Any, classes: Any, step: int = 0, method: Method = SINGLE
+        self,
+        model: Any,
+        variables: Any,
+        classes: Any,
+        step: int = 0,
+        method: Method = SINGLE,
+        space: int = 1,
     ):
         check_model(model, classes)
         self.model = model
-        self.variables = jax.device_put(variables)
+        self.mesh = sharding.make_mesh(1, space)
+        self.variables = sharding.place_replicated(variables, self.mesh)
         self.classes = classes
         self.step = step
         self.method = method
@@ -412,11 +420,27 @@ class Predictor:
         """Probabilities float32 [H, W, C] of an image, at its size; arguments as in `predict`."""
         return self._each(image, predict_probabilities)
 
+    def place(self, images: np.ndarray) -> jax.Array:
+        """uint8 [N, H, W, 3] on the devices, H divided among them.
+
+        Raises:
+            ValueError: if H does not divide: each needs whole rows at 1/32 of the resolution.
+        """
+        rows = 32 * self.mesh.shape["space"]
+        if self.mesh.size > 1 and images.shape[1] % rows:
+            raise ValueError(
+                f"images of height {images.shape[1]} cannot be divided among {self.mesh.size}"
+                f" devices: {rows} has to divide the height; choose another space, or 1"
+            )
+        return jax.device_put(images, sharding.batch_sharding(self.mesh))
+
     def _each(self, image: Any, function: Any) -> np.ndarray | list[np.ndarray]:
         if isinstance(image, list | tuple):
             return [self._each(one, function) for one in image]
         array = read_image(image) if isinstance(image, str | Path) else check_image(image)
-        return np.asarray(function(self.model, self.variables, array[None], self.method))[0]
+        return np.asarray(
+            function(self.model, self.variables, self.place(array[None]), self.method)
+        )[0]
 
 
 def load(
@@ -425,6 +449,7 @@ def load(
     step: int | None = None,
     which: str = "best",
     method: Method = SINGLE,
+    space: int = 1,
 ) -> Predictor:
     """A predictor from a training folder; nothing but the folder is needed.
 
@@ -433,6 +458,7 @@ def load(
         step: the step to take; None chooses by `which`.
         which: "best" (by mIoU) or "latest".
         method: how images are tested; single scale by default.
+        space: devices that share the height of each image, for images too large for one.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -449,4 +475,4 @@ def load(
     checkpoint = checkpointing.load_checkpoint(path_or_name, step=step, which=which)
     classes = Classes.from_json(checkpoint.metadata["classes"])
     model = create_model(**checkpoint.metadata["model"])
-    return Predictor(model, checkpoint.variables, classes, checkpoint.step, method)
+    return Predictor(model, checkpoint.variables, classes, checkpoint.step, method, space)

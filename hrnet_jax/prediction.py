@@ -221,7 +221,7 @@ class Job:
         # The last group is filled up, so that no further program is compiled for it.
         padded = np.stack([*images, *[images[-1]] * (self.batch_size - len(images))])
         p = self.predictor
-        arguments = p.model, p.variables, jax.device_put(padded), p.method
+        arguments = p.model, p.variables, p.place(padded), p.method
         if "probabilities" not in self.outputs:
             labels = np.asarray(inference.predict_labels(*arguments))
             return [(one, None) for one in labels[: len(images)]]

@@ -13,6 +13,14 @@ _TILE = flags.DEFINE_string(
 _AVERAGE = flags.DEFINE_enum(
     "average", "softmax", AVERAGES, "What is averaged; exp is the official multi-scale test."
 )
+_SPACE = flags.DEFINE_integer(
+    "space", 1, "Devices that share the height of each image, for images too large for one.", 1
+)
+
+
+def space() -> int:
+    """Devices per image."""
+    return _SPACE.value
 
 
 def method() -> Method:

@@ -36,13 +36,15 @@ def run(paths: list[str]) -> int:
     if _SERVE.value:
         # Before the network is loaded: a port in use is said at once.
         with serve.listen(_PORT.value) as server:
-            server.predictor = inference.load(_CHECKPOINT.value, method=method_flags.method())
+            server.predictor = inference.load(
+                _CHECKPOINT.value, method=method_flags.method(), space=method_flags.space()
+            )
             print(f"Open {server.url} in a browser; Ctrl+C ends it.", flush=True)
             server.run()
         return 0
     inputs, failures = prediction.list_inputs(paths)
     job = prediction.Job(
-        inference.load(_CHECKPOINT.value, method=method_flags.method()),
+        inference.load(_CHECKPOINT.value, method=method_flags.method(), space=method_flags.space()),
         Path(_OUTPUT.value),
         tuple(_OUTPUTS.value),
         _BATCH_SIZE.value,

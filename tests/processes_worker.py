@@ -1,0 +1,57 @@
+"""One of several processes of `test_processes.py`: COORDINATOR NUM_PROCESSES PROCESS_ID FOLDER."""
+
+import os
+import pickle
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import numpy as np
+import test_evaluation
+import test_partitioning
+
+from hrnet_jax import distributed, sharding
+
+
+def main(coordinator: str, num_processes: str, process_id: str, folder: str) -> None:
+    distributed.initialize(coordinator, int(num_processes), int(process_id))
+    found = {"devices": jax.device_count()}
+    distributed.check_same("configurations", {"seed": 1})
+    try:
+        distributed.check_same("configurations", {"seed": 1, "batch_size": jax.process_index()})
+    except ValueError as error:
+        found["difference"] = str(error)
+
+    # This process loads its rows only; where the height is split over processes, all of them.
+    whole = test_partitioning._batch()
+    for data, space in ((4, 2), (1, 8)):
+        mesh = sharding.make_mesh(data, space)
+        index, count = sharding.share_of_batch(mesh)
+        rows = 8 // count
+        mine = {k: v[index * rows : (index + 1) * rows] for k, v in whole.items()}
+        placed = sharding.place_batch(mine, mesh)
+        found[f"shared_{data}x{space}"] = (index, count)
+        for shard in placed["image"].addressable_shards:
+            np.testing.assert_array_equal(shard.data, whole["image"][shard.index])
+        if (data, space) == (4, 2):
+            _, state, measured = test_partitioning.train_once("segmentation", mesh, mine)
+            found["state"], found["loss"] = state, float(measured["loss"])
+
+    source = pickle.loads(Path(folder, "source.pickle").read_bytes())
+    seen = []
+    result = test_evaluation.run(
+        source,
+        mesh=sharding.make_mesh(),
+        batch_size=3,
+        on_batch=lambda batch, predictions: seen.extend(
+            (int(i), p) for i, p in zip(batch["index"], predictions, strict=True) if i >= 0
+        ),
+    )
+    found |= {"confusion": result.confusion, "counts": result.image_counts, "seen": seen}
+    Path(folder, f"found{process_id}.pickle").write_bytes(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -163,7 +163,7 @@ def write_results(
 ) -> None:
     """metrics.json, per_image.csv, comparison.json, report.html, and tables on the terminal."""
     classes, figures = source.classes, result.figures
-    variant = create_model(**checkpoint.metadata["model"]).variant.name
+    variant = checkpoint.metadata["model"]["variant"]
     intervals = metrics.intervals(result.image_counts, classes.names)
     contents = report.metrics_json(
         figures, result.confusion, step=checkpoint.step, variant=variant, intervals=intervals

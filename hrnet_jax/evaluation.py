@@ -218,7 +218,7 @@ def evaluate(
                 seen[i] += 1
         bar.update(int((index >= 0).sum()))
 
-    share = (0, 1) if mesh is None else sharding.share_of_batch(mesh)
+    share = sharding.share_of_batch(mesh)
     batches = pipeline.eval_batches(
         source,
         batch_size=batch_size,

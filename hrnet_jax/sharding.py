@@ -78,19 +78,21 @@ def place_replicated(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, replicated(mesh))
 
 
-def share_of_batch(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+def share_of_batch(mesh: Mesh | None, process: int | None = None) -> tuple[int, int]:
     """(index, count): which of `count` equal, contiguous slices of each batch a process loads.
 
     Processes whose devices have the same images, in different parts of their height, load the same
     slice.
 
     Args:
-      mesh: of `make_mesh`.
+      mesh: of `make_mesh`; None: one device, which has all of it.
       process: its number; None: this one.
 
     Raises:
       ValueError: if the processes' devices do not divide the 'data' axis evenly.
     """
+    if mesh is None:
+        return 0, 1
     process = jax.process_index() if process is None else process
     rows: dict[int, set[int]] = {}
     for (row, _), device in np.ndenumerate(mesh.devices):

@@ -494,7 +494,7 @@ def make_batches(
     config: ConfigDict, source: Source, start_step: int, mesh: Mesh | None = None
 ) -> Iterator[dict]:
     """This process's share of the batches; all of them without a mesh."""
-    share = (0, 1) if mesh is None else sharding.share_of_batch(mesh)
+    share = sharding.share_of_batch(mesh)
     return pipeline.iterate(task_of(config.head).dataset(config, source, start_step, share))
 
 

@@ -13,7 +13,6 @@ from PIL import Image
 from configs import common, imagenet
 from hrnet_jax import checkpointing, classification, sharding, tasks, trainer
 from hrnet_jax.data import open_images
-from hrnet_jax.models import variants
 
 COLORS = {"blue": (30, 40, 220), "green": (40, 200, 30), "red": (220, 50, 40)}
 
@@ -84,14 +83,6 @@ def test_every_image_counts_once_on_any_mesh(root, devices, batch_size):
         classification.evaluate(Strongest(4), {}, source, **options)
     with pytest.raises(ValueError, match="'ocr' does not classify"):
         classification.evaluate(Strongest(head="ocr"), {}, source, **options)
-
-
-@pytest.fixture
-def quick(monkeypatch, tiny):
-    """The tiny variant by name, and programs that compile fast instead of running fast."""
-    monkeypatch.setitem(variants.VARIANTS, "tiny", tiny)
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    monkeypatch.setattr(sharding, "compiler_options", lambda *_: options)
 
 
 def _config(root, **overrides):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import FAST_COMPILE
 
 from hrnet_jax import diagnosis, losses, optim
 from hrnet_jax.models import create_model
@@ -13,7 +14,6 @@ from hrnet_jax.train_step import create_state, make_train_step
 
 SCHEDULE = optim.poly_schedule(0.1, 100)
 OPTIMIZER = optim.make_optimizer(SCHEDULE)
-OPTIONS = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class Small(nn.Module):
@@ -40,7 +40,7 @@ def network():
             make_train_step(
                 model, OPTIMIZER, SCHEDULE, losses.cross_entropy, seed=0, skip_nonfinite=skip
             ),
-            compiler_options=OPTIONS,
+            compiler_options=FAST_COMPILE,
         )
         for skip in (False, True)
     }

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import FAST_COMPILE
 
 from hrnet_jax import hlo, losses, optim, sharding
 from hrnet_jax.models.heads import make_head
@@ -22,10 +23,7 @@ SIZE, CLASSES = (64, 32), 5
 SCHEDULE = optim.poly_schedule(0.1, 100)
 OPTIMIZER = optim.make_optimizer(SCHEDULE)
 # The usual programs, made in a fraction of the time: LLVM does not optimise them.
-OPTIONS = sharding.compiler_options("cpu") | {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
+OPTIONS = sharding.compiler_options("cpu") | FAST_COMPILE
 CASES = [("segmentation", 8, 1), ("segmentation", 4, 2), ("segmentation", 1, 8)]
 
 

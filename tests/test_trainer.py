@@ -13,13 +13,12 @@ from configs import camvid, common, fake_data
 from hrnet_jax import (
     checkpointing,
     run_lock,
-    sharding,
     torch_files,
     torch_weights,
     trainer,
 )
 from hrnet_jax.data import synthetic
-from hrnet_jax.models import create_model, variants
+from hrnet_jax.models import create_model
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +26,6 @@ def streets(tmp_path_factory):
     root = tmp_path_factory.mktemp("streets")
     synthetic.write_cityscapes(root, {"train": 5, "val": 3}, size=(48, 80), progress=False)
     return root
-
-
-@pytest.fixture
-def quick(monkeypatch, tiny):
-    """The tiny variant by name, and programs that compile fast instead of running fast."""
-    monkeypatch.setitem(variants.VARIANTS, "tiny", tiny)
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    monkeypatch.setattr(sharding, "compiler_options", lambda *_: options)
 
 
 def _config(root, **overrides):

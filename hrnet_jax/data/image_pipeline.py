@@ -19,6 +19,7 @@ from PIL import Image
 from hrnet_jax.data import pipeline
 from hrnet_jax.data.headers import MAX_PIXELS
 from hrnet_jax.data.image_folder import ImageSource
+from hrnet_jax.data.order import sample_order
 
 # Images with a shorter side are refused: nothing can be recognised in them.
 MIN_SIDE = 8
@@ -179,18 +180,19 @@ def train_dataset(
     if aspect_max < 1:
         raise ValueError(f"aspect_max must be 1 or more, got {aspect_max}")
 
-    def load(index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        image, label = read_image(source, index)
-        size = image.size[::-1]
+    pipeline.check_seed(seed)
+
+    def load(index: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        image, label = read_image(source, int(index))
+        size, rng = image.size[::-1], pipeline.sample_rng(seed, int(place))
         view = sample_crop(rng, size, area_min=area_min, aspect_max=aspect_max, flip=flip)
         return apply_crop(image, view, crop_size), np.int32(label)
 
     return pipeline.sample_dataset(
+        lambda place: (sample_order(len(source), seed, place), place),
         load,
         {"image": ((*crop_size, 3), tf.uint8), "label": ((), tf.int32)},
-        num_samples=len(source),
         batch_size=batch_size,
-        seed=seed,
         start_step=start_step,
         process_index=process_index,
         process_count=process_count,

@@ -22,7 +22,7 @@ import tensorflow as tf
 from hrnet_jax.data import decode, transforms
 from hrnet_jax.data.class_counts import class_counts
 from hrnet_jax.data.mixture import Mixture
-from hrnet_jax.data.order import NO_CLASS, Order, sample_order
+from hrnet_jax.data.order import NO_CLASS, Order
 from hrnet_jax.data.service import call_on_server, distribute
 from hrnet_jax.data.source import IGNORE_LABEL, Sample, Source
 
@@ -106,7 +106,7 @@ def train_dataset(
         brightness=brightness,
     )
     load = TrainingSamples(mixture, augmentation, seed)
-    _check_seed(seed)
+    check_seed(seed)
     presence = [class_counts(s) > 0 for s in mixture.sources] if mixture.class_uniform else ()
     order = Order(
         [len(s) for s in mixture.sources],
@@ -116,7 +116,7 @@ def train_dataset(
         presence=presence,
     )
     size = augmentation.crop_size
-    return _dataset(
+    return sample_dataset(
         lambda place: (load.description, *order.draw(place), place),
         load,
         {"image": ((*size, 3), tf.uint8), "label": (size, tf.uint8)},
@@ -225,49 +225,6 @@ def _pixel_of(
 
 
 def sample_dataset(
-    load: Callable[[int, np.random.Generator], tuple[np.ndarray, ...]],
-    elements: Mapping[str, tuple[tuple[int, ...], tf.DType]],
-    *,
-    num_samples: int,
-    batch_size: int,
-    seed: int,
-    start_step: int,
-    process_index: int,
-    process_count: int,
-    threads: int = 0,
-    prefetch: int = 2,
-) -> tf.data.Dataset:
-    """Batches without end of what `load` makes of a sample, in the order described above.
-
-    Args:
-        load: gives the arrays of a sample, from its number and the random numbers of its place;
-            called from several threads.
-        elements: name -> (shape, type) of each of these arrays.
-        num_samples: in the source.
-        batch_size: over all processes; the other arguments are those of `train_dataset`.
-
-    Raises:
-        ValueError: for arguments that make no sense.
-    """
-    _check_seed(seed)
-
-    def load_place(index: np.ndarray, global_index: np.ndarray) -> tuple[np.ndarray, ...]:
-        return load(int(index), sample_rng(seed, int(global_index)))
-
-    return _dataset(
-        lambda place: (sample_order(num_samples, seed, place), place),
-        load_place,
-        elements,
-        batch_size=batch_size,
-        start_step=start_step,
-        process_index=process_index,
-        process_count=process_count,
-        threads=threads,
-        prefetch=prefetch,
-    )
-
-
-def _dataset(
     draw: Callable[[tf.Tensor], tuple[tf.Tensor, ...]],
     load: Callable[..., tuple[np.ndarray, ...]],
     elements: Mapping[str, tuple[tuple[int, ...], tf.DType]],
@@ -276,11 +233,21 @@ def _dataset(
     start_step: int,
     process_index: int,
     process_count: int,
-    threads: int,
-    prefetch: int,
+    threads: int = 0,
+    prefetch: int = 2,
     service: Sequence[str] = (),
 ) -> tf.data.Dataset:
-    """Batches of what `load` makes of what `draw` gives for each place of the sequence."""
+    """Batches without end of what `load` makes of what `draw` gives.
+
+    Args:
+        draw: place of the sequence, an int64 scalar -> what `load` needs to know.
+        load: gives the arrays of the sample; called from several threads.
+        elements: name -> (shape, type) of each of these arrays.
+        batch_size: over all processes; the other arguments are those of `train_dataset`.
+
+    Raises:
+        ValueError: for arguments that make no sense.
+    """
     local_batch = _local_batch(batch_size, process_index, process_count)
     if start_step < 0:
         raise ValueError(f"start_step must be 0 or more, got {start_step}")
@@ -481,7 +448,8 @@ def _check_augmentation(
         raise ValueError(f"brightness is the largest shift, 0..255, got {brightness!r}")
 
 
-def _check_seed(seed: int) -> None:
+def check_seed(seed: int) -> None:
+    """Raises ValueError for a seed that the order of samples cannot use."""
     if not 0 <= seed < 2**32:
         # The shuffle uses the low 32 bits only.
         raise ValueError(f"seed must be in 0..2**32 - 1, got {seed}")

@@ -15,10 +15,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import common
-from hrnet_jax import sharding, trainer
+from hrnet_jax import trainer
 from hrnet_jax.data import audit, decode, open_source, pipeline, tile_store, tiles
 from hrnet_jax.data.class_counts import class_counts
-from hrnet_jax.models import variants
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,10 +125,7 @@ def test_tfds_builder(streets, prepared, tmp_path):
     assert tiles.verify(Path(builder.data_dir), "train", progress=False) == 2
 
 
-def test_training_from_tiles_is_the_same_step_by_step(camvid, tmp_path, tiny, monkeypatch):
-    monkeypatch.setitem(variants.VARIANTS, "tiny", tiny)
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    monkeypatch.setattr(sharding, "compiler_options", lambda *_, **__: options)
+def test_training_from_tiles_is_the_same_step_by_step(camvid, tmp_path, quick):
     for split in ("train", "val"):
         source = open_source("camvid", root=camvid, split=split)
         tiles.prepare(source, tmp_path / "tiles", shard_images=4, progress=False)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import FAST_COMPILE
 
 from hrnet_jax.models import HEADS, create_model
 from hrnet_jax.models.heads import (
@@ -14,7 +15,6 @@ from hrnet_jax.models.heads import (
 )
 from hrnet_jax.models.layers import Policy
 
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 KEY = jax.random.key(0)
 
 

@@ -12,9 +12,6 @@ import zlib
 
 import numpy as np
 
-# Compiling takes nearly all the time of these tests: so little is optimised.
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 DATA = pathlib.Path(__file__).parent / "data"
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import official
 import pytest
+from compiling import FAST_COMPILE
 
 import hrnet_jax
 from hrnet_jax import losses, optim, preprocess
@@ -43,7 +44,7 @@ def test_trace(name, bound):
         optimizer = optim.make_optimizer(schedule, momentum=0.9, weight_decay=_WEIGHT_DECAY)
         state = create_state(model, optimizer, seed=0, variables=variables)
         step = make_train_step(model, optimizer, schedule, losses.cross_entropy, seed=0)
-        step = jax.jit(step, compiler_options=official.FAST_COMPILE)
+        step = jax.jit(step, compiler_options=FAST_COMPILE)
 
         found = []
         for k, batch in enumerate(_batches(num_steps, (64, 128))):
@@ -53,7 +54,7 @@ def test_trace(name, bound):
                 # Momentum starts as the decayed gradient.
                 (momentum,) = (s.trace for s in state.opt_state if hasattr(s, "trace"))
                 decayed = _official(model, momentum, state.batch_stats)
-        evaluate = jax.jit(model.apply, compiler_options=official.FAST_COMPILE)
+        evaluate = jax.jit(model.apply, compiler_options=FAST_COMPILE)
         logits = evaluate(
             {"params": state.params, "batch_stats": state.batch_stats},
             jnp.asarray(fixture.images, jnp.float64),

@@ -28,7 +28,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from configs import common
-from hrnet_jax import checkpointing, preemption, trainer
+from hrnet_jax import checkpointing, memory, preemption, trainer
 from hrnet_jax.tools import process_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
@@ -53,6 +53,8 @@ def main(argv: list[str]) -> int:
         process_flags.join()
         if jax.process_index() > 0:
             package.setLevel(logging.WARNING)  # the first process speaks for all
+        if jax.default_backend() == "cpu":
+            memory.keep_freed_pages()
         trainer.train(_CONFIG.value, _WORKDIR.value)
     except trainer.NonFiniteError as error:
         return fail(str(error), code=3)

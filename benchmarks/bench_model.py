@@ -27,7 +27,7 @@ import onnxruntime
 from absl import app, flags, logging
 
 import hrnet_jax
-from hrnet_jax import losses, onnx_graph, optim, sharding
+from hrnet_jax import losses, memory, onnx_graph, optim, sharding
 
 _ONLY = flags.DEFINE_list("only", [], "Names of the works to run; empty: all.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the figures.")
@@ -233,6 +233,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--only: unknown {unknown}; known: {list(WORKS)}")
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_platforms", "cpu")
+    memory.keep_freed_pages()  # as train.py does on CPU
     # Compiling is timed: no result of an earlier run may stand in for it.
     jax.config.update("jax_enable_compilation_cache", False)
     figures = []

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -30,3 +34,33 @@ def test_tiles_are_halved_until_they_fit(model):
     assert whole == 2048 * 4096 * 960
     with pytest.raises(ValueError, match=r"tested at 2048x4096, do not fit into 2\.8 GiB"):
         memory.tile_that_fits(model, 1, size, view, 3 * 10**9)
+
+
+def test_keeps_freed_pages():
+    """In a process of its own, since there is no way back: memory that is freed and allocated
+    again causes page faults only without it."""
+    script = """
+import ctypes, resource, sys
+from hrnet_jax import memory
+if sys.argv[1] == "keep" and not memory.keep_freed_pages():
+    sys.exit("no glibc")
+libc = ctypes.CDLL("libc.so.6")
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def use():
+    block = libc.malloc(ctypes.c_size_t(64 << 20))
+    ctypes.memset(block, 1, 64 << 20)
+    libc.free(block)
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    faults = {}
+    for how in ("keep", "hand back"):
+        command = [sys.executable, "-c", script, how]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if run.stderr.strip().endswith("no glibc"):
+            pytest.skip("the C library is not glibc")
+        faults[how] = int(run.stdout)
+    assert faults["keep"] < 100 < 10_000 < faults["hand back"], faults

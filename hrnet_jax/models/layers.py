@@ -155,13 +155,14 @@ def resize(
     """
     if method not in ("bilinear", "nearest"):
         raise ValueError(f"unknown resize method {method!r}; known: ['bilinear', 'nearest']")
-    for axis, out in ((1, size[0]), (2, size[1])):
+    # The width first, while the maps are low. Only the height is ever split over devices.
+    for axis, out in ((2, size[1]), (1, size[0])):
         if x.shape[axis] == out:
             continue
         if method == "nearest":
             x = _nearest_axis(x, axis, out)
-        elif out % x.shape[axis] == 0:
-            x = _upsample_axis(x, axis, out // x.shape[axis], align_corners)
+        elif axis == 1 and out % x.shape[1] == 0:
+            x = _upsample_height(x, out // x.shape[1], align_corners)
         else:
             x = _interpolate_axis(x, axis, out, align_corners)
     return x
@@ -174,30 +175,29 @@ def _nearest_axis(x: jax.Array, axis: int, out: int) -> jax.Array:
     return jnp.take(x, np.arange(out) * in_ // out, axis=axis)
 
 
-def _upsample_axis(x: jax.Array, axis: int, factor: int, align_corners: bool) -> jax.Array:
-    """Bilinear upsampling by a whole factor along one axis: each of `factor` samples in the place
+def _upsample_height(x: jax.Array, factor: int, align_corners: bool) -> jax.Array:
+    """Bilinear upsampling by a whole factor along the height: each of `factor` rows in the place
     of one is a weighted sum of it and its neighbours.
 
-    So an axis that is split over devices exchanges single rows; a product with an interpolation
-    matrix would have to gather it.
+    So a height that is split over devices exchanges single rows; a product with an interpolation
+    matrix would have to gather it. The sums are products of small matrices, one per row: written
+    out as sums, each weight would be an array of the result's size on CPU.
     """
-    n = x.shape[axis]
-    of_neighbours = _upsampling_weights(n, factor, align_corners)
-    shape = [1] * (x.ndim + 1)
-    shape[axis], shape[axis + 1] = n, factor
-
-    def weighted(x, weights):
-        return jnp.expand_dims(x, axis + 1) * jnp.asarray(weights.reshape(shape), x.dtype)
-
-    # All samples at once: one product per factor would multiply the operations to compile.
-    neighbours = (_rotate(x, by, axis) for by in (0, 1, -1))
-    y = sum(weighted(v, w) for v, w in zip(neighbours, of_neighbours, strict=True))
-    return y.reshape(*x.shape[:axis], n * factor, *x.shape[axis + 1 :])
+    n, h, w, c = x.shape
+    weights = jnp.asarray(_upsampling_weights(h, factor, align_corners), x.dtype)
+    neighbours = jnp.stack([_rotate(x, by, 1) for by in (0, 1, -1)], axis=2)
+    y = jnp.einsum(
+        "nhfk,nhkx->nhfx",
+        jnp.broadcast_to(weights, (n, *weights.shape)),
+        neighbours.reshape(n, h, 3, w * c),
+        precision=lax.Precision.HIGHEST,
+    )
+    return y.reshape(n, h * factor, w, c)
 
 
 @functools.lru_cache(maxsize=256)
-def _upsampling_weights(n: int, factor: int, align_corners: bool) -> tuple[np.ndarray, ...]:
-    """Weights [n, factor] of a sample itself, of the one before and of the one after it."""
+def _upsampling_weights(n: int, factor: int, align_corners: bool) -> np.ndarray:
+    """Weights [n, factor, 3] of a sample itself, of the one before and of the one after it."""
     place, sample = np.arange(factor), np.arange(n)[:, None]
     # Where the new sample lies between the old one and a neighbour, -1 .. 1.
     if align_corners:
@@ -207,7 +207,7 @@ def _upsampling_weights(n: int, factor: int, align_corners: bool) -> tuple[np.nd
         offset[0], offset[-1] = np.maximum(offset[0], 0), np.minimum(offset[-1], 0)
         if n == 1:
             offset[:] = 0
-    return 1 - np.abs(offset), np.maximum(-offset, 0), np.maximum(offset, 0)
+    return np.stack([1 - np.abs(offset), np.maximum(-offset, 0), np.maximum(offset, 0)], axis=-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -254,8 +254,16 @@ def interpolation_matrix(in_: int, out: int, align_corners: bool) -> np.ndarray:
 
 
 def _interpolate_axis(x: jax.Array, axis: int, out: int, align_corners: bool) -> jax.Array:
+    n, h, w, c = x.shape
     matrix = jnp.asarray(interpolation_matrix(x.shape[axis], out, align_corners), x.dtype)
-    spec = "oh,nhwc->nowc" if axis == 1 else "ow,nhwc->nhoc"
+    # A copy of the matrix for each product of a batch is cheaper than transposing the maps, unless
+    # the copies are the larger ones.
+    if axis == 1:
+        spec, matrix = "noh,nhwc->nowc", jnp.broadcast_to(matrix, (n, out, h))
+    elif w <= c:
+        spec, matrix = "nhow,nhwc->nhoc", jnp.broadcast_to(matrix, (n, h, out, w))
+    else:
+        spec = "ow,nhwc->nhoc"
     # Full precision also where matrix units default to fewer bits: these weights are not learnt.
     return jnp.einsum(spec, matrix, x, precision=lax.Precision.HIGHEST)
 

@@ -75,6 +75,9 @@ def get_config() -> ConfigDict:
     data.scale_step = 0.1  # 0: uniform between min and max
     data.flip = True
     data.brightness = 0  # largest shift of the pixel values, 0..255
+    # Brightness, contrast and saturation of each image times random factors in 1 +- this, 0..1;
+    # on the device (preprocess.adjust_color). 0: none, as in the official recipes.
+    data.color_jitter = 0.0
     # More sets to train on, each a dict with name, root, split, weight (its share of the samples)
     # and class_map ({class there: class here, or "" to ignore it}). docs/data.md has an example.
     data.mix = ()

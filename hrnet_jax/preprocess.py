@@ -7,11 +7,71 @@ import numpy as np
 # ImageNet statistics of RGB in [0, 1], as in the official code.
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
+# Brightness of RGB as in ITU-R BT.601, which both Pillow and torchvision take.
+LUMA = (0.299, 0.587, 0.114)
+# The random numbers of colours must be those of no step's dropout: steps are below 2 ** 31.
+_COLOR_STREAM = 2**32 - 1
 
 
 def normalize(images: jax.Array, dtype=jnp.float32) -> jax.Array:
-    """uint8 RGB [..., 3] to zero mean and unit variance in `dtype`."""
+    """RGB [..., 3], uint8 or floats in 0..255, to zero mean and unit variance in `dtype`."""
     # One multiplication and one addition per value, computed in at least float32.
     wide = jnp.promote_types(dtype, jnp.float32)
     scale, shift = 1 / (255 * STD), -MEAN / STD
     return (images.astype(wide) * scale.astype(wide) + shift.astype(wide)).astype(dtype)
+
+
+def color_factors(seed: int, step: jax.Array, count: int, strength: float) -> jax.Array:
+    """Factors of brightness, contrast and saturation, uniform in [1 - strength, 1 + strength].
+
+    They depend on nothing but the seed, the step and an image's place in the batch: neither on the
+    devices nor on the size of the batch.
+
+    Args:
+      seed: of the run.
+      step: the optimizer step, an integer scalar.
+      count: number of images.
+      strength: 0..1.
+
+    Returns:
+      float32 [count, 3].
+    """
+    key = jax.random.fold_in(jax.random.key(seed), _COLOR_STREAM)
+    key = jax.random.fold_in(key, step)
+
+    def of_place(place):
+        draw = jax.random.fold_in(key, place)
+        return jax.random.uniform(draw, (3,), jnp.float32, 1 - strength, 1 + strength)
+
+    return jax.vmap(of_place)(jnp.arange(count))
+
+
+def adjust_color(images: jax.Array, factors: jax.Array) -> jax.Array:
+    """Changes brightness, contrast and saturation as torchvision's ColorJitter does.
+
+    With L the luma of a pixel and M the mean luma of its image, brightness b maps x to b * x,
+    contrast c to c * x + (1 - c) * M, saturation s to s * x + (1 - s) * L. Their order does not
+    matter, since values are neither rounded nor clipped in between, only clipped at the end;
+    ColorJitter, which does both after each, is the same in a random order but for that.
+
+    Args:
+      images: uint8 RGB [N, H, W, 3]; fewer than 2 ** 24 pixels each.
+      factors: [N, 3], as `color_factors` gives them. Ones leave an image as it is.
+
+    Returns:
+      float32 [N, H, W, 3] in 0..255.
+    """
+    n, height, width, _ = images.shape
+    # A sum of integers, rows first, which is fast: the same bits however images are split.
+    rows = jnp.sum(images.reshape(n, height, width * 3), axis=1, dtype=jnp.uint32)
+    means = jnp.sum(rows.reshape(n, width, 3), axis=1, dtype=jnp.uint32) / (height * width)
+    mean_luma = sum(means[:, i].astype(jnp.float32) * LUMA[i] for i in range(3))
+    brightness, contrast, saturation = (factors[:, i] for i in range(3))
+    # All three at once: own * x + shared * L + shift.
+    own = (saturation * contrast * brightness)[:, None, None]
+    shared = ((1 - saturation) * contrast * brightness)[:, None, None]
+    shift = ((1 - contrast) * brightness * mean_luma)[:, None, None]
+    # Channel by channel: fewer and smaller arrays where XLA does not fuse them (CPU).
+    planes = [images[..., i].astype(jnp.float32) for i in range(3)]
+    common = shared * sum(plane * LUMA[i] for i, plane in enumerate(planes)) + shift
+    return jnp.stack([jnp.clip(own * plane + common, 0, 255) for plane in planes], axis=-1)

@@ -77,6 +77,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     ignore_label: int = 255,
     skip_nonfinite: bool = False,
+    color_jitter: float = 0.0,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Builds the pure function (state, batch) -> (state, metrics).
 
@@ -90,7 +91,7 @@ def make_train_step(
       optimizer: from `make_optimizer`.
       schedule: the learning rate in it, for the metrics.
       loss_function: maps logits and labels at full size to a scalar.
-      seed: of dropout, together with the step.
+      seed: of dropout and colours, together with the step.
       accumulate: computes the batch in this many parts, one after the other, and averages their
         losses and gradients. Statistics are those of each part, as if it were a batch. It needs
         the activations of one part only.
@@ -101,13 +102,18 @@ def make_train_step(
       ignore_label: what the accuracy leaves out, as the loss function does by itself.
       skip_nonfinite: leaves everything but the counters as it was where the loss or the gradient's
         norm is not finite.
+      color_jitter: random brightness, contrast and saturation of each image by up to this share,
+        see `preprocess.adjust_color`; 0 leaves the images alone.
     """
     dtype = model.policy.dtype
 
     def forward(params, batch_stats, part, key):
+        images = part["image"]
+        if color_jitter:
+            images = preprocess.adjust_color(images, part["color"])
         outputs, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            preprocess.normalize(part["image"], dtype),
+            preprocess.normalize(images, dtype),
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": key},
@@ -122,6 +128,11 @@ def make_train_step(
 
     def gradients_of_batch(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        batch = dict(batch)
+        if color_jitter:
+            batch["color"] = preprocess.color_factors(
+                seed, state.step, len(batch["image"]), color_jitter
+            )
         if accumulate == 1:
             gradients, rest = gradient_function(state.params, state.batch_stats, batch, key)
             return gradients, *rest
@@ -137,7 +148,7 @@ def make_train_step(
 
         # Part i takes every accumulate-th image, so that all devices have a share of each part.
         parts = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), dict(batch)
+            lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch
         )
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         (gradients, batch_stats, _), metrics = lax.scan(

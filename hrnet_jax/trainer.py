@@ -53,6 +53,8 @@ FREE_KEYS = (
     "model.remat", "model.scan",
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
 )  # fmt: skip
+# Keys that runs of earlier versions lack, and what those did.
+LATER_KEYS = {"data.color_jitter": 0.0}
 BACKBONE_PARTS = (
     "stem", "layer1", "transition1", "stage2", "transition2", "stage3", "transition3", "stage4",
 )  # fmt: skip
@@ -240,6 +242,7 @@ def check_config(config: ConfigDict) -> None:
         ("optimizer.weight_decay", 0, math.inf),
         ("optimizer.poly_power", 0, math.inf),
         ("optimizer.drop_factor", 0, 1),
+        ("data.color_jitter", 0, 1),
         ("loss.ohem_threshold", 0, 1),
         ("eval.every_steps", 0, math.inf),
         ("eval.every_epochs", 0, math.inf),
@@ -466,7 +469,9 @@ def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
     """Raises ValueError if `workdir` holds a run with another configuration."""
     if old is None:
         return
-    before, now = (flatten({"classes": m["classes"]["names"], **m["config"]}) for m in (old, new))
+    before, now = (
+        LATER_KEYS | flatten({"classes": m["classes"]["names"], **m["config"]}) for m in (old, new)
+    )
     differing = [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted(before.keys() | now.keys())
@@ -588,6 +593,7 @@ def lower_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainState
         ema_decay=config.optimizer.ema_decay,
         ignore_label=task_of(config.head).ignore_label,
         skip_nonfinite=config.optimizer.skip_nonfinite > 0,
+        color_jitter=config.data.color_jitter,
     )
     label_shape, label_type = task_of(config.head).label_shape(config)
     image_shape = (config.batch_size, *config.data.crop_size, 3)

@@ -157,6 +157,20 @@ def test_accumulation_is_the_mean_of_the_parts(model, unroll):
     assert float(metrics["loss"]) == pytest.approx(mean, rel=1e-5)
 
 
+def test_colours_are_those_of_the_step_and_the_place(model):
+    """In parts, too, which take every other image."""
+    state, batch = _state(model).replace(step=jnp.int32(9)), _batch(4)
+    factors = preprocess.color_factors(0, 9, 4, 0.5)
+    adjusted = batch | {"image": preprocess.adjust_color(batch["image"], factors)}
+    step = _compiled(model, accumulate=2)
+    expected, _ = step(state, adjusted)
+    got, _ = _compiled(model, accumulate=2, color_jitter=0.5)(state, batch)
+    _close(got.params, expected.params, atol=1e-6)
+    plain, _ = step(state, batch | {"image": batch["image"].astype(np.float32)})
+    difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), plain.params, expected.params)
+    assert max(jax.tree.leaves(difference)) > 1e-3
+
+
 def test_float64():
     with jax.enable_x64(True):
         model = Small(Policy(jnp.dtype("float64"), jnp.dtype("float64")))

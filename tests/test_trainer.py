@@ -232,3 +232,14 @@ def test_fake_data_is_written_once_and_recorded_as_what_it_is(tmp_path):
 
 def test_camvid_crops_need_no_special_flag():
     trainer.check_config(camvid.get_config())
+
+
+def test_runs_from_before_a_key_existed_go_on(tmp_path):
+    config = common.get_config().to_dict()
+    now = {"classes": {"names": ["road"]}, "config": config}
+    data = {k: v for k, v in config["data"].items() if k != "color_jitter"}
+    before = now | {"config": config | {"data": data}}
+    trainer.check_same_config(before, now, str(tmp_path))
+    changed = now | {"config": config | {"data": data | {"color_jitter": 0.2}}}
+    with pytest.raises(ValueError, match=r"data\.color_jitter: 0\.0 there, 0\.2 now"):
+        trainer.check_same_config(before, changed, str(tmp_path))

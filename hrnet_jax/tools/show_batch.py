@@ -3,7 +3,8 @@
 python -m hrnet_jax.tools.show_batch --config=configs/NAME.py --config.data.root=DIR --output=DIR
     [--step=N]
 
-Writes batch_N.png: every sample of step N after scaling, cropping and mirroring, with a legend.
+Writes batch_N.png: every sample of step N after scaling, cropping, mirroring and colour
+changes, with a legend.
 """
 
 import os
@@ -11,10 +12,11 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from hrnet_jax import trainer, visualize
+from hrnet_jax import preprocess, trainer, visualize
 from hrnet_jax.tools import script
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
@@ -29,7 +31,11 @@ def run(arguments: list[str]) -> int:
     config = trainer.with_fake_data(_CONFIG.value, _OUTPUT.value)
     source, _ = trainer.open_sources(config)
     batch = next(trainer.make_batches(config, source, _STEP.value))
-    pairs = zip(batch["image"], batch["label"], strict=True)
+    images = batch["image"]
+    if strength := config.data.color_jitter:
+        factors = preprocess.color_factors(config.seed, _STEP.value, len(images), strength)
+        images = np.asarray(preprocess.adjust_color(images, factors).round()).astype(np.uint8)
+    pairs = zip(images, batch["label"], strict=True)
     panels = [
         visualize.panel(image, label, None, source.classes, title=f"step {_STEP.value}, slot {k}")
         for k, (image, label) in enumerate(pairs)

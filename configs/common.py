@@ -121,6 +121,7 @@ def get_config() -> ConfigDict:
     config.loss = loss = ConfigDict()
     loss.name = "cross_entropy"  # or "ohem"
     loss.class_weights = config_dict.placeholder(tuple)
+    loss.label_smoothing = 0.0  # 0..1: share of each label that is spread over all classes
     loss.ohem_threshold = 0.9
     loss.ohem_min_kept = 131072
 

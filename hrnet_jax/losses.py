@@ -21,23 +21,31 @@ def cross_entropy(
     labels: jax.Array,
     ignore_label: int = 255,
     class_weights: Sequence[float] | jax.Array | None = None,
+    label_smoothing: float = 0.0,
 ) -> jax.Array:
     """Cross-entropy averaged over the valid pixels, weighted by class: sum(w * loss) / sum(w).
+
+    With smoothing e, a pixel's w * loss becomes (1 - e) * w * loss + e * (the mean over all C
+    classes of their weight times the loss were that the true class); the divisor stays. All as
+    `torch.nn.CrossEntropyLoss`.
 
     Args:
       logits: [..., C], at the size of the labels.
       labels: [...] integers. A value that is neither `ignore_label` nor a class makes the loss NaN.
       ignore_label: pixels of this label do not count.
       class_weights: C weights, or None for equal ones.
+      label_smoothing: 0..1.
 
     Returns:
       A scalar. 0 if no pixel is valid (PyTorch returns NaN there), with a gradient of 0.
 
     Raises:
-      ValueError: if the shapes do not fit together.
+      ValueError: if the shapes do not fit together, or for a smoothing outside 0..1.
     """
-    losses, weights = _pixel_losses(logits, labels, ignore_label, class_weights)
-    return _ratio(jnp.sum(losses * weights), jnp.sum(weights))
+    _, weighted, weights = _pixel_losses(
+        logits, labels, ignore_label, class_weights, label_smoothing
+    )
+    return _ratio(jnp.sum(weighted), jnp.sum(weights))
 
 
 def ohem_cross_entropy(
@@ -47,6 +55,7 @@ def ohem_cross_entropy(
     min_kept: int = 131072,
     ignore_label: int = 255,
     class_weights: Sequence[float] | jax.Array | None = None,
+    label_smoothing: float = 0.0,
 ) -> jax.Array:
     """Cross-entropy over the hard pixels (online hard example mining), as the official HRNet code.
 
@@ -62,14 +71,18 @@ def ohem_cross_entropy(
       min_kept: number of pixels to keep even if they are easy; values below 1 mean 1.
       ignore_label: pixels of this label do not count.
       class_weights: C weights, or None for equal ones.
+      label_smoothing: 0..1, of the kept pixels' losses, as in `cross_entropy`. Which are kept
+        depends on the true class alone.
 
     Returns:
       A scalar. 0 if no pixel is valid or kept (PyTorch returns NaN there), with a gradient of 0.
 
     Raises:
-      ValueError: if the shapes do not fit together.
+      ValueError: if the shapes do not fit together, or for a smoothing outside 0..1.
     """
-    losses, weights = _pixel_losses(logits, labels, ignore_label, class_weights)
+    losses, weighted, _ = _pixel_losses(
+        logits, labels, ignore_label, class_weights, label_smoothing
+    )
     valid = labels != ignore_label
     probabilities = lax.stop_gradient(jnp.exp(-losses))
     threshold = jnp.asarray(threshold, probabilities.dtype)
@@ -83,7 +96,7 @@ def ohem_cross_entropy(
     )
     # A NaN is kept, so that it shows in the loss instead of passing for an easy pixel.
     kept = valid & ((probabilities < threshold) | jnp.isnan(probabilities))
-    return _ratio(jnp.sum(jnp.where(kept, losses * weights, 0)), jnp.sum(kept, dtype=losses.dtype))
+    return _ratio(jnp.sum(jnp.where(kept, weighted, 0)), jnp.sum(kept, dtype=losses.dtype))
 
 
 def segmentation_loss(
@@ -158,8 +171,13 @@ def kth_smallest(values: jax.Array, valid: jax.Array, k: jax.Array) -> jax.Array
     return lax.bitcast_convert_type(low, values.dtype)
 
 
-def _pixel_losses(logits, labels, ignore_label, class_weights):
-    """Losses [...] and weights [...]: 0 where ignored, NaN where the label is no class."""
+def _pixel_losses(logits, labels, ignore_label, class_weights, label_smoothing):
+    """Losses, weighted (and smoothed) losses, and weights, each [...].
+
+    The latter two are 0 where a label is ignored and NaN where it is no class.
+    """
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in 0..1, got {label_smoothing}")
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
             f"logits {logits.shape} do not fit labels {labels.shape}: expected logits of shape"
@@ -180,7 +198,12 @@ def _pixel_losses(logits, labels, ignore_label, class_weights):
     is_class = (labels >= 0) & (labels < num_classes)
     safe = _safe(labels, valid & is_class)
     weights = jnp.where(valid, jnp.where(is_class, class_weights[safe], jnp.nan), 0)
-    return _negative_log_likelihood(logits, safe), weights
+    if not label_smoothing:
+        losses = _negative_log_likelihood(logits, safe)
+        return losses, losses * weights, weights
+    losses, mean = _smoothed(logits, safe, class_weights / num_classes)
+    weighted = (1 - label_smoothing) * losses * weights
+    return losses, weighted + label_smoothing * jnp.where(valid, mean, 0), weights
 
 
 def _promote(logits):
@@ -231,6 +254,29 @@ def _negative_log_likelihood_backward(residuals, gradient):
 
 
 _negative_log_likelihood.defvjp(_negative_log_likelihood_forward, _negative_log_likelihood_backward)
+
+
+@jax.custom_vjp
+def _smoothed(logits, labels, shares):
+    """As `_negative_log_likelihood`, and sum_c shares[c] * -log softmax(logits)[c] per pixel."""
+    return _smoothed_forward(logits, labels, shares)[0]
+
+
+def _smoothed_forward(logits, labels, shares):
+    losses, (_, log_sum, _) = _negative_log_likelihood_forward(logits, labels)
+    mean = jnp.sum(shares) * log_sum - jnp.sum(shares * logits, axis=-1)
+    return (losses, mean), (logits, log_sum, labels, shares)
+
+
+def _smoothed_backward(residuals, gradients):
+    logits, log_sum, labels, shares = residuals
+    own, mean = (gradient[..., None] for gradient in gradients)
+    probabilities = jnp.exp(logits - log_sum[..., None])
+    of_sum = own + mean * jnp.sum(shares)
+    return probabilities * of_sum - _one_hot(labels, logits) * own - mean * shares, None, None
+
+
+_smoothed.defvjp(_smoothed_forward, _smoothed_backward)
 
 
 def _ratio(total, count):

@@ -54,7 +54,7 @@ FREE_KEYS = (
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
 )  # fmt: skip
 # Keys that runs of earlier versions lack, and what those did.
-LATER_KEYS = {"data.color_jitter": 0.0}
+LATER_KEYS = {"data.color_jitter": 0.0, "loss.label_smoothing": 0.0}
 BACKBONE_PARTS = (
     "stem", "layer1", "transition1", "stage2", "transition2", "stage3", "transition3", "stage4",
 )  # fmt: skip
@@ -243,6 +243,7 @@ def check_config(config: ConfigDict) -> None:
         ("optimizer.poly_power", 0, math.inf),
         ("optimizer.drop_factor", 0, 1),
         ("data.color_jitter", 0, 1),
+        ("loss.label_smoothing", 0, 1),
         ("loss.ohem_threshold", 0, 1),
         ("eval.every_steps", 0, math.inf),
         ("eval.every_epochs", 0, math.inf),
@@ -617,6 +618,7 @@ def make_loss(config: ConfigDict) -> losses.LossFunction:
     common = {
         "ignore_label": task_of(config.head).ignore_label,
         "class_weights": config.loss.class_weights,
+        "label_smoothing": config.loss.label_smoothing,
     }
     if config.loss.name == "cross_entropy":
         return functools.partial(losses.cross_entropy, **common)

@@ -42,6 +42,56 @@ def test_cross_entropy_by_hand():
     assert float(got) == pytest.approx(weighted, rel=1e-6)
 
 
+def test_label_smoothing_by_hand():
+    """All as `torch.nn.CrossEntropyLoss(weight, ignore_index=255, label_smoothing=0.3)`."""
+    p = np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [0.2, 0.3, 0.5]])
+    logits, labels = jnp.log(jnp.asarray(p, jnp.float32))[None], jnp.array([[0, 1, 255]])
+    nll = -np.log(p)
+    for weights in (np.ones(3), np.array([3.0, 1.0, 0.5])):
+        own = 0.7 * (weights[0] * nll[0, 0] + weights[1] * nll[1, 1])
+        spread = 0.3 * (np.mean(weights * nll[0]) + np.mean(weights * nll[1]))
+        expected = (own + spread) / (weights[0] + weights[1])
+        got = losses.cross_entropy(logits, labels, class_weights=weights, label_smoothing=0.3)
+        assert float(got) == pytest.approx(expected, rel=1e-6)
+        # The first pixel is easy at this threshold; the mean is over the count.
+        got = losses.ohem_cross_entropy(
+            logits, labels, 0.4, 0, class_weights=weights, label_smoothing=0.3
+        )
+        own, spread = 0.7 * weights[1] * nll[1, 1], 0.3 * np.mean(weights * nll[1])
+        assert float(got) == pytest.approx(own + spread, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ohem_cross_entropy])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_gradient_is_that_of_the_definition(loss, label_smoothing):
+    """By automatic differentiation of log_softmax and a gather, in float64."""
+    with jax.enable_x64(True):
+        logits, labels, weights = _batch(shape=(1, 4, 4))
+        logits, weights = jnp.asarray(logits, jnp.float64), weights.astype(np.float64)
+        target = np.eye(5)[np.where(labels == 255, 0, labels)]
+        smooth = target * (1 - label_smoothing) * (target @ weights)[..., None]
+        smooth += label_smoothing * weights / 5
+        smooth[labels == 255] = 0
+
+        def definition(logits):
+            total = -jnp.sum(jax.nn.log_softmax(logits) * smooth)
+            pixels = (labels != 255).sum()
+            return total / ((target @ weights)[labels != 255].sum() if mean else pixels)
+
+        mean = loss is losses.cross_entropy
+        options = {} if mean else {"threshold": 1.0}  # all are hard
+        got = jax.grad(loss)(
+            logits, labels, class_weights=weights, label_smoothing=label_smoothing, **options
+        )
+        np.testing.assert_allclose(got, jax.grad(definition)(logits), atol=1e-12)
+
+
+def test_label_smoothing_out_of_range():
+    logits, labels, _ = _batch()
+    with pytest.raises(ValueError, match=r"label_smoothing must be in 0..1, got 1\.5"):
+        losses.cross_entropy(logits, labels, label_smoothing=1.5)
+
+
 def test_cross_entropy_of_large_logits_is_finite():
     logits = jnp.array([[[1e4, -1e4], [3e38, 0.0]]])
     assert float(losses.cross_entropy(logits, jnp.array([[1, 0]]))) == 1e4
@@ -129,7 +179,7 @@ def test_gradient_by_finite_differences(name):
             "ohem": functools.partial(losses.ohem_cross_entropy, threshold=0.2, min_kept=12),
         }[name]
         loss = functools.partial(loss, labels=labels, class_weights=weights)
-        logits = jnp.asarray(logits, jnp.float64)
+        logits, weights = jnp.asarray(logits, jnp.float64), weights.astype(np.float64)
         gradient = jax.grad(loss)(logits)
         assert gradient.dtype == jnp.float64
         direction = np.random.default_rng(2).standard_normal(logits.shape)

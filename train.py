@@ -29,7 +29,7 @@ from ml_collections import config_flags
 
 from configs import common
 from hrnet_jax import checkpointing, memory, preemption, trainer
-from hrnet_jax.tools import process_flags
+from hrnet_jax.tools import process_flags, script
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and pictures.")
@@ -62,6 +62,14 @@ def main(argv: list[str]) -> int:
         return fail(str(error), code=4)
     except (ValueError, OSError) as error:
         return fail(str(error))
+    except RuntimeError as error:
+        if not script.is_out_of_memory(error):
+            raise
+        return fail(
+            f"{error}; --config.optimizer.accumulate=2 computes the batch in two parts,"
+            " --config.model.remat=block keeps less, --config.mesh.space=2 splits each image over"
+            " two devices; python -m hrnet_jax.tools.preflight tells beforehand what fits"
+        )
     except preemption.Preempted as end:
         print(f"{end}; the same command continues", file=sys.stderr)
         return preemption.EXIT_CODE

@@ -14,11 +14,23 @@ def fail(message: object) -> int:
 
 
 def call(function: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """The function's exit code, or 2 with its message for errors about values and files."""
+    """The function's exit code, or 2 with its message for errors about values, files and memory."""
     try:
         return function(arguments)
     except (ValueError, OSError) as error:
         return fail(error)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return fail(
+            f"{error}; take smaller tiles (--tile=512x1024), fewer images at a time (--batch_size)"
+            " or spread each over devices (--space)"
+        )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether this is JAX's error for a device without free memory."""
+    return str(error).startswith("RESOURCE_EXHAUSTED")
 
 
 def parse_size(flag: str, text: str) -> tuple[int, int] | None:

@@ -1,0 +1,21 @@
+import jax.numpy as jnp
+import pytest
+
+from hrnet_jax.tools import script
+
+
+def test_says_what_to_do_without_memory(capsys):
+    def allocate(arguments):
+        return jnp.zeros(2**46).block_until_ready()
+
+    assert script.call(allocate, []) == 2
+    message = capsys.readouterr().err
+    assert "RESOURCE_EXHAUSTED" in message and "--tile=512x1024" in message
+
+
+def test_other_errors_of_the_device_are_not_hidden():
+    def fail(arguments):
+        raise RuntimeError("INTERNAL: something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        script.call(fail, [])

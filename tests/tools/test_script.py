@@ -10,7 +10,8 @@ def test_says_what_to_do_without_memory(capsys):
 
     assert script.call(allocate, []) == 2
     message = capsys.readouterr().err
-    assert "RESOURCE_EXHAUSTED" in message and "--tile=512x1024" in message
+    assert "RESOURCE_EXHAUSTED" in message
+    assert "--tile=512x1024" in message
 
 
 def test_other_errors_of_the_device_are_not_hidden():

@@ -34,6 +34,7 @@ from hrnet_jax import (
     report,
     sharding,
     submission,
+    weight_files,
 )
 from hrnet_jax.data import open_images, open_source
 from hrnet_jax.data.image_folder import ImageClasses
@@ -41,7 +42,9 @@ from hrnet_jax.data.source import Classes, Source
 from hrnet_jax.models import create_model
 from hrnet_jax.tools import method_flags, process_flags, script
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a run or of one of its steps.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Folder of a run or of one of its steps, a file of weights, or a name."
+)
 _STEP = flags.DEFINE_integer("step", None, "Step of the run; default: the best one by mIoU.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
 _DATA_ROOT = flags.DEFINE_string("data_root", "", "Folder of the data set; default: training's.")
@@ -116,12 +119,11 @@ def evaluator(checkpoint: checkpointing.Checkpoint, source: Source) -> Evaluate:
 
 def other_counts(path: str, source: Source) -> np.ndarray:
     """Counts per image of what --compare names."""
-    folder = Path(path)
-    if not folder.exists():
-        raise FileNotFoundError(f"--compare={path}: no such file or folder")
-    folder = folder.parent if folder.is_file() else folder
-    scores = folder / evaluation.IMAGE_SCORES
-    if scores.exists():
+    folder, file = Path(path), weight_files.find(path)
+    if file is None and not folder.exists():
+        raise FileNotFoundError(f"--compare={path}: no such file or folder; {weight_files.known()}")
+    scores = (folder.parent if folder.is_file() else folder) / evaluation.IMAGE_SCORES
+    if scores.exists() and (file is None or weight_files.is_foreign(file)):
         return evaluation.read_image_counts(scores, source.ids, source.classes.names)
     checkpoint = checkpointing.load_checkpoint(path)
     print(f"comparing with checkpoint {checkpoint.path}", flush=True)

@@ -55,8 +55,8 @@ def get_config() -> ConfigDict:
     config.batch_size = 12  # images per optimizer step, over all devices and hosts
     config.num_epochs = 484
     config.num_steps = 0  # 0: as many as num_epochs take
-    # Start from these weights instead of random ones: a folder with a checkpoint of ours, or a
-    # PyTorch file.
+    # Start from these weights instead of random ones: a folder with a checkpoint of ours, a
+    # PyTorch file, or a name such as "camvid_w18_small_v1" of weights that come with the package.
     config.init_from = ""
     config.log_every_steps = 50
     config.checkpoint_every_steps = 1000  # besides, at every evaluation and at the end

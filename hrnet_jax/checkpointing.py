@@ -30,6 +30,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -39,6 +40,8 @@ import xxhash
 from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
+
+from hrnet_jax import weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ class Checkpoint:
       metadata: "format_version", "model" {variant, num_classes, head, align_corners}, "classes",
         "config" and "version" of the package that wrote it.
       step: number of optimizer steps.
-      path: the step's folder.
+      path: the step's folder, or the file.
       metric: its score (mIoU), None where it was not evaluated or not finite.
     """
 
@@ -84,26 +87,31 @@ class Checkpoint:
 
 
 def load_checkpoint(path: str, step: int | None = None, which: str = "best") -> Checkpoint:
-    """Reads a checkpoint for inference, and logs which one it took.
+    """Reads a checkpoint or a file of `weight_files` for inference, and logs which one it took.
 
     What was written is compared with its checksums. If a damaged step would be the choice, a
     warning names it and the next best one is taken; a step that was asked for has to be sound.
 
     Args:
-      path: a run's folder, its `checkpoints` folder or the folder of one step.
+      path: a run's folder, its `checkpoints` folder or the folder of one step; a file, or the name
+        of one that comes with the package.
       step: a step's number; the default is chosen by `which`.
       which: "best" takes the highest score, or the newest step if none was evaluated; "latest" the
         newest.
 
     Raises:
-      FileNotFoundError: if there is no such folder or no complete checkpoint in it.
+      FileNotFoundError: if there is no such folder, file or name, or no complete checkpoint in it.
       ValueError: for a format this version does not know, an unknown `which`, or damaged contents.
     """
     if which not in ("best", "latest"):
         raise ValueError(f"unknown checkpoint choice {which!r}; known: ['best', 'latest']")
+    if file := weight_files.find(path):
+        return _read_file(file, step)
     root = epath.Path(path).expanduser().absolute()
     if not root.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}: the folder does not exist")
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: the folder does not exist; {weight_files.known()}"
+        )
     if root.name.isdigit() and not (root / FOLDER).exists():
         if step is not None and step != int(root.name):
             raise ValueError(
@@ -647,6 +655,15 @@ def _read(folder: epath.Path, reason: str) -> Checkpoint:
         path=str(folder),
         metric=score,
     )
+
+
+def _read_file(file: Path, step: int | None) -> Checkpoint:
+    variables, metadata, found, score = weight_files.read(file)
+    if step is not None and step != found:
+        raise ValueError(f"step {step} was asked for, but {file} holds step {found}")
+    logger.info("weights %s (step %d; score %s)", file, found, score)
+    placed = jax.device_put(variables, jax.local_devices()[0])
+    return Checkpoint(placed, metadata, found, str(file), score)
 
 
 def _metadata(folder: epath.Path) -> dict[str, Any]:

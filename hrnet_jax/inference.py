@@ -451,27 +451,24 @@ def load(
     method: Method = SINGLE,
     space: int = 1,
 ) -> Predictor:
-    """A predictor from a training folder; nothing but the folder is needed.
+    """A predictor from a training folder, a file of weights, or weights that come with the package.
 
     Args:
-        path_or_name: a workdir, its checkpoints folder or the folder of one step.
+        path_or_name: a workdir, its checkpoints folder or the folder of one step; a file that
+            `tools.convert_weights --to=weights` wrote; or the name of one that is in the package,
+            such as "camvid_w18_small_v1" (`weight_files.names` lists them).
         step: the step to take; None chooses by `which`.
         which: "best" (by mIoU) or "latest".
         method: how images are tested; single scale by default.
         space: devices that share the height of each image, for images too large for one.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if the checkpoint's head gives no label maps.
+        FileNotFoundError: if there is no such folder, file or name.
+        ValueError: if it is damaged, or the checkpoint's head gives no label maps.
     """
     from hrnet_jax import checkpointing
     from hrnet_jax.data.source import Classes
 
-    if not Path(path_or_name).exists():
-        raise FileNotFoundError(
-            f"no checkpoint {str(path_or_name)!r}: looked for the folder "
-            f"{Path(path_or_name).absolute()}"
-        )
     checkpoint = checkpointing.load_checkpoint(path_or_name, step=step, which=which)
     classes = Classes.from_json(checkpoint.metadata["classes"])
     model = create_model(**checkpoint.metadata["model"])

@@ -5,6 +5,7 @@ first and the last are written, too.
 """
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -91,13 +92,48 @@ def _open(file: io.BufferedReader, stack: contextlib.ExitStack) -> Any:
     raise Refused("neither a zip .pth, a legacy .pth nor a .safetensors file (by its first bytes)")
 
 
-def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+def safetensors_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The texts in the header of a `.safetensors` file; those of a file without any are empty.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is no safetensors file, or damaged.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no weight file {path!r}")
+    with open(path, "rb") as file:
+        try:
+            if os.fstat(file.fileno()).st_size < 16:
+                raise Refused("cut short")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                metadata = _safetensors_header(data)[0].get("__metadata__", {})
+                if not isinstance(metadata, dict) or any(
+                    type(value) is not str for value in metadata.values()
+                ):
+                    raise Refused("malformed safetensors metadata")
+        except Refused as error:
+            raise ValueError(f"{path}: {error}") from None
+    return metadata
+
+
+def write_tensors(
+    path: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes a state dictionary: `.safetensors` by its suffix, otherwise `.pth` (`.pt`, `.bin`).
 
     The file appears under its name when it is complete; an existing one is replaced.
 
+    Args:
+      path: the file.
+      tensors: the arrays.
+      metadata: texts for the header of a `.safetensors` file; None says "PyTorch".
+
     Raises:
-      ValueError: unknown suffix, or an array of a type that PyTorch has not.
+      ValueError: unknown suffix, metadata for another one than `.safetensors`, or an array of a
+        type that PyTorch has not.
     """
     path = pathlib.Path(path)
     writers = {".safetensors": _write_safetensors} | dict.fromkeys(
@@ -105,6 +141,12 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) ->
     )
     if path.suffix not in writers:
         raise ValueError(f"unknown suffix of {str(path)!r}; known: {sorted(writers)}")
+    if path.suffix == ".safetensors":
+        writers[path.suffix] = functools.partial(
+            _write_safetensors, metadata={"format": "pt"} if metadata is None else metadata
+        )
+    elif metadata is not None:
+        raise ValueError(f"{str(path)!r}: only .safetensors files hold metadata")
     for name, array in tensors.items():
         if array.dtype not in _SAFETENSORS_DTYPES.values():
             raise ValueError(f"{name!r} holds {array.dtype}, which these files cannot")
@@ -274,7 +316,8 @@ def _view(whole: "Storage", view: Any) -> "Storage":
 # ---- .safetensors
 
 
-def _open_safetensors(data: mmap.mmap) -> dict[str, Tensor]:
+def _safetensors_header(data: mmap.mmap) -> tuple[dict[str, Any], int]:
+    """The header, and where the data begin."""
     (length,) = struct.unpack("<Q", data[:8])
     start = 8 + length
     if length > _MAX_SAFETENSORS_HEADER or start > len(data):
@@ -285,6 +328,11 @@ def _open_safetensors(data: mmap.mmap) -> dict[str, Tensor]:
         raise Refused(f"malformed safetensors header ({error})") from None
     if not isinstance(header, dict):
         raise Refused("malformed safetensors header")
+    return header, start
+
+
+def _open_safetensors(data: mmap.mmap) -> dict[str, Tensor]:
+    header, start = _safetensors_header(data)
     header.pop("__metadata__", None)
     tensors, ranges = {}, []
     for name, entry in header.items():
@@ -315,14 +363,16 @@ def _open_safetensors(data: mmap.mmap) -> dict[str, Tensor]:
     return tensors
 
 
-def _write_safetensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+def _write_safetensors(
+    path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
     codes = {dtype: code for code, dtype in _SAFETENSORS_DTYPES.items()}
     header, position = {}, 0
     for name, array in tensors.items():
         end = position + array.nbytes
         entry = {"dtype": codes[array.dtype], "shape": array.shape, "data_offsets": [position, end]}
         header[name], position = entry, end
-    encoded = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
+    encoded = json.dumps({"__metadata__": dict(metadata)} | header).encode()
     encoded += b" " * (-len(encoded) % 8)  # the data start at a multiple of 8
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)

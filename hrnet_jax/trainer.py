@@ -32,6 +32,7 @@ from hrnet_jax import (
     run_lock,
     sharding,
     torch_weights,
+    weight_files,
 )
 from hrnet_jax.data import IMAGE_SOURCES, SOURCES, pipeline, synthetic
 from hrnet_jax.data.source import Source
@@ -415,12 +416,14 @@ def load_initial_variables(config: ConfigDict, model: HRNetModel) -> Any | None:
     path = config.init_from
     if not path:
         return None
-    if not epath.Path(path).exists():
-        raise FileNotFoundError(f"config.init_from={path!r}: no such file or folder")
-    if epath.Path(path).is_dir():
-        variables = checkpointing.load_checkpoint(path).variables
-    else:
+    if weight_files.find(path) is None and not epath.Path(path).exists():
+        raise FileNotFoundError(
+            f"config.init_from={path!r}: no such file or folder; {weight_files.known()}"
+        )
+    if weight_files.is_foreign(path):
         _, variables = torch_weights.from_torch(path)
+    else:
+        variables = checkpointing.load_checkpoint(path).variables
     fresh = model.init(jax.random.key(config.seed), jnp.zeros((1, 64, 64, 3)))
     fresh, given = (traverse_util.flatten_dict(tree, sep="/") for tree in (fresh, variables))
     fitting = {k for k in fresh.keys() & given.keys() if fresh[k].shape == given[k].shape}

@@ -2,20 +2,24 @@
 
 python -m hrnet_jax.tools.convert_weights FILE.pth --output=DIR [--classes=NAME_OR_FILE]
 python -m hrnet_jax.tools.convert_weights CHECKPOINT --to=official --output=FILE.pth
+python -m hrnet_jax.tools.convert_weights CHECKPOINT --to=weights --output=FILE.safetensors
+    [--dtype=float16]
 
 The first writes a checkpoint that evaluate.py, tools.predict and hrnet_jax.load take. FILE is an
 official, timm or mmsegmentation .pth or .safetensors file; what it is gets recognised, and what
 was loaded and left out is printed. The second writes a .pth or .safetensors file that loads
-strictly in PyTorch; CHECKPOINT may also be a PyTorch file, of another layout for instance.
+strictly in PyTorch; CHECKPOINT may also be a PyTorch file, of another layout for instance. The
+third writes one file that evaluate.py, tools.predict and hrnet_jax.load take as they take a run.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 import hrnet_jax
-from hrnet_jax import checkpointing, torch_files, torch_weights
+from hrnet_jax import checkpointing, torch_files, torch_weights, weight_files
 from hrnet_jax.data import camvid, cityscapes
 from hrnet_jax.data.folder import read_class_file
 from hrnet_jax.data.source import Classes
@@ -26,10 +30,13 @@ from hrnet_jax.train_step import TrainState
 _KNOWN = {"cityscapes": cityscapes.CLASSES, "camvid": camvid.CLASSES}
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the checkpoint, or PyTorch file.")
 _TO = flags.DEFINE_enum(
-    "to", "checkpoint", ["checkpoint", "official", "mmsegmentation"], "What to write."
+    "to", "checkpoint", ["checkpoint", "weights", "official", "mmsegmentation"], "What to write."
 )
 _CLASSES = flags.DEFINE_string(
     "classes", "cityscapes", "Classes of a checkpoint: cityscapes, camvid or a JSON class file."
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", weight_files.DTYPES, "Of the kernels in the file of --to=weights."
 )
 _ALIGN_CORNERS = flags.DEFINE_bool(
     "align_corners", None, "Resize mode of a PyTorch file; default: the head's official one."
@@ -43,23 +50,35 @@ flags.mark_flag_as_required("output")
 def run(arguments: list[str]) -> int:
     if len(arguments) != 1:
         raise ValueError(f"one file or checkpoint to convert, not {arguments}; see --help")
-    model, variables = _read(arguments[0])
-    output = Path(_OUTPUT.value)
-    if _TO.value == "checkpoint":
-        _write_checkpoint(output, model, variables, source=arguments[0])
+    source, output = arguments[0], Path(_OUTPUT.value)
+    if weight_files.is_foreign(source):
+        model, variables = _read_foreign(source)
+        checkpoint = None
     else:
+        checkpoint = checkpointing.load_checkpoint(source)
+        print(f"{checkpoint.path}: step {checkpoint.step}")
+        model = create_model(**checkpoint.metadata["model"])
+        variables = checkpoint.variables
+    if _TO.value in ("official", "mmsegmentation"):
         state_dict = torch_weights.to_torch(model, variables, _TO.value)
         output.parent.mkdir(parents=True, exist_ok=True)
         torch_files.write_tensors(output, state_dict)
-    print(f"Wrote {output}")
+    else:
+        metadata = checkpoint.metadata if checkpoint else _metadata(model, source)
+        step, score = (checkpoint.step, checkpoint.metric) if checkpoint else (0, None)
+        if _TO.value == "checkpoint":
+            _write_checkpoint(output, variables, metadata, step)
+        else:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            weight_files.write(
+                output, variables, metadata, step=step, score=score, dtype=_DTYPE.value
+            )
+    size = f", {output.stat().st_size / 1e6:.1f} MB" if output.is_file() else ""
+    print(f"Wrote {output}{size}")
     return 0
 
 
-def _read(path: str):
-    if Path(path).is_dir():
-        checkpoint = checkpointing.load_checkpoint(path)
-        print(f"{checkpoint.path}: step {checkpoint.step}")
-        return create_model(**checkpoint.metadata["model"]), checkpoint.variables
+def _read_foreign(path: str):
     converted = torch_weights.convert(
         path, align_corners=_ALIGN_CORNERS.value, inplace_abn=_INPLACE_ABN.value
     )
@@ -67,21 +86,32 @@ def _read(path: str):
     return converted.model, converted.variables
 
 
-def _write_checkpoint(output: Path, model, variables, *, source: str) -> None:
+def _write_checkpoint(output: Path, variables, metadata, step: int) -> None:
+    if (output / checkpointing.FOLDER).exists():
+        raise ValueError(f"{output} holds checkpoints already; choose another --output")
+    store = checkpointing.CheckpointStore(str(output))
+    state = TrainState(
+        np.asarray(step, np.int32), variables["params"], variables["batch_stats"], opt_state=()
+    )
+    store.save(state, metadata | {"format_version": checkpointing.FORMAT_VERSION})
+    store.wait()
+    store.close()
+
+
+def _metadata(model, source: str) -> dict[str, Any]:
+    """What a checkpoint says about itself, of the weights of a PyTorch file."""
     if model.head not in ("segmentation", "segmentation_v1", "ocr"):
         raise ValueError(
             f"checkpoints hold networks that label pixels, {source} is one with the {model.head} "
             "head; load it with hrnet_jax.from_torch"
         )
-    if (output / checkpointing.FOLDER).exists():
-        raise ValueError(f"{output} holds checkpoints already; choose another --output")
     classes = _classes(_CLASSES.value)
     if classes.num_classes != model.num_classes:
         raise ValueError(
             f"{source} has {model.num_classes} classes, {_CLASSES.value} {classes.num_classes}; "
             "name the right ones: --classes=camvid or a JSON class file"
         )
-    metadata = {
+    return {
         "format_version": checkpointing.FORMAT_VERSION,
         "model": {
             "variant": model.variant.name,
@@ -94,12 +124,6 @@ def _write_checkpoint(output: Path, model, variables, *, source: str) -> None:
         "config": {"data": _data_config(_CLASSES.value), "converted_from": source},
         "version": hrnet_jax.__version__,
     }
-    store = checkpointing.CheckpointStore(str(output))
-    step = np.zeros((), np.int32)
-    state = TrainState(step, variables["params"], variables["batch_stats"], opt_state=())
-    store.save(state, metadata)
-    store.wait()
-    store.close()
 
 
 def _classes(name: str) -> Classes:

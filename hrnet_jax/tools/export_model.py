@@ -13,7 +13,9 @@ from absl import flags
 from hrnet_jax import export, inference, sharding
 from hrnet_jax.tools import script
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a run or of one of its steps.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Folder of a run or of one of its steps, a file of weights, or a name."
+)
 _STEP = flags.DEFINE_integer("step", None, "Step of the run; default: the best one by mIoU.")
 _OUTPUT = flags.DEFINE_string("output", None, f"File to write, ending in {export.SUFFIXES}.")
 _SIZE = flags.DEFINE_string("size", "", "HEIGHTxWIDTH of the images; .onnx: open if not given.")

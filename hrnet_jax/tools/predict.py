@@ -17,7 +17,9 @@ from absl import flags
 from hrnet_jax import inference, prediction, serve, sharding
 from hrnet_jax.tools import method_flags, script
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a run or of one of its steps.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Folder of a run or of one of its steps, a file of weights, or a name."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
 _OUTPUTS = flags.DEFINE_list(
     "save", ["overlay", "labels"], f"What to write: {', '.join(prediction.OUTPUTS)}."

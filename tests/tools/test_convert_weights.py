@@ -49,6 +49,14 @@ def test_there_and_back(tmp_path):
 
     done = run(folder, "--to=official", f"--output={tmp_path / 'new' / 'back.safetensors'}")
     assert done.returncode == 0, done.stderr
+    file = tmp_path / "file.safetensors"
+    done = run(folder, "--to=weights", f"--output={file}")
+    assert done.returncode == 0, done.stderr
+    assert f"Wrote {file}, " in done.stdout
+    found = checkpointing.load_checkpoint(file)
+    assert found.metadata["model"] == checkpoint.metadata["model"]
+    jax.tree.map(np.testing.assert_array_equal, found.variables, checkpoint.variables)
+
     with open_tensors(tmp_path / "new" / "back.safetensors") as found:
         assert list(found) == list(weights)
         for key, tensor in found.items():

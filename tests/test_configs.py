@@ -2,6 +2,7 @@
 
 import importlib
 
+import numpy as np
 import pytest
 
 from configs import common
@@ -58,16 +59,35 @@ def test_scratch_differs_as_documented():
     [
         (
             "varaint=w48",
-            r"'varaint' \(did you mean 'variant'\?\); known: \['runlocal', 'variant'\]",
+            r"'varaint' \(did you mean 'variant'\?\); known: \['recipe', 'runlocal', 'variant'\]",
         ),
         ("variant=w47", "unknown variant 'w47'"),
         ("variant", "needs a value"),
         ("runlocal=1", "is a switch"),
+        ("recipe=best", r"unknown recipe 'best'; known: \['constant', 'decay', 'official'\]"),
     ],
 )
 def test_bad_arguments(arg, message):
     with pytest.raises(ValueError, match=message):
         _get("camvid", arg)
+
+
+@pytest.mark.parametrize("recipe", ["constant", "decay"])
+def test_camvid_recipes(recipe):
+    config = _get("camvid", f"recipe={recipe}")
+    trainer.check_config(config)
+    # Pixels of each class in the 367 training frames.
+    pixels = np.array(
+        [10682767, 14750079, 623349, 20076880, 2845085, 6166762, 743859, 714595, 3719877, 405385,
+         184967]
+    )  # fmt: skip
+    weights = pixels**-0.25
+    weights *= pixels.sum() / (weights * pixels).sum()
+    np.testing.assert_allclose(config.loss.class_weights, weights, atol=0.005)
+    # One keeps its learning rate, the other one ends at 0.
+    schedule, _ = trainer.make_optimizer(config, 1000, 92)
+    rates = [float(schedule(step)) for step in (500, 999)]
+    assert rates == pytest.approx([0.02, 0.02] if recipe == "constant" else [0.01, 0.00002])
 
 
 def test_official_imagenet_recipe():

@@ -35,10 +35,14 @@ demo: $(VENV)/installed
 	$(RUN) train.py --config=configs/demo.py --config.data.root=$(DEMO)/streets \
 	  --workdir=$(DEMO)/run
 	$(RUN) evaluate.py --checkpoint=$(DEMO)/run --output=$(DEMO)/evaluation
+	$(RUN) -m hrnet_jax.tools.side_by_side --checkpoints=$(DEMO)/run --shipped \
+	  --output=$(DEMO)/networks.png "$(or $(STREET),$$(ls $(DEMO)/streets/leftImg8bit/val/*/*.png | head -n 1))"
 	@echo
 	@echo "The demo left in $(DEMO)/evaluation:"
 	@echo "  metrics.json   every figure    report.html   open it in a browser"
 	@echo "  overlays/      best and worst images"
+	@echo "and $(DEMO)/networks.png: one picture as the new network and those that come with the package"
+	@echo "see it; make demo STREET=photo.jpg takes yours"
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -n 2 --dist loadfile

@@ -204,6 +204,38 @@ def panel(
     return _with_margin(body, 12)
 
 
+def side_by_side(
+    image: np.ndarray,
+    predictions: Sequence[tuple[str, np.ndarray, Any]],
+    *,
+    width: int = 480,
+    alpha: float = 0.7,
+) -> np.ndarray:
+    """An image and what several networks see in it, with their legends, uint8 [H, W, 3].
+
+    Args:
+        image: uint8 [H, W, 3].
+        predictions: of each network a name, train ids [H, W] and its classes.
+        width: largest width of one picture in pixels.
+        alpha: strength of the colours.
+    """
+    pictures = [captioned(resize_to_width(image, width), "image")]
+    legends: dict[str, tuple[Any, list[str], set[int]]] = {}
+    for name, labels, classes in predictions:
+        drawn = resize_to_width(overlay(image, labels, classes, alpha), width)
+        pictures.append(captioned(drawn, name))
+        # Networks of the same classes share a legend.
+        _, names, present = legends.setdefault(str(classes), (classes, [], set()))
+        names.append(name)
+        present.update(np.unique(labels).tolist())
+    body = grid(pictures, len(pictures))
+    rows = [
+        captioned(legend(classes, body.shape[1], sorted(present)), ", ".join(names))
+        for classes, names, present in legends.values()
+    ]
+    return _with_margin(np.concatenate([body, *rows]), 12)
+
+
 def _with_margin(picture: np.ndarray, margin: int) -> np.ndarray:
     height, width = picture.shape[:2]
     framed = np.empty((height + 2 * margin, width + 2 * margin, 3), np.uint8)

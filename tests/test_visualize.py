@@ -81,3 +81,16 @@ def test_large_pictures_shrink_to_the_width():
 def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_networks_side_by_side():
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    labels = np.zeros((40, 60), np.uint8)
+    other = Classes(("a", "b"), ((1, 2, 3), (4, 5, 6)), (0, 1))
+    shared = visualize.side_by_side(image, [("n", labels, CLASSES), ("m", labels + 1, CLASSES)])
+    apart = visualize.side_by_side(image, [("n", labels, CLASSES), ("m", labels + 1, other)])
+    assert shared.shape[1] == apart.shape[1] >= 3 * 60
+    assert apart.shape[0] > shared.shape[0]  # a legend more
+    for picture, color in ((shared, CLASSES.colors[1]), (apart, other.colors[1])):
+        assert (picture == color).all(-1).any()
+        assert any((picture[y : y + 40, 12:72] == image).all() for y in range(60))

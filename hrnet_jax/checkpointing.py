@@ -110,7 +110,8 @@ def load_checkpoint(path: str, step: int | None = None, which: str = "best") -> 
     root = epath.Path(path).expanduser().absolute()
     if not root.exists():
         raise FileNotFoundError(
-            f"no checkpoint at {path}: the folder does not exist; {weight_files.known()}"
+            f"no checkpoint at {path}: the folder does not exist (looked for {root});"
+            f" {weight_files.known()}"
         )
     if root.name.isdigit() and not (root / FOLDER).exists():
         if step is not None and step != int(root.name):

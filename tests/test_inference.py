@@ -316,5 +316,5 @@ def test_label_ids_are_the_data_sets():
 
 
 def test_load_says_where_it_looked(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"'nothing_here'.*looked for.*/nothing_here"):
+    with pytest.raises(FileNotFoundError, match=r"at nothing_here: .*looked for /.*/nothing_here"):
         inference.load("nothing_here")

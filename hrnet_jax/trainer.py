@@ -386,10 +386,11 @@ def make_optimizer(config: ConfigDict, num_steps: int, steps_per_epoch: float):
 
 def make_model(config: ConfigDict, num_classes: int, platform: str | None = None) -> HRNetModel:
     """The network, as it is best compiled for a platform (None: that of this machine)."""
+    platform = platform or jax.default_backend()
     scan = config.model.scan
     if scan == "auto":
         # Loops halve the time to compile; XLA CPU's convolutions are slow inside them.
-        scan = "none" if (platform or jax.default_backend()) == "cpu" else "modules"
+        scan = "none" if platform == "cpu" else "modules"
     return create_model(
         config.variant,
         num_classes,
@@ -400,6 +401,7 @@ def make_model(config: ConfigDict, num_classes: int, platform: str | None = None
         init=config.model.init,
         remat=config.model.remat,
         scan=scan,
+        lanes=128 if platform == "tpu" else 0,
     )
 
 

@@ -10,7 +10,7 @@ import functools
 import flax.linen as nn
 import jax
 
-from hrnet_jax.models.layers import BasicBlock, Bottleneck, ConvBN, Policy, relu, resize
+from hrnet_jax.models.layers import BasicBlock, Bottleneck, ConvBN, Policy, fold, relu, resize
 from hrnet_jax.models.repetition import call, call_in_turn
 from hrnet_jax.models.variants import Variant
 
@@ -72,9 +72,11 @@ class Branch(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        make = functools.partial(BasicBlock, self.features, self.policy)
+        by = self.policy.folds(x)
+        make = functools.partial(BasicBlock, self.features, by, self.policy)
         names = [f"block{k}" for k in range(self.num_blocks)]
-        return call_in_turn(self, make, names, x, "block", train=train)
+        y = call_in_turn(self, make, names, fold(x, by), "block", train=train)
+        return y.reshape(x.shape)
 
 
 class ExchangeUnit(nn.Module):

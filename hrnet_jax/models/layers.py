@@ -66,6 +66,8 @@ class Policy:
       init: one of INITS.
       remat: one of REMAT; less memory in training for more work.
       scan: one of SCAN; less to compile. Loops are slow on CPU.
+      lanes: channels that the machine computes with at a time, 128 on TPU: branches of fewer work
+        on folded maps. 0: none do.
     """
 
     dtype: Any = jnp.float32
@@ -73,6 +75,14 @@ class Policy:
     init: str = "kaiming"
     remat: str = "none"
     scan: str = "none"
+    lanes: int = 0
+
+    def folds(self, x: jax.Array) -> int:
+        """By how much to `fold` maps for a branch: the largest power of two that the lanes take."""
+        by = 1
+        while 2 * by * x.shape[-1] <= self.lanes and x.shape[2] % (2 * by) == 0:
+            by *= 2
+        return by
 
     @property
     def statistics_dtype(self):
@@ -115,6 +125,31 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def fold(x: jax.Array, by: int) -> jax.Array:
+    """[N, H, W, C] -> [N, H, W / by, by * C]: neighbours in a row side by side in the channels.
+
+    Where a machine computes with so many channels at a time and fills up with zeros what is
+    missing, narrow maps waste it; folded they do not. See `Policy.lanes` and `fold_kernel`.
+    """
+    n, h, w, c = x.shape
+    return x.reshape(n, h, w // by, by * c)
+
+
+def fold_kernel(kernel: jax.Array, by: int) -> jax.Array:
+    """The kernel [k, k, by * C, by * D] that is to folded maps what [k, k, C, D] is to maps.
+
+    For k = 1 and 3 and stride 1. Zeros are where an output has nothing to do with an input of its
+    group of neighbours or of the groups beside it.
+    """
+    k, _, c, d = kernel.shape
+    start = (by - 1) * (k // 2)  # of the first output's kernel, in the row of k groups
+    copies = [
+        jnp.pad(kernel, ((0, 0), (start + i, k * by - k - start - i), (0, 0), (0, 0)))
+        for i in range(by)
+    ]
+    return jnp.stack(copies, axis=3).reshape(k, k, by * c, by * d)
 
 
 def conv1x1_of_upsampled(
@@ -270,13 +305,14 @@ def _interpolate_axis(x: jax.Array, axis: int, out: int, align_corners: bool) ->
 
 class Conv(nn.Module):
     """Convolution, PyTorch's padding. A tuple of streams stands for their upsampled concatenation
-    (1x1 only, see `conv1x1_of_upsampled`)."""
+    (1x1 only, see `conv1x1_of_upsampled`). Input and output may be folded, see `fold`."""
 
     features: int
     kernel_size: int = 1
     stride: int = 1
     use_bias: bool = False
     align_corners: bool = False
+    folded: int = 1
     policy: Policy = Policy()
 
     @nn.compact
@@ -289,7 +325,7 @@ class Conv(nn.Module):
         """Convolves; `scale` and `shift` [features] are an affine map of the output, folded in."""
         streams = x if isinstance(x, tuple) else (x,)
         dtype, param_dtype = self.policy.dtype, self.policy.param_dtype
-        k, in_features = self.kernel_size, sum(s.shape[-1] for s in streams)
+        k, in_features = self.kernel_size, sum(s.shape[-1] for s in streams) // self.folded
         shape = (k, k, in_features, self.features)
         std = kernel_std(self.name or "", shape, self.policy.init)
         kernel = self.param("kernel", nn.initializers.normal(std), shape, param_dtype)
@@ -302,11 +338,13 @@ class Conv(nn.Module):
             bias = shift if bias is None else bias * scale + shift
         streams = tuple(s.astype(dtype) for s in streams)
         kernel = kernel.astype(dtype)
+        if self.folded > 1:
+            kernel = fold_kernel(kernel, self.folded)
         if isinstance(x, tuple):
             y = conv1x1_of_upsampled(streams, kernel, self.align_corners)
         else:
             y = conv2d(streams[0], kernel, self.stride)
-        return y if bias is None else y + bias.astype(dtype)
+        return y if bias is None else y + _spread(bias.astype(dtype), y)
 
 
 def uniform(bound: float):
@@ -351,11 +389,24 @@ class BatchNorm(nn.Module):
         return y
 
 
+def _channel_sums(x: jax.Array, channels: int) -> jax.Array:
+    """[N, H, W, C], folded or not, -> [C] sums over images and positions."""
+    sums = jnp.sum(x, axis=(0, 1, 2))
+    return sums if sums.size == channels else jnp.sum(sums.reshape(-1, channels), axis=0)
+
+
+def _spread(values: jax.Array, x: jax.Array) -> jax.Array:
+    """[C] values per channel, repeated for maps that are folded."""
+    return values if values.size == x.shape[-1] else jnp.tile(values, x.shape[-1] // values.size)
+
+
 @jax.custom_vjp
 def normalize_batch(
     x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Batch normalisation of [N, H, W, C]: the result in x's dtype, mean and biased variance [C].
+
+    C is the size of `scale`; the maps may be folded, [N, H, W / k, k * C].
 
     The gradient is written out: two reductions and one affine map of the maps, where automatic
     differentiation of the mean and the variance makes several passes more (15 % of a training
@@ -367,25 +418,27 @@ def normalize_batch(
 
 def _normalize_batch_forward(x, scale, bias):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = jnp.mean(wide, axis=(0, 1, 2))
-    var = jnp.maximum(jnp.mean(wide * wide, axis=(0, 1, 2)) - mean * mean, 0.0)
+    n = x.size // scale.size
+    mean = _channel_sums(wide, scale.size) / n
+    var = jnp.maximum(_channel_sums(wide * wide, scale.size) / n - mean * mean, 0.0)
     mean, var = checkpoint_name(mean, "statistics"), checkpoint_name(var, "statistics")
     inverse_std = lax.rsqrt(var + BN_EPSILON)
     slope = scale * inverse_std
-    y = (wide * slope + (bias - mean * slope)).astype(x.dtype)
+    y = (wide * _spread(slope, x) + _spread(bias - mean * slope, x)).astype(x.dtype)
     return (y, mean, var), (x, scale, mean, inverse_std)
 
 
 def _normalize_batch_backward(residuals, gradients):
     x, scale, mean, inverse_std = residuals
-    n = x.size // x.shape[-1]
+    n = x.size // scale.size
     wide, dy = x.astype(mean.dtype), gradients[0].astype(mean.dtype)
-    dbias = jnp.sum(dy, axis=(0, 1, 2))
-    dscale = jnp.sum(dy * (wide - mean), axis=(0, 1, 2)) * inverse_std
+    dbias = _channel_sums(dy, scale.size)
+    dscale = _channel_sums(dy * (wide - _spread(mean, x)), scale.size) * inverse_std
     # dx = slope * (dy - mean(dy) - normalised * mean(dy * normalised)), gathered by powers of x.
     slope = scale * inverse_std
     of_x = -slope * inverse_std * dscale / n
-    dx = dy * slope + (wide * of_x - (slope * dbias / n + mean * of_x))
+    constant = slope * dbias / n + mean * of_x
+    dx = dy * _spread(slope, x) + (wide * _spread(of_x, x) - _spread(constant, x))
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
 
 
@@ -405,6 +458,7 @@ class ConvBN(nn.Module):
     relu: bool = True
     use_bias: bool = False
     align_corners: bool = False
+    folded: int = 1
     policy: Policy = Policy()
 
     @nn.compact
@@ -415,6 +469,7 @@ class ConvBN(nn.Module):
             self.stride,
             self.use_bias,
             self.align_corners,
+            self.folded,
             self.policy,
             name="conv",
         )
@@ -424,14 +479,15 @@ class ConvBN(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the identity."""
+    """Two 3x3 convolutions and the identity, of maps that may be folded."""
 
     features: int
+    folded: int = 1
     policy: Policy = Policy()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        conv = functools.partial(ConvBN, self.features, 3, policy=self.policy)
+        conv = functools.partial(ConvBN, self.features, 3, folded=self.folded, policy=self.policy)
         y = conv(name="conv1")(x, train=train)
         y = conv(relu=False, name="conv2")(y, train=train)
         return relu(y + x)

@@ -98,6 +98,7 @@ def create_model(
     init: str = "kaiming",
     remat: str = "none",
     scan: str = "none",
+    lanes: int = 0,
 ) -> HRNetModel:
     """Builds an HRNet as a Linen module.
 
@@ -117,6 +118,9 @@ def create_model(
         "module", see `layers.REMAT`.
       scan: what is compiled once and run in a loop: "none", "modules" or "blocks", see
         `layers.SCAN`. Neither of the two changes the variables.
+      lanes: 128 for a network to train on TPU, where maps of fewer channels would leave a part of
+        the machine idle: neighbours in a row then stand side by side in the channels. The same
+        variables, and results up to rounding. The trainer sets it.
 
     Raises:
       ValueError: unknown variant, head, initialisation, `remat` or `scan`, or fewer than one class.
@@ -136,5 +140,5 @@ def create_model(
         head=head,
         align_corners=HEADS[head].align_corners if align_corners is None else align_corners,
         dropout=dropout,
-        policy=Policy(jnp.dtype(dtype), jnp.dtype(param_dtype), init, remat, scan),
+        policy=Policy(jnp.dtype(dtype), jnp.dtype(param_dtype), init, remat, scan, lanes),
     )

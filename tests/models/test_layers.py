@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hrnet_jax.models import layers
+from hrnet_jax.models.hrnet import Branch
 from hrnet_jax.models.layers import BatchNorm, Conv, ConvBN, Policy, relu, resize
 
 
@@ -151,3 +152,45 @@ def test_relu_and_its_gradient():
     )
     assert values == 0.5 * 5 + 4 * 7
     np.testing.assert_array_equal(gradient, [0, 0, 5, 7])
+
+
+@pytest.mark.parametrize("by", [2, 4])
+def test_folded_branch(by):
+    """Neighbours side by side in the channels: the same results, statistics and gradients."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 8, 3)), jnp.float32)
+    plain = Branch(3, 2, Policy())
+    variables = plain.init(jax.random.key(0), x, train=False)
+    lanes = 3 * by + 1
+    assert Policy(lanes=lanes).folds(x) == by
+
+    def results(branch):
+        def loss(params, x):
+            y, updated = branch.apply(
+                variables | {"params": params}, x, train=True, mutable=["batch_stats"]
+            )
+            return jnp.sum(y * jnp.cos(y)), updated
+
+        evaluated = branch.apply(variables, x, train=False)
+        return evaluated, jax.value_and_grad(loss, (0, 1), has_aux=True)(variables["params"], x)
+
+    expected = jax.tree.leaves(jax.jit(lambda: results(plain))())
+    found = jax.tree.leaves(jax.jit(lambda: results(Branch(3, 2, Policy(lanes=lanes))))())
+    for f, e in zip(found, expected, strict=True):
+        np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5 * np.abs(e).max())
+
+
+@pytest.mark.parametrize(("k", "by"), [(1, 2), (3, 2), (3, 4)])
+def test_folded_kernels(k, by):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(1, 5, 8, 2)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(k, k, 2, 3)), jnp.float32)
+    found = layers.conv2d(layers.fold(x, by), layers.fold_kernel(kernel, by))
+    expected = layers.fold(layers.conv2d(x, kernel), by)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_what_is_folded():
+    policy = Policy(lanes=128)
+    shapes = [(1, 4, 256, 18), (1, 4, 256, 48), (1, 4, 255, 48), (1, 4, 256, 96), (1, 4, 256, 64)]
+    assert [policy.folds(jnp.zeros(shape)) for shape in shapes] == [4, 2, 1, 1, 2]
+    assert Policy().folds(jnp.zeros((1, 4, 256, 18))) == 1

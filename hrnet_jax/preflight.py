@@ -233,7 +233,7 @@ def inspect(
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = _used_bytes(str(error))
+        used = _used_bytes(str(error), sum(sizes.values()))
         if used is None:
             raise
         return Report(
@@ -295,7 +295,7 @@ def suggestions(config: ConfigDict, topology: Topology) -> Iterator[tuple[str, C
     remat = f"--config.model.remat={config.model.remat}"
     devices = len(topology.devices)
     space = config.mesh.space * 2
-    while devices % space == 0 and config.data.crop_size[0] % space == 0:
+    while devices % space == 0 and config.data.crop_size[0] % (32 * space) == 0:
         data = devices // space
         if config.batch_size % (data * config.optimizer.accumulate) == 0:
             other = config.copy_and_resolve_references()
@@ -377,10 +377,20 @@ def _against(total: int, limit: int | None) -> dict[str, int | None]:
     return {"total": total, "limit": limit, "free": None if limit is None else limit - total}
 
 
-def _used_bytes(message: str) -> int | None:
-    """What a program would use, by the compiler's complaint; None if it complains otherwise."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")) if found else None
+def _used_bytes(message: str, given: int) -> int | None:
+    """What a program would use, by the compiler's complaint; None if it complains otherwise.
+
+    Args:
+      message: of the error.
+      given: bytes of what the program is given, which some messages leave out.
+    """
+    total = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    temporaries = re.search(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
+    found = total or temporaries
+    if found is None:
+        return None
+    size = int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+    return size if total else size + given
 
 
 def _setting(config: ConfigDict, mesh: Mesh, scan: str) -> dict[str, Any]:

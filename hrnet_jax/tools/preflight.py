@@ -22,6 +22,8 @@ from pathlib import Path
 # The described machine is compiled for; this one's processor does the little that is computed.
 if not any(argument.endswith("topology=local") for argument in sys.argv):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs for other machines cannot be loaded again.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags

@@ -11,6 +11,7 @@ the same PNGs and doing nothing else), the memory of the process, and the time f
 first batch of a set of 25,000 images.
 """
 
+import functools
 import itertools
 import json
 import multiprocessing
@@ -33,6 +34,7 @@ import tensorflow as tf
 from absl import app, flags
 from PIL import Image
 
+from hrnet_jax import memory
 from hrnet_jax.data import open_source, pipeline, synthetic, tiles
 
 CROP = (512, 1024)
@@ -103,9 +105,10 @@ def write_large_tiles(cut: Path, large: Path, root: Path) -> None:
 
 
 def alone(function: Callable, *arguments):
-    """The function's result from a new process."""
+    """The function's result from a new process, which keeps freed memory as the scripts do."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    keep = functools.partial(memory.keep_freed_pages, single_arena=False)
+    with ProcessPoolExecutor(1, mp_context=context, initializer=keep) as pool:
         return pool.submit(function, *arguments, time.time()).result()
 
 

@@ -233,7 +233,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--only: unknown {unknown}; known: {list(WORKS)}")
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_platforms", "cpu")
-    memory.keep_freed_pages()  # as train.py does on CPU
+    memory.keep_freed_pages(single_arena=True)  # as train.py does on CPU
     # Compiling is timed: no result of an earlier run may stand in for it.
     jax.config.update("jax_enable_compilation_cache", False)
     figures = []

@@ -22,13 +22,18 @@ _MIN_TILE = 256
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
-def keep_freed_pages() -> bool:
+def keep_freed_pages(*, single_arena: bool) -> bool:
     """Lets this process keep the memory that it frees, where its C library is glibc.
 
-    XLA CPU allocates a program's temporaries anew in each call, 2 GB for a training step of
-    w18_small_v1 with 8 images of 360x480. glibc would map them from the kernel and hand them back
-    each time, and clearing and mapping the pages takes a fifth of the step. The process then stays
-    as large as it has been, up to twice its need, since free memory comes in pieces.
+    Large arrays come and go: those of images in the input pipeline, and the temporaries that XLA
+    CPU allocates anew in each call, 2 GB for a training step of w18_small_v1 with 8 images of
+    360x480. glibc would map them from the kernel and hand them back each time, and clearing and
+    mapping the pages takes a fifth of that step, and of decoding a PNG. The process then stays as
+    large as it has been, up to twice its need, since free memory comes in pieces.
+
+    Args:
+      single_arena: all threads share one. What XLA CPU allocates is too large for the arenas of
+        single threads; the input pipeline is faster with those.
 
     Returns:
       Whether it will; False with other C libraries.
@@ -37,8 +42,9 @@ def keep_freed_pages() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    # One arena: those of further threads are made of small mappings.
-    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
+    settings = [(_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)]
+    if single_arena:
+        settings.append((_M_ARENA_MAX, 1))
     return all([mallopt(name, value) for name, value in settings])
 
 

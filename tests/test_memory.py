@@ -42,7 +42,7 @@ def test_keeps_freed_pages():
     script = """
 import ctypes, resource, sys
 from hrnet_jax import memory
-if sys.argv[1] == "keep" and not memory.keep_freed_pages():
+if sys.argv[1] == "keep" and not memory.keep_freed_pages(single_arena=True):
     sys.exit("no glibc")
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]

@@ -124,7 +124,7 @@ def check_headers(source: Source, index: int) -> None:
 
 def count_ids(source: Source, index: int) -> np.ndarray:
     """Pixels of each raw id in one label, int64 [256]."""
-    return np.bincount(decode.read_label(source, index).ravel(), minlength=256)
+    return decode.count_ids(decode.read_label(source, index))
 
 
 def count_classes(source: Source, ids: np.ndarray) -> np.ndarray:

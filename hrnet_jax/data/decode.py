@@ -133,6 +133,14 @@ def read_label(source: Source, index: int) -> np.ndarray:
     return decode_label(Path(source.label_paths[index]).read_bytes(), source.label_paths[index])
 
 
+def count_ids(label: np.ndarray) -> np.ndarray:
+    """How many pixels of a label uint8 [H, W] have each raw id, int64 [256].
+
+    By Pillow, which takes 3 ms for 2 Mpixels where `np.bincount` takes 15.
+    """
+    return np.array(Image.fromarray(label).histogram(), np.int64)
+
+
 def read_sample(source: Source, index: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Image uint8 [H, W, 3] and train ids uint8 [H, W] (None if the split has no labels).
 

@@ -13,6 +13,7 @@ tile carries a checksum of its pixels. docs/data.md has the measurements behind 
 
 import hashlib
 import json
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -161,11 +162,12 @@ class TileSample:
             (bottom - top, height, min(right * width, self.size[1]) - left * width, *channels),
             np.uint8,
         )
+        widths = [grid.extent(0, column)[1] for column in range(left, right)]
         for k, tiles in enumerate(self._stored(kind, grid, range(top, bottom), left, right)):
-            for i, tile in enumerate(tiles):
-                shape = (*grid.extent(top + k, left + i), *channels)
-                pixels = self._decompress(tile, shape, (top + k, left + i))
-                bands[k, : shape[0], i * width : i * width + shape[1]] = pixels
+            tall = grid.extent(top + k, 0)[0]
+            for i, (tile, wide) in enumerate(zip(tiles, widths, strict=True)):
+                pixels = self._decompress(tile, (tall, wide, *channels), (top + k, left + i))
+                bands[k, :tall, i * width : i * width + wide] = pixels
         if kind == "image":
             # All rows of tiles at once; below the image's end this adds up garbage.
             for y in range(1, height):
@@ -197,7 +199,7 @@ class TileSample:
     def _decompress(self, tile: memoryview, shape: tuple, place: tuple[int, int]) -> np.ndarray:
         if not hasattr(_thread, "decompressor"):
             _thread.decompressor = zstandard.ZstdDecompressor()
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         try:
             # Before anything is allocated: damaged bytes may claim any size.
             if (found := zstandard.frame_content_size(tile)) != size:

@@ -64,7 +64,7 @@ def tile_example(source: Source, index: int) -> dict[str, Any]:
     label_tiles, counts = [b""] * len(tiles), np.zeros(256, np.int64)
     if source.has_labels:
         label = sample.label()
-        counts = np.bincount(label.ravel(), minlength=256)
+        counts = decode.count_ids(label)
         if (unknown := np.flatnonzero(counts * (source.lookup() == UNKNOWN_LABEL))).size:
             raise ValueError(
                 f"label {source.label_name(index)} holds the ids {unknown.tolist()}, which the "

@@ -15,6 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is impor
 
 from absl import flags
 
+from hrnet_jax import memory
 from hrnet_jax.data import SOURCES, open_source, tiles
 from hrnet_jax.tools import script
 
@@ -44,6 +45,7 @@ def run(arguments: list[str]) -> int:
         open_source(_NAME.value, root=_ROOT.value, split=split, class_file=_CLASS_FILE.value)
         for split in _SPLITS.value
     ]
+    memory.keep_freed_pages(single_arena=False)
     for source in sources:
         say = lambda text, split=source.split: print(f"{split}: {text}", flush=True)  # noqa: E731
         tiles.prepare(source, _OUTPUT.value, shard_images=_SHARD_IMAGES.value, say=say)

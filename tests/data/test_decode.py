@@ -113,3 +113,9 @@ def test_image_size_comes_from_the_header(make_source):
     data = Path(source.image_paths[0]).read_bytes()
     Path(source.image_paths[0]).write_bytes(data[:40])  # enough for the size, not for pixels
     assert decode.image_size(source, 0) == (6, 8)
+
+
+def test_count_ids():
+    label = np.array([[0, 7, 7], [255, 7, 34]], np.uint8)
+    counts = decode.count_ids(label)
+    assert {i: n for i, n in enumerate(counts.tolist()) if n} == {0: 1, 7: 3, 34: 1, 255: 1}

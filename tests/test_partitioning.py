@@ -14,7 +14,7 @@ import pytest
 from compiling import FAST_COMPILE
 
 from hrnet_jax import hlo, losses, optim, sharding
-from hrnet_jax.models import create_model
+from hrnet_jax.models import create_model, layers
 from hrnet_jax.models.heads import make_head
 from hrnet_jax.models.hrnet import Stage, Stem, Transition
 from hrnet_jax.models.layers import Policy
@@ -144,6 +144,26 @@ def test_only_halos_are_exchanged(head, data, space):
     shapes |= {s[2:] for s in shapes if s[:2] == (1, 1)}  # 1x1 kernels are matrices
     assert not (wrong := _exchanged_maps(compiled, shapes)), "\n".join(wrong)
     assert "collective-permute" in hlo.collectives(hlo.instructions(compiled.as_text()))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_resizing_for_tpu_exchanges_rows_only(align_corners):
+    split = sharding.batch_sharding(sharding.make_mesh(1, 8))
+
+    def both_ways(x, gradient):
+        y, vjp = jax.vjp(lambda x: layers._resize_by_matrix(x, (64, 16), align_corners), x)
+        return y, vjp(gradient)
+
+    shapes = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
+        for shape in ((2, 16, 4, 3), (2, 64, 16, 3))
+    ]
+    compiled = jax.jit(both_ways, out_shardings=split).lower(*shapes).compile()
+    found = hlo.collectives(hlo.instructions(compiled.as_text()))
+    # One row of [4, 3] of each of two images to and from either neighbour.
+    assert {kind: entry["bytes"] for kind, entry in found.items()} == {
+        "collective-permute": 4 * 2 * 4 * 3 * 4
+    }
 
 
 def test_the_check_sees_what_is_gathered():

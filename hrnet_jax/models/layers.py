@@ -54,6 +54,11 @@ SCAN = ("none", "modules", "blocks")
 KEPT = ("convolution", "statistics")
 
 
+# In how many parts TPUs upsample the height: what a mesh's 'space' axis has to divide, if rows are
+# to be exchanged with neighbours only.
+HEIGHT_PARTS = 8
+
+
 @dataclasses.dataclass(frozen=True)
 class Policy:
     """How every layer of one network computes.
@@ -190,6 +195,14 @@ def resize(
     """
     if method not in ("bilinear", "nearest"):
         raise ValueError(f"unknown resize method {method!r}; known: ['bilinear', 'nearest']")
+    by_axis = functools.partial(_resize, size=size, method=method, align_corners=align_corners)
+    if method == "nearest" or x.shape[1:3] == tuple(size):
+        return by_axis(x)
+    by_matrix = functools.partial(_resize_by_matrix, size=size, align_corners=align_corners)
+    return lax.platform_dependent(x, tpu=by_matrix, default=by_axis)
+
+
+def _resize(x: jax.Array, size: tuple[int, int], method: str, align_corners: bool) -> jax.Array:
     # The width first, while the maps are low. Only the height is ever split over devices.
     for axis, out in ((2, size[1]), (1, size[0])):
         if x.shape[axis] == out:
@@ -201,6 +214,46 @@ def resize(
         else:
             x = _interpolate_axis(x, axis, out, align_corners)
     return x
+
+
+def _resize_by_matrix(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
+    """Bilinear resizing for TPU: products with matrices that its matrix units find worth while.
+
+    A tenth of the cycles of any other form, by the compiler's estimate, and of the time to compile.
+    """
+    for axis, out in ((1, size[0]), (2, size[1])):
+        in_ = x.shape[axis]
+        if in_ == out:
+            continue
+        if axis == 1 and out % in_ == 0 and in_ % HEIGHT_PARTS == 0:
+            x = _upsample_parts(x, out // in_, align_corners)
+        else:
+            matrix = jnp.asarray(interpolation_matrix(in_, out, align_corners), x.dtype)
+            spec = "oh,nhwc->nowc" if axis == 1 else "ow,nhwc->nhoc"
+            x = jnp.einsum(spec, matrix, x, precision=lax.Precision.HIGHEST)
+    return x
+
+
+def _upsample_parts(x: jax.Array, factor: int, align_corners: bool) -> jax.Array:
+    """Bilinear upsampling of the height, part by part, each with a row of its neighbours.
+
+    So a height that is split over devices exchanges single rows; one matrix for all of it would
+    have to gather it.
+    """
+    n, h, w, c = x.shape
+    rows = h // HEIGHT_PARTS
+    parts = x.reshape(n, HEIGHT_PARTS, rows, w, c)
+    before, after = _rotate(parts[:, :, -1:], 1, 1), _rotate(parts[:, :, :1], -1, 1)
+    parts = lax.concatenate([before, parts, after], 2)
+    # A column more on both sides: nothing of what the rotation brought round from the far end.
+    whole = np.pad(interpolation_matrix(h, h * factor, align_corners), ((0, 0), (1, 1)))
+    matrices = np.stack([
+        whole[k * factor : (k + rows) * factor, k : k + rows + 2] for k in range(0, h, rows)
+    ])  # fmt: skip
+    y = jnp.einsum(
+        "por,nprwc->npowc", jnp.asarray(matrices, x.dtype), parts, precision=lax.Precision.HIGHEST
+    )
+    return y.reshape(n, h * factor, w, c)
 
 
 def _nearest_axis(x: jax.Array, axis: int, out: int) -> jax.Array:

@@ -194,3 +194,20 @@ def test_what_is_folded():
     shapes = [(1, 4, 256, 18), (1, 4, 256, 48), (1, 4, 255, 48), (1, 4, 256, 96), (1, 4, 256, 64)]
     assert [policy.folds(jnp.zeros(shape)) for shape in shapes] == [4, 2, 1, 1, 2]
     assert Policy().folds(jnp.zeros((1, 4, 256, 18))) == 1
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(32, 16), (128, 64), (50, 20), (16, 16), (16, 24)])
+def test_resizing_by_matrix_is_the_same(size, align_corners):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 8, 3)), jnp.float32)
+    found = layers._resize_by_matrix(x, size, align_corners)
+    expected = layers._resize(x, size, "bilinear", align_corners)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_only_tpus_resize_by_matrix(platform):
+    x = jnp.zeros((1, 16, 8, 3))
+    exported = jax.export.export(jax.jit(lambda x: resize(x, (32, 16))), platforms=[platform])
+    # Matrices of eight parts of the height: four rows of two, and the neighbours' two.
+    assert ("tensor<8x4x4xf32>" in exported(x).mlir_module()) == (platform == "tpu")

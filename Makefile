@@ -45,7 +45,7 @@ demo: $(VENV)/installed
 	@echo "see it; make demo STREET=photo.jpg takes yours"
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -1,5 +1,6 @@
 """The notebook from top to bottom, on a checkpoint made here."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import nbformat
 import numpy as np
 import pytest
+from compiling import FAST_COMPILE
 from nbclient import NotebookClient
 
 import hrnet_jax
@@ -59,7 +61,10 @@ def test_nothing_but_the_text_is_kept(notebook):
     nbformat.validate(notebook)
 
 
-def test_runs_from_top_to_bottom(notebook, workdir):
+def test_runs_from_top_to_bottom(notebook, workdir, monkeypatch):
+    # The kernel is a process of its own, which runs each program only a few times.
+    flags = [f"--{name}={str(value).lower()}" for name, value in FAST_COMPILE.items()]
+    monkeypatch.setenv("XLA_FLAGS", " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip())
     notebook = notebook.copy()
     (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     parameters.source = parameters.source.replace('CHECKPOINT = ""', f'CHECKPOINT = "{workdir}"')

@@ -41,7 +41,7 @@ from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from hrnet_jax import weight_files
+from hrnet_jax import paths, weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def load_checkpoint(path: str, step: int | None = None, which: str = "best") -> 
         raise ValueError(f"unknown checkpoint choice {which!r}; known: ['best', 'latest']")
     if file := weight_files.find(path):
         return _read_file(file, step)
-    root = epath.Path(path).expanduser().absolute()
+    root = paths.absolute(path)
     if not root.exists():
         raise FileNotFoundError(
             f"no checkpoint at {path}: the folder does not exist (looked for {root});"
@@ -159,7 +159,7 @@ class CheckpointStore:
         Raises:
           ValueError: if the folder has a layout of another version.
         """
-        self._root = epath.Path(workdir).expanduser().absolute() / FOLDER
+        self._root = paths.absolute(workdir) / FOLDER
         self._writing: int | None = None
         # Lists of the arrays, and the vectors into which they are copied: by structure, the last.
         self._described: dict[Any, tuple[dict[str, list[Entry]], dict[str, Any]]] = {}

@@ -19,6 +19,8 @@ from typing import IO, Any
 
 from etils import epath
 
+from hrnet_jax import paths
+
 logger = logging.getLogger(__name__)
 
 FILE = "run.lock"
@@ -33,7 +35,7 @@ def locked(workdir: str) -> Iterator[None]:
     Raises:
       ValueError: naming host and process, if another run holds it.
     """
-    folder = epath.Path(workdir).expanduser().absolute()
+    folder = paths.absolute(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FILE
     me = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}

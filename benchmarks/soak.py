@@ -479,6 +479,7 @@ def topology(lab: Lab) -> str:
     if lab.short:
         return text
     settings = {"num_steps": 6, "batch_size": 8, "log_every_steps": 1, "eval__every_steps": 6}
+    settings["data__crop_size"] = "(128,64)"  # four devices have a row each at 1/32 of it
     devices = {"JAX_NUM_CPU_DEVICES": "8"}
     run = lab.start("mesh", **settings, mesh__data=8, environment=devices)
     run.wait_for("step 3/")

@@ -228,9 +228,7 @@ def _resize_by_matrix(x: jax.Array, size: tuple[int, int], align_corners: bool) 
         if axis == 1 and out % in_ == 0 and in_ % HEIGHT_PARTS == 0:
             x = _upsample_parts(x, out // in_, align_corners)
         else:
-            matrix = jnp.asarray(interpolation_matrix(in_, out, align_corners), x.dtype)
-            spec = "oh,nhwc->nowc" if axis == 1 else "ow,nhwc->nhoc"
-            x = jnp.einsum(spec, matrix, x, precision=lax.Precision.HIGHEST)
+            x = _interpolate_axis(x, axis, out, align_corners, copies=False)
     return x
 
 
@@ -341,17 +339,18 @@ def interpolation_matrix(in_: int, out: int, align_corners: bool) -> np.ndarray:
     return matrix
 
 
-def _interpolate_axis(x: jax.Array, axis: int, out: int, align_corners: bool) -> jax.Array:
+def _interpolate_axis(
+    x: jax.Array, axis: int, out: int, align_corners: bool, *, copies: bool = True
+) -> jax.Array:
+    """`copies`: of the matrix for each product of a batch. On CPU that is cheaper than transposing
+    the maps, unless the copies are the larger ones."""
     n, h, w, c = x.shape
+    spec = "oh,nhwc->nowc" if axis == 1 else "ow,nhwc->nhoc"
     matrix = jnp.asarray(interpolation_matrix(x.shape[axis], out, align_corners), x.dtype)
-    # A copy of the matrix for each product of a batch is cheaper than transposing the maps, unless
-    # the copies are the larger ones.
-    if axis == 1:
-        spec, matrix = "noh,nhwc->nowc", jnp.broadcast_to(matrix, (n, out, h))
-    elif w <= c:
-        spec, matrix = "nhow,nhwc->nhoc", jnp.broadcast_to(matrix, (n, h, out, w))
-    else:
-        spec = "ow,nhwc->nhoc"
+    if copies and axis == 1:
+        spec, matrix = f"n{spec}", jnp.broadcast_to(matrix, (n, out, h))
+    elif copies and w <= c:
+        spec, matrix = f"nh{spec}", jnp.broadcast_to(matrix, (n, h, out, w))
     # Full precision also where matrix units default to fewer bits: these weights are not learnt.
     return jnp.einsum(spec, matrix, x, precision=lax.Precision.HIGHEST)
 

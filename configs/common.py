@@ -105,8 +105,10 @@ def get_config() -> ConfigDict:
     )
 
     config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "sgd"  # the official one, or "adamw"
     optimizer.learning_rate = 0.01
-    optimizer.momentum = 0.9
+    optimizer.momentum = 0.9  # of AdamW: beta1
+    optimizer.beta2 = 0.999  # of AdamW
     optimizer.weight_decay = 5e-4  # on all parameters, biases and BatchNorm included
     optimizer.nesterov = False
     optimizer.schedule = "poly"  # or "staircase"

@@ -1,9 +1,11 @@
-"""The official optimisers: SGD with momentum, weight decay on everything, and their schedules."""
+"""The official optimiser, SGD with weight decay on everything, AdamW, and their schedules."""
 
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import optax
+
+OPTIMIZERS = ("sgd", "adamw")
 
 
 def poly_schedule(
@@ -67,14 +69,27 @@ def _warmup(step, warmup_steps: int):
 def make_optimizer(
     schedule: optax.Schedule,
     *,
+    name: str = "sgd",
     momentum: float = 0.9,
+    beta2: float = 0.999,
     weight_decay: float = 5e-4,
     nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """SGD as `torch.optim.SGD`: the decay is part of the gradient that momentum accumulates.
+    """SGD or AdamW. The decay applies to all parameters, biases and BatchNorm's included.
 
-    The decay applies to all parameters, biases and BatchNorm's included, as in the official code.
+    "sgd" is `torch.optim.SGD`, as in the official code: the decay is part of the gradient that
+    momentum accumulates. "adamw" is `torch.optim.AdamW` with betas (momentum, beta2) and its
+    epsilon of 1e-8: each step multiplies the weights by 1 - learning rate * decay.
+
+    Raises:
+      ValueError: if there is no optimiser of this name.
     """
+    if name == "adamw":
+        return optax.adamw(
+            schedule, b1=momentum, b2=beta2, weight_decay=weight_decay, nesterov=nesterov
+        )
+    if name != "sgd":
+        raise ValueError(f"unknown optimiser {name!r}; known: {sorted(OPTIMIZERS)}")
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.trace(decay=momentum, nesterov=nesterov),

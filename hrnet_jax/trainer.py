@@ -224,6 +224,7 @@ def check_config(config: ConfigDict) -> None:
             f" known for it: {sorted(task.sources)}"
         )
     check_choice("loss.name", config.loss.name, task.losses)
+    check_choice("optimizer.name", config.optimizer.name, optim.OPTIMIZERS)
     check_choice("optimizer.schedule", config.optimizer.schedule, SCHEDULES)
     check_choice("model.dtype", config.model.dtype, DTYPES)
     check_choice("model.remat", config.model.remat, REMAT)
@@ -239,6 +240,7 @@ def check_config(config: ConfigDict) -> None:
         ("optimizer.warmup_steps", 0, math.inf),
         ("optimizer.skip_nonfinite", 0, math.inf),
         ("optimizer.momentum", 0, 1),
+        ("optimizer.beta2", 0, 1),
         ("optimizer.ema_decay", 0, 1),
         ("optimizer.weight_decay", 0, math.inf),
         ("optimizer.poly_power", 0, math.inf),
@@ -378,7 +380,9 @@ def make_optimizer(config: ConfigDict, num_steps: int, steps_per_epoch: float):
         )
     return schedule, optim.make_optimizer(
         schedule,
+        name=optimizer.name,
         momentum=optimizer.momentum,
+        beta2=optimizer.beta2,
         weight_decay=optimizer.weight_decay,
         nesterov=optimizer.nesterov,
     )

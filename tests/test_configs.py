@@ -87,7 +87,7 @@ def test_camvid_recipes(recipe):
     # One keeps its learning rate, the other one ends at 0.
     schedule, _ = trainer.make_optimizer(config, 1000, 92)
     rates = [float(schedule(step)) for step in (500, 999)]
-    expected = [0.02, 0.02] if recipe == "constant" else [0.01, 0.00002]
+    expected = [0.002, 0.002] if recipe == "constant" else [0.0005, 0.000001]
     assert rates == pytest.approx(expected, rel=1e-3)
 
 

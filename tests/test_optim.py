@@ -55,3 +55,26 @@ def test_nesterov_is_pytorchs():
         trace = 0.9 * trace + decayed
         expected -= 0.1 * (decayed + 0.9 * trace)
         assert float(weight) == pytest.approx(expected, rel=1e-6)
+
+
+def test_adamw_is_pytorchs():
+    """By hand: m, v averages of gradient and square, each over 1 - beta^t; w -= rate * decay * w +
+    rate * m / (sqrt(v) + 1e-8)."""
+    optimizer = optim.make_optimizer(
+        optax.constant_schedule(0.1), name="adamw", momentum=0.9, beta2=0.99, weight_decay=0.5
+    )
+    weight = jnp.array(2.0)
+    state = optimizer.init(weight)
+    expected, m, v = 2.0, 0.0, 0.0
+    for t, gradient in enumerate((1.0, -3.0, 0.5), start=1):
+        update, state = optimizer.update(jnp.array(gradient), state, weight)
+        weight = weight + update
+        m, v = 0.9 * m + 0.1 * gradient, 0.99 * v + 0.01 * gradient**2
+        direction = m / (1 - 0.9**t) / ((v / (1 - 0.99**t)) ** 0.5 + 1e-8)
+        expected -= 0.1 * (0.5 * expected + direction)
+        assert float(weight) == pytest.approx(expected, rel=1e-6)
+
+
+def test_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"'adam'; known: \['adamw', 'sgd'\]"):
+        optim.make_optimizer(optax.constant_schedule(0.1), name="adam")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import fast_jit
 
 from hrnet_jax.models import layers
 from hrnet_jax.models.hrnet import Branch
@@ -173,8 +174,8 @@ def test_folded_branch(by):
         evaluated = branch.apply(variables, x, train=False)
         return evaluated, jax.value_and_grad(loss, (0, 1), has_aux=True)(variables["params"], x)
 
-    expected = jax.tree.leaves(jax.jit(lambda: results(plain))())
-    found = jax.tree.leaves(jax.jit(lambda: results(Branch(3, 2, Policy(lanes=lanes))))())
+    expected = jax.tree.leaves(fast_jit(lambda: results(plain))())
+    found = jax.tree.leaves(fast_jit(lambda: results(Branch(3, 2, Policy(lanes=lanes))))())
     for f, e in zip(found, expected, strict=True):
         np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5 * np.abs(e).max())
 

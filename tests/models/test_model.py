@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import fast_jit
 
 from hrnet_jax.models import VARIANTS, Variant, create_model
 
@@ -80,10 +81,10 @@ def test_v1_head_reads_the_first_stream_only(tiny):
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(tiny):
     images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
     wide, narrow = create_model(tiny, 5), create_model(tiny, 5, dtype=jnp.bfloat16)
-    variables = jax.jit(narrow.init)(jax.random.key(1), images)
+    variables = fast_jit(narrow.init)(jax.random.key(1), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-    a = jax.jit(wide.apply)(variables, images)["logits"]
-    b = jax.jit(narrow.apply)(variables, images)["logits"]
+    a = fast_jit(wide.apply)(variables, images)["logits"]
+    b = fast_jit(narrow.apply)(variables, images)["logits"]
     assert b.dtype == jnp.float32
     assert 0 < float(jnp.abs(a - b).max()) < 0.05 * float(jnp.abs(a).max())
 
@@ -91,10 +92,10 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(tiny):
 def test_training_updates_statistics_and_is_independent_of_the_running_ones(tiny):
     images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
     model = create_model(tiny, 5)
-    variables = jax.jit(model.init)(jax.random.key(1), images)
+    variables = fast_jit(model.init)(jax.random.key(1), images)
     shifted = {**variables, "batch_stats": jax.tree.map(jnp.ones_like, variables["batch_stats"])}
 
-    @jax.jit
+    @fast_jit
     def run(variables):
         return model.apply(variables, images, train=True, mutable=["batch_stats"])
 
@@ -132,7 +133,7 @@ def test_initial_values(tiny, scheme):
 def test_initial_values_follow_the_key_and_ignore_jit(tiny):
     model, images = create_model(tiny, 5), jnp.zeros((1, 32, 32, 3))
     a = model.init(jax.random.key(0), images)
-    b = jax.jit(model.init)(jax.random.key(0), images)
+    b = fast_jit(model.init)(jax.random.key(0), images)
     jax.tree.map(np.testing.assert_array_equal, a, b)
     other = model.init(jax.random.key(1), images)["params"]["head"]["classifier"]["kernel"]
     assert not np.array_equal(a["params"]["head"]["classifier"]["kernel"], other)

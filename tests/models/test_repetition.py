@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import fast_jit
 from jax.ad_checkpoint import print_saved_residuals
 
 from hrnet_jax.models.hrnet import Layer1, Stage
@@ -34,7 +35,7 @@ def _loss(module, variables, inputs):
 
 def _trained(module, variables, inputs):
     loss = _loss(module, variables, inputs)
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    return fast_jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
 
 def _same(actual, expected):
@@ -70,7 +71,7 @@ def test_training_is_the_same(plain, remat, scan):
 def test_evaluation_is_the_same_with_a_last_module_of_its_own():
     modules = [_stage(scan=scan, single_output=True) for scan in ("none", "blocks")]
     variables = modules[0].init(jax.random.key(0), _streams(), train=False)
-    plain, looped = (jax.jit(m.apply, static_argnames="train") for m in modules)
+    plain, looped = (fast_jit(m.apply, static_argnames="train") for m in modules)
     expected = plain(variables, _streams(), train=False)
     assert len(expected) == 1
     _same(looped(variables, _streams(), train=False), expected)

@@ -74,11 +74,11 @@ def constant(config):
 def decay(config):
     constant(config)
     config.batch_size = 4
-    config.num_epochs = 16
+    config.num_epochs = 8
     config.data.crop_size = (360, 480)  # the frames' own size
     config.data.allow_any_crop = True
-    config.data.scale_max = 2.0
+    config.data.scale_min = 0.75
     config.optimizer.learning_rate = 0.001
     config.optimizer.poly_power = 1.0
     config.optimizer.ema_decay = 0.99
-    config.eval.every_epochs = 4.0
+    config.eval.every_epochs = 2.0

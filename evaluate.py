@@ -10,7 +10,6 @@ file is at fault; the message names it.
 
 import json
 import os
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 
@@ -23,6 +22,7 @@ import jax
 import numpy as np
 import tensorflow as tf
 from absl import flags
+from etils import epath
 from jax.experimental import multihost_utils
 from rich.console import Console
 
@@ -31,6 +31,7 @@ from hrnet_jax import (
     classification,
     evaluation,
     metrics,
+    paths,
     report,
     sharding,
     submission,
@@ -84,7 +85,7 @@ def open_split(checkpoint: checkpointing.Checkpoint) -> Source:
     """The split that the flags and the checkpoint's configuration name."""
     data = checkpoint.metadata["config"]["data"]
     root = _DATA_ROOT.value or data["root"]
-    if not Path(root).is_dir() or not root:
+    if not root or not paths.path(root).is_dir():
         raise FileNotFoundError(f"no data set folder {root!r}; name it with --data_root=DIR")
     source = open_source(
         data["name"],
@@ -119,7 +120,7 @@ def evaluator(checkpoint: checkpointing.Checkpoint, source: Source) -> Evaluate:
 
 def other_counts(path: str, source: Source) -> np.ndarray:
     """Counts per image of what --compare names."""
-    folder, file = Path(path), weight_files.find(path)
+    folder, file = paths.path(path), weight_files.find(path)
     if file is None and not folder.exists():
         raise FileNotFoundError(f"--compare={path}: no such file or folder; {weight_files.known()}")
     scores = (folder.parent if folder.is_file() else folder) / evaluation.IMAGE_SCORES
@@ -156,7 +157,7 @@ def full_size_examples(
 
 
 def write_results(
-    output: Path,
+    output: epath.Path,
     checkpoint: checkpointing.Checkpoint,
     source: Source,
     result: evaluation.EvalResult,
@@ -189,16 +190,16 @@ def write_results(
         comparison=comparison,
         other=_COMPARE.value,
         pictures=[(picture, result.image_counts[i]) for i, picture in pictures.items()],
-        curves=report.read_log(Path(checkpoint.path).parent.parent / "log.jsonl"),
+        curves=report.read_log(paths.path(checkpoint.path).parent.parent / "log.jsonl"),
     )
-    (output / "report.html").write_text(page, encoding="utf-8")
+    paths.write_text(output / "report.html", page)
 
 
-def write_json(path: Path, contents: dict[str, Any]) -> None:
-    path.write_text(json.dumps(contents, indent=1, allow_nan=False) + "\n")
+def write_json(path: epath.Path, contents: dict[str, Any]) -> None:
+    paths.write_text(path, json.dumps(contents, indent=1, allow_nan=False) + "\n")
 
 
-def classify(checkpoint: checkpointing.Checkpoint, output: Path) -> int:
+def classify(checkpoint: checkpointing.Checkpoint, output: epath.Path) -> int:
     """Evaluates a classifier of whole images: metrics.json with top-1 and top-5."""
     used = [name for name in _FOR_MAPS if not flags.FLAGS[name].using_default_value]
     if used:
@@ -243,7 +244,7 @@ def run(arguments: list[str]) -> int:
     sharding.use_compilation_cache()
     if _NUM_OVERLAYS.value < 0:
         raise ValueError(f"--num_overlays={_NUM_OVERLAYS.value}: must be 0 or more")
-    output = Path(_OUTPUT.value)
+    output = paths.path(_OUTPUT.value)
     checkpoint = checkpointing.load_checkpoint(_CHECKPOINT.value, step=_STEP.value)
     if checkpoint.metadata["model"]["head"] == "classification":
         return classify(checkpoint, output)

@@ -18,6 +18,9 @@ removed, it has another one. Orbax notices missing files but restores flipped bi
 the checksums: they are compared before anything is restored, and a damaged step is named and passed
 over for the one before.
 
+In a store such as gs:// nothing can be renamed. There the first process writes a step into a local
+folder, and copies it when it is complete, the manifest last: a step without one is none.
+
 Inference reads `ema` or `variables` and the metadata, never the optimizer's part, and no code is
 loaded: all is JSON and plain arrays. The newest two steps and the best one by score are kept.
 """
@@ -29,8 +32,8 @@ import logging
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -160,10 +163,17 @@ class CheckpointStore:
           ValueError: if the folder has a layout of another version.
         """
         self._root = paths.absolute(workdir) / FOLDER
+        self._first = jax.process_index() == 0
+        self._in_store = paths.in_store(self._root)
+        # Where Orbax writes.
+        self._local = self._root
+        if self._in_store:
+            self._staging = tempfile.TemporaryDirectory(prefix="hrnet_jax-")
+            self._local = epath.Path(self._staging.name)
         self._writing: int | None = None
         # Lists of the arrays, and the vectors into which they are copied: by structure, the last.
         self._described: dict[Any, tuple[dict[str, list[Entry]], dict[str, Any]]] = {}
-        if jax.process_index() == 0:
+        if self._first:
             self._root.mkdir(parents=True, exist_ok=True)
             self._tidy()
         _wait_for_all("checkpoints opened")
@@ -172,10 +182,20 @@ class CheckpointStore:
             async_options=ocp.options.AsyncOptions(
                 post_finalization_callback=self._write_manifest,
             ),
+            # Every process has all arrays. Without a shared folder the first one is alone with it.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                active_processes={jax.process_index()} if self._in_store else None,
+                primary_host=jax.process_index() if self._in_store else 0,
+            ),
         )
 
     def _tidy(self) -> None:
-        for path in self._root.iterdir():
+        if self._in_store:
+            for folder in _step_folders(self._root):
+                if not (folder / MANIFEST).exists():
+                    logger.info("removing %s, which was not written or removed to the end", folder)
+                    folder.rmtree()
+        for path in _inside(self._root):
             if _UNFINISHED in path.name:
                 logger.info("removing %s, a save that was not finished", path)
                 path.rmtree()
@@ -211,6 +231,8 @@ class CheckpointStore:
             raise ValueError(f"checkpoint metadata lacks {sorted(missing)}")
         self.wait()
         items = _items(state)
+        if self._in_store and not self._first:
+            return
         self._check_room(int(state.step), items)
         leaves, structure = jax.tree.flatten(items)
         key = structure, *((leaf.shape, leaf.dtype) for leaf in leaves)
@@ -226,7 +248,7 @@ class CheckpointStore:
         self._writing = int(state.step)
         try:
             self._checkpointer.save(
-                self._root / str(self._writing), args=ocp.args.Composite(**args)
+                self._local / str(self._writing), args=ocp.args.Composite(**args)
             )
         except OSError as error:
             raise self._failure(error) from error
@@ -249,7 +271,10 @@ class CheckpointStore:
         except Exception as error:  # whatever the writers raise
             raise self._failure(error) from error
         self._writing = None
-        if jax.process_index() == 0:
+        if self._in_store:
+            for folder in self._local.iterdir():
+                folder.rmtree()
+        if self._first:
             self._prune()
 
     def close(self) -> None:
@@ -259,6 +284,8 @@ class CheckpointStore:
         except SaveError as error:
             logger.error("%s", error)
         self._checkpointer.close()
+        if self._in_store:
+            self._staging.cleanup()
 
     def score(self, step: int) -> tuple[float | None] | None:
         """(score,) if `step` was evaluated, None inside where it was not finite; else None."""
@@ -309,11 +336,11 @@ class CheckpointStore:
 
     def _write_manifest(self) -> None:
         """Called when all files are written, before the folder gets its name."""
-        folder = self._root / f"{self._writing}{_UNFINISHED}"
-        if not folder.exists():  # object stores have no renaming: Orbax writes a file at the end
-            folder = self._root / str(self._writing)
+        folder = self._local / f"{self._writing}{_UNFINISHED}"
         files = {name: [size, _checksum(file)] for name, file, size in _files(folder)}
         _write_manifest(folder, {"files": files, "score": None, "evaluated": False})
+        if self._in_store:
+            paths.upload(folder, self._root / str(self._writing), last=MANIFEST)
 
     def _prune(self) -> None:
         """Removes steps that are neither new nor the best."""
@@ -322,27 +349,31 @@ class CheckpointStore:
         kept = sorted(manifests)[-NUM_NEWEST:]
         kept += [max(scores, key=lambda s: (scores[s], s))] if scores else []
         for step in manifests.keys() - set(kept):
-            # Under another name first: a killed removal must not look like a damaged checkpoint.
-            removed = (self._root / str(step)).rename(self._root / f"{step}{_REMOVED}")
-            removed.rmtree()
+            # A killed removal must not look like a damaged checkpoint.
+            folder = self._root / str(step)
+            if self._in_store:
+                (folder / MANIFEST).unlink()
+            else:
+                folder = folder.rename(self._root / f"{step}{_REMOVED}")
+            folder.rmtree()
 
     def _check_room(self, step: int, items: Mapping[str, Any]) -> None:
-        if "://" in str(self._root) or jax.process_index() != 0:
+        if not self._first:
             return
         # Uncompressed, as random numbers would be.
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + _BLOCK
-        free = shutil.disk_usage(self._root).free
+        free = shutil.disk_usage(self._local).free
         if free < needed:
             raise SaveError(
                 f"no room for the checkpoint of step {step}: it needs up to {needed / 1e6:.0f} MB,"
-                f" the disk of {self._root} has {free / 1e6:.0f} MB free; {self._left()}"
+                f" the disk of {self._local} has {free / 1e6:.0f} MB free; {self._left()}"
             )
 
     def _failure(self, error: Exception) -> SaveError:
         step, self._writing = self._writing, None
-        if jax.process_index() == 0:
+        if self._first:
             with contextlib.suppress(OSError):  # other files of it may still be written
-                (self._root / f"{step}{_UNFINISHED}").rmtree(missing_ok=True)
+                (self._local / f"{step}{_UNFINISHED}").rmtree(missing_ok=True)
         return SaveError(
             f"the checkpoint of step {step} could not be written: {_first_line(error)};"
             f" {self._left()}"
@@ -361,6 +392,11 @@ def _files(folder: epath.Path) -> Iterator[tuple[str, epath.Path, int]]:
 
     Neither the manifest itself nor Orbax's file of times, which it completes after the manifest.
     """
+    if paths.in_store(folder):
+        for name, size in sorted(paths.sizes_below(str(folder)).items()):
+            if not name.startswith((MANIFEST, "_CHECKPOINT_METADATA")):
+                yield name, folder / name, size
+        return
     pending = [(path.name, path) for path in folder.iterdir()]
     while pending:
         name, path = min(pending)
@@ -385,9 +421,7 @@ def _checksum(file: epath.Path) -> str:
 def _write_manifest(folder: epath.Path, manifest: dict[str, Any]) -> None:
     body = json.dumps(manifest, sort_keys=True)
     text = json.dumps({"manifest": manifest, "checksum": xxhash.xxh3_64_hexdigest(body.encode())})
-    unfinished = folder / f"{MANIFEST}.unfinished"
-    unfinished.write_text(text)
-    unfinished.replace(folder / MANIFEST)
+    paths.write_text(folder / MANIFEST, text)
 
 
 def _manifest(folder: epath.Path) -> dict[str, Any]:
@@ -465,9 +499,14 @@ def _refuse_other_version(folder: epath.Path) -> None:
         )
 
 
+def _inside(folder: epath.Path) -> list[epath.Path]:
+    """What lies in a folder; stores have none that is empty."""
+    return list(folder.iterdir()) if folder.exists() else []
+
+
 def _step_folders(root: epath.Path) -> list[epath.Path]:
     """In ascending order, whatever is in them."""
-    folders = (folder for folder in root.iterdir() if folder.name.isdigit() and folder.is_dir())
+    folders = (folder for folder in _inside(root) if folder.name.isdigit() and folder.is_dir())
     return sorted(folders, key=lambda folder: int(folder.name))
 
 
@@ -589,14 +628,14 @@ def _restore(folder: epath.Path, name: str) -> list[np.ndarray]:
     entries = _read_entries(folder, name)
     handler = ocp.StandardCheckpointHandler()
     try:
-        found = {
-            k: (x.shape, np.dtype(x.dtype)) for k, x in handler.metadata(folder / name).items()
-        }
-        wanted = {k: ((n,), np.dtype(k)) for k, n in _lengths(entries).items()}
-        if found != wanted:
-            raise ValueError(f"holds {found}, its list says {wanted}")
-        template = {k: np.empty(*description) for k, description in wanted.items()}
-        vectors = handler.restore(folder / name, args=ocp.args.StandardRestore(template))
+        with paths.local(folder / name) as part:
+            part = epath.Path(part)
+            found = {k: (x.shape, np.dtype(x.dtype)) for k, x in handler.metadata(part).items()}
+            wanted = {k: ((n,), np.dtype(k)) for k, n in _lengths(entries).items()}
+            if found != wanted:
+                raise ValueError(f"holds {found}, its list says {wanted}")
+            template = {k: np.empty(*description) for k, description in wanted.items()}
+            vectors = handler.restore(part, args=ocp.args.StandardRestore(template))
     except Exception as error:  # whatever contents that are none provoke in the reader
         raise ValueError(f"{folder / name} cannot be read: {_first_line(error)}") from error
     return _unpack(vectors, entries)
@@ -658,7 +697,7 @@ def _read(folder: epath.Path, reason: str) -> Checkpoint:
     )
 
 
-def _read_file(file: Path, step: int | None) -> Checkpoint:
+def _read_file(file: epath.Path, step: int | None) -> Checkpoint:
     variables, metadata, found, score = weight_files.read(file)
     if step is not None and step != found:
         raise ValueError(f"step {step} was asked for, but {file} holds step {found}")

@@ -2,10 +2,11 @@
 
 import csv
 import functools
+import io
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from hrnet_jax import inference, metrics, sharding
+from hrnet_jax import inference, metrics, paths, sharding
 from hrnet_jax.data import pipeline
 from hrnet_jax.data.source import Source
 
@@ -61,27 +62,30 @@ _SCORES = ("image", "miou", "pixel_accuracy")
 _COUNTS = ("right", "true", "predicted")
 
 
-def save_image_scores(path: str | Path, result: EvalResult, names: tuple[str, ...]) -> None:
+def save_image_scores(path: str | os.PathLike, result: EvalResult, names: tuple[str, ...]) -> None:
     """Writes a CSV with a line per image: its scores, and per class the pixels that are right,
     true and predicted, which is enough to compare another evaluation with this one."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*_SCORES, *(f"{kind}:{n}" for kind in _COUNTS for n in names)])
-        scores = zip(result.image_miou, result.image_accuracy, strict=True)
-        for name, pair, counts in zip(result.ids, scores, result.image_counts, strict=True):
-            shown = ("" if np.isnan(v) else f"{v:.6f}" for v in pair)
-            writer.writerow([name, *shown, *counts.ravel().tolist()])
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow([*_SCORES, *(f"{kind}:{n}" for kind in _COUNTS for n in names)])
+    scores = zip(result.image_miou, result.image_accuracy, strict=True)
+    for name, pair, counts in zip(result.ids, scores, result.image_counts, strict=True):
+        shown = ("" if np.isnan(v) else f"{v:.6f}" for v in pair)
+        writer.writerow([name, *shown, *counts.ravel().tolist()])
+    paths.write_text(path, file.getvalue())
 
 
-def read_image_counts(path: str | Path, ids: tuple[str, ...], names: tuple[str, ...]) -> np.ndarray:
+def read_image_counts(
+    path: str | os.PathLike, ids: tuple[str, ...], names: tuple[str, ...]
+) -> np.ndarray:
     """Counts int64 [N, 3, C] of the images `ids`, in this order, from `save_image_scores`.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for another list of classes, or if images are missing.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
+    text = paths.read_bytes(os.fspath(path)).decode()
+    header, *rows = csv.reader(io.StringIO(text, newline=""))
     expected = [*_SCORES, *(f"{kind}:{n}" for kind in _COUNTS for n in names)]
     if header != expected:
         raise ValueError(f"{path}: its columns are not those of the classes {', '.join(names)}")

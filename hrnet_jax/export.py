@@ -15,7 +15,6 @@ import functools
 import importlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 import hrnet_jax
-from hrnet_jax import inference, preprocess, sharding
+from hrnet_jax import inference, paths, preprocess, sharding
 
 SUFFIXES = (".onnx", ".stablehlo", ".savedmodel")
 OUTPUTS = ("labels", "probabilities", "logits")
@@ -219,15 +218,9 @@ def _needs(name: str) -> Any:
         ) from error
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
-
-
 def export_model(
     predictor: inference.Predictor,
-    path: str | Path,
+    path: str | os.PathLike,
     *,
     size: tuple[int, int] | None = None,
     batch_size: int | None = None,
@@ -251,7 +244,7 @@ def export_model(
             other than single scale, or a package that the format needs and is not there.
         Disagreement: if the model does not agree; nothing is left behind then.
     """
-    path = Path(path)
+    path = paths.path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown format {path.suffix!r}; known suffixes: {SUFFIXES}")
     if not outputs or set(outputs) - set(OUTPUTS):
@@ -265,10 +258,7 @@ def export_model(
     if not predictor.method.is_single:
         raise ValueError(f"an exported model tests one scale, not {predictor.method}")
     write, run = _FORMATS[path.suffix]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    _remove(partial)
-    try:
+    with paths.written(path) as partial:
         write(predictor, partial, size, batch_size, tuple(outputs))
         images = sample_images(size or OPEN_SIZE, batch_size or 2)
         ours = _jitted_forward()(predictor.model, predictor.variables, images, OUTPUTS)
@@ -278,12 +268,7 @@ def export_model(
             raise Disagreement(
                 f"{path}: not kept, since it does not answer as the checkpoint does: {agreement}"
             )
-        if partial.is_dir():
-            _remove(path)
-        os.replace(partial, path)
-    finally:
-        _remove(partial)
     if path.suffix != ".onnx":
         about = json.dumps(describe(predictor, size, outputs), indent=1)
-        path.with_suffix(".json").write_text(about + "\n")
+        paths.write_text(path.with_suffix(".json"), about + "\n")
     return agreement

@@ -7,7 +7,9 @@ further compilation of the network.
 
 import dataclasses
 import functools
+import io
 import math
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from hrnet_jax import memory, preprocess, sharding
+from hrnet_jax import memory, paths, preprocess, sharding
 from hrnet_jax.models import create_model
 from hrnet_jax.models.layers import resize
 
@@ -300,7 +302,7 @@ def to_label_ids(labels: np.ndarray, classes: Any) -> np.ndarray:
     return np.asarray(classes.label_ids, np.uint8)[labels]
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | os.PathLike) -> np.ndarray:
     """Reads an image file as uint8 RGB [H, W, 3], pixels as stored (no rotation by EXIF).
 
     Grey, palette and opaque RGBA files are converted, which loses nothing, with a warning.
@@ -310,6 +312,9 @@ def read_image(path: str | Path) -> np.ndarray:
         ValueError: naming the file, if it is no image, damaged, or of another kind (16 bit,
             transparent, CMYK, ...).
     """
+    if paths.in_store(path):
+        data = paths.read_bytes(os.fspath(path))
+        return decode_image(io.BytesIO(data), os.fspath(path))
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such image")
@@ -437,14 +442,14 @@ class Predictor:
     def _each(self, image: Any, function: Any) -> np.ndarray | list[np.ndarray]:
         if isinstance(image, list | tuple):
             return [self._each(one, function) for one in image]
-        array = read_image(image) if isinstance(image, str | Path) else check_image(image)
+        array = read_image(image) if isinstance(image, str | os.PathLike) else check_image(image)
         return np.asarray(
             function(self.model, self.variables, self.place(array[None]), self.method)
         )[0]
 
 
 def load(
-    path_or_name: str | Path,
+    path_or_name: str | os.PathLike,
     *,
     step: int | None = None,
     which: str = "best",

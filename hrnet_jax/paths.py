@@ -1,14 +1,341 @@
-"""Paths of files that may lie in a store such as gs://."""
+"""Files and folders that may lie in a store such as gs://; the only module that knows fsspec.
 
+Folders are `epath.Path`s from `path`. Single files that are read by the thousand are strings: for
+local ones the functions here call the operating system and nothing else.
+
+In a store a file appears under its name when it is complete, there are no folders without files,
+and renaming is copying. Hence whole files are written by `write_bytes` or `written`, which are
+whole-or-nothing in both places.
+"""
+
+import contextlib
+import functools
+import importlib.util
 import os
+import pathlib
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+# epath would take TensorFlow's file systems where TensorFlow is installed: they know gs:// only,
+# and have names of their own for errors. It asks for this variable at its first use of a store.
+os.environ["EPATH_USE_TF"] = "false"
+
+import fsspec
 from etils import epath
 
+# The packages that reach a store.
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 
-def absolute(path: str | os.PathLike) -> epath.Path:
-    """The path from the root, with ~ as the user's folder.
+
+def in_store(path: str | os.PathLike) -> bool:
+    return "://" in os.fspath(path)
+
+
+def path(path: str | os.PathLike) -> epath.Path:
+    """The path, with ~ as the user's folder.
+
+    Raises:
+      ValueError: for a store that is not known, or whose package is not installed.
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        _store(text.split("://")[0])
+        return epath.Path(text)
+    return epath.Path(os.path.expanduser(text))
+
+
+def absolute(path_: str | os.PathLike) -> epath.Path:
+    """The same from the root.
 
     That of a store is one already: epath's own `absolute` would put it into the working folder.
+
+    Raises:
+      ValueError: as `path`.
     """
-    path = epath.Path(path).expanduser()
-    return path if "://" in os.fspath(path) else path.absolute()
+    found = path(path_)
+    return found if in_store(found) else found.absolute()
+
+
+@functools.cache
+def _store(scheme: str) -> Any:
+    """The file system of a store."""
+    if scheme not in PACKAGES:
+        stores = [f"{known}://" for known in PACKAGES]
+        raise ValueError(f"unknown store {scheme}://; known: {stores} and local folders")
+    if importlib.util.find_spec(PACKAGES[scheme]) is None:
+        extra = "'hrnet_jax[stores]'" if scheme in ("gs", "s3") else PACKAGES[scheme]
+        raise ValueError(
+            f"{scheme}:// needs {PACKAGES[scheme]}, which is not installed: pip install {extra}"
+        )
+    # Others write there, too: what was listed a while ago is not what is there now. For the file
+    # systems that epath makes as well.
+    kind = fsspec.get_filesystem_class(scheme)
+    protocols = [kind.protocol] if isinstance(kind.protocol, str) else kind.protocol
+    for protocol in protocols:
+        fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
+    return fsspec.filesystem(scheme)
+
+
+def _store_of(file: str) -> Any:
+    return _store(file.split("://")[0])
+
+
+@contextlib.contextmanager
+def _named(file: str) -> Iterator[None]:
+    """Makes whatever a store's client raises an OSError that names the file."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file}: no such file in the store") from None
+    except Exception as error:  # clients have classes of their own
+        raise OSError(f"{file}: {type(error).__name__}: {error}") from error
+
+
+# ---- reading
+
+
+def read_bytes(file: str) -> bytes:
+    """The whole file.
+
+    Raises:
+      OSError: naming the file, FileNotFoundError if there is none.
+    """
+    if "://" not in file:
+        with open(file, "rb", buffering=0) as stream:
+            return stream.read()
+    with _named(file):
+        return _store_of(file).cat_file(file)
+
+
+def read_spans(file: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    """The bytes from start to stop, of each span in turn; fewer where the file ends.
+
+    Of a store's file all between the first and the last is fetched at once: the time goes into
+    requests. So the spans have to lie close together, in order.
+
+    Raises:
+      OSError: as `read_bytes`.
+    """
+    if "://" not in file:
+        with open(file, "rb", buffering=0) as stream:
+            for start, stop in spans:
+                stream.seek(start)
+                yield stream.read(stop - start)
+        return
+    first, last = spans[0][0], spans[-1][1]
+    with _named(file):
+        data = _store_of(file).cat_file(file, start=first, end=last)
+    for start, stop in spans:
+        yield data[start - first : stop - first]
+
+
+def size(file: str) -> int:
+    """Bytes of a file.
+
+    Raises:
+      OSError: as `read_bytes`.
+    """
+    if "://" not in file:
+        return os.path.getsize(file)
+    with _named(file):
+        return _store_of(file).size(file)
+
+
+def stamps(files: Sequence[str]) -> list[str | None]:
+    """What changes with a file's contents, such as size and time; None where there is no file.
+
+    A folder of a store is listed once, however many of its files are asked for.
+    """
+    listings: dict[str, dict[str, str]] = {}
+    found = []
+    for file in files:
+        if "://" not in file:
+            found.append(_local_stamp(file))
+            continue
+        folder, name = file.rsplit("/", 1)
+        if folder not in listings:
+            listings[folder] = _listing(folder)
+        found.append(listings[folder].get(name))
+    return found
+
+
+def missing(files: Sequence[str]) -> list[str]:
+    """Those that are not there."""
+    return [f for f, stamp in zip(files, stamps(files), strict=True) if stamp is None]
+
+
+def _local_stamp(file: str) -> str | None:
+    try:
+        status = os.stat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return f"{status.st_size} {status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else None
+
+
+def _listing(folder: str) -> dict[str, str]:
+    """Name -> stamp of the files in a store's folder."""
+    with _named(folder):
+        try:
+            entries = _store_of(folder).ls(folder, detail=True)
+        except FileNotFoundError:
+            return {}
+    return {
+        entry["name"].rsplit("/", 1)[1]: " ".join(
+            str(entry[key]) for key in ("size", "generation", "ETag", "mtime") if key in entry
+        )
+        for entry in entries
+        if entry["type"] == "file"
+    }
+
+
+def files_in(folder: str | os.PathLike, pattern: str) -> list[str]:
+    """What lies below a folder and fits a pattern of `pathlib` without **, in order of names."""
+    folder = os.fspath(folder)
+    if not in_store(folder):
+        return [str(p) for p in sorted(pathlib.Path(folder).glob(pattern))]
+    with _named(folder):
+        names = _store_of(folder).glob(f"{folder}/{pattern}")
+    return [f"{folder.split('://')[0]}://{n}" for n in sorted(names, key=lambda n: n.split("/"))]
+
+
+def sizes_below(folder: str) -> dict[str, int]:
+    """The files at any depth of a store's folder, by their place in it, and their bytes."""
+    with _named(folder):
+        store = _store_of(folder)
+        start = len(store._strip_protocol(folder)) + 1
+        found = store.find(folder, detail=True)
+    return {name[start:]: entry["size"] for name, entry in found.items() if name[start:]}
+
+
+def names_below(folder: str | os.PathLike) -> list[str]:
+    """The files at any depth, by their place in the folder; in no order, or nothing."""
+    folder = os.fspath(folder)
+    if not in_store(folder):
+        return [
+            os.path.relpath(os.path.join(parent, name), folder)
+            for parent, _, names in os.walk(folder)
+            for name in names
+        ]
+    return list(sizes_below(folder))
+
+
+@contextlib.contextmanager
+def local(file: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A file for libraries that read local ones only: itself, or for a while a copy.
+
+    Raises:
+      OSError: as `read_bytes`.
+    """
+    if not in_store(file):
+        yield pathlib.Path(file)
+        return
+    file = os.fspath(file)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder, pathlib.PurePosixPath(file).name)
+        # A folder has names below it, a file has none.
+        for name in names_below(file) or [""]:
+            target = copy / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _named(file):
+                _store_of(file).get_file(f"{file}/{name}" if name else file, str(target))
+        yield copy
+
+
+# ---- writing
+
+
+def write_bytes(file: str | os.PathLike, data: bytes) -> None:
+    """Writes a file, whole or not at all, and makes its folder.
+
+    Raises:
+      OSError: naming the file.
+    """
+    file = os.fspath(file)
+    if not in_store(file):
+        with written(file) as partial:
+            partial.write_bytes(data)
+        return
+    with _named(file):
+        _store_of(file).pipe_file(file, data)
+
+
+def write_text(file: str | os.PathLike, text: str) -> None:
+    """As `write_bytes`."""
+    write_bytes(file, text.encode())
+
+
+def append_text(file: str | os.PathLike, text: str) -> None:
+    """Adds to a small file; stores know whole files only."""
+    if not in_store(file):
+        with open(file, "a", encoding="utf-8") as stream:
+            stream.write(text)
+        return
+    before = read_bytes(os.fspath(file)).decode()
+    write_text(file, before + text)
+
+
+@contextlib.contextmanager
+def written(file: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A local path to write to, a file or a folder; on leaving it becomes `file`.
+
+    The folder of `file` is made where missing. Nothing is left if the block raises.
+
+    Raises:
+      OSError: naming the file.
+    """
+    file = os.fspath(file)
+    if in_store(file):
+        with tempfile.TemporaryDirectory() as folder:
+            partial = pathlib.Path(folder, pathlib.PurePosixPath(file).name)
+            yield partial
+            _upload(partial, file)
+        return
+    target = pathlib.Path(file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays: libraries take the format from it.
+    partial = target.with_name(f".{target.stem}.partial{target.suffix}")
+    _remove(partial)
+    try:
+        yield partial
+        if partial.is_dir():
+            _remove(target)
+        partial.replace(target)
+    finally:
+        _remove(partial)
+
+
+def _upload(source: pathlib.Path, file: str) -> None:
+    with _named(file):
+        store = _store_of(file)
+        if not source.is_dir():
+            store.put_file(str(source), file)
+            return
+        if store.exists(file):
+            store.rm(file, recursive=True)
+    upload(source, file)
+
+
+def upload(source: str | os.PathLike, folder: str | os.PathLike, last: str = "") -> None:
+    """Copies the files of a local folder into one of a store, beside what is there.
+
+    Args:
+      source: the local folder.
+      folder: of the store.
+      last: the file to copy when all the others are there.
+
+    Raises:
+      OSError: naming the folder.
+    """
+    folder = os.fspath(folder)
+    with _named(folder):
+        for name in sorted(names_below(source), key=lambda name: (name == last, name)):
+            _store_of(folder).put_file(os.path.join(source, name), f"{folder}/{name}")
+
+
+def _remove(path_: pathlib.Path) -> None:
+    if path_.is_dir() and not path_.is_symlink():
+        shutil.rmtree(path_)
+    path_.unlink(missing_ok=True)

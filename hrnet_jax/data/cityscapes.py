@@ -7,8 +7,11 @@ root/gtCoarse/{train,val,train_extra}/CITY/CITY_SEQUENCE_FRAME_gtCoarse_labelIds
 The coarse labels are a data set of their own, "cityscapes_coarse".
 """
 
-from pathlib import Path
+import os
 
+from etils import epath
+
+from hrnet_jax import paths
 from hrnet_jax.data.source import Classes, Source, describe_folder
 
 SPLITS = ("train", "val", "test", "trainval")
@@ -52,7 +55,7 @@ CLASSES = Classes(
 )
 
 
-def open_cityscapes(root: str | Path, split: str, *, coarse: bool = False) -> Source:
+def open_cityscapes(root: str | os.PathLike, split: str, *, coarse: bool = False) -> Source:
     """The images of `split` with their labels ("test" comes without labels).
 
     Args:
@@ -71,22 +74,23 @@ def open_cityscapes(root: str | Path, split: str, *, coarse: bool = False) -> So
         raise ValueError(f"unknown split {split!r} of {name}; known: {known}")
     suffix = f"_{kind}_labelIds.png"
     layout = f"ROOT/leftImg8bit/SPLIT/CITY/*{_IMAGE_SUFFIX} and ROOT/{kind}/SPLIT/CITY/*{suffix}"
-    root = Path(root)
+    root = paths.path(root)
     images, labels, ids = [], [], []
     for part in ("train", "val") if split == "trainval" else (split,):
         folder = root / "leftImg8bit" / part
-        found = sorted(folder.glob(f"*/*{_IMAGE_SUFFIX}"))
+        found = paths.files_in(folder, f"*/*{_IMAGE_SUFFIX}")
         if not found:
             raise FileNotFoundError(_nothing_found(root, folder, layout))
         for image in found:
-            city, stem = image.parent.name, image.name.removesuffix(_IMAGE_SUFFIX)
-            images.append(str(image))
+            city, file = image.split("/")[-2:]
+            stem = file.removesuffix(_IMAGE_SUFFIX)
+            images.append(image)
             ids.append(f"{city}/{stem}")
-            labels.append(root / kind / part / city / f"{stem}{suffix}")
+            labels.append(f"{root / kind / part}/{city}/{stem}{suffix}")
     if split == "test":
         # The official test labels are dummies: nothing may be trained on or scored against them.
         labels = []
-    elif missing := [p for p in labels if not p.is_file()]:
+    elif missing := paths.missing(labels):
         raise FileNotFoundError(
             f"{len(missing)} of {len(labels)} images of {name} {split!r} have no label; "
             f"the first one looked for is {missing[0]} (layout: {layout})"
@@ -97,11 +101,11 @@ def open_cityscapes(root: str | Path, split: str, *, coarse: bool = False) -> So
         classes=CLASSES,
         ids=tuple(ids),
         image_paths=tuple(images),
-        label_paths=tuple(str(p) for p in labels),
+        label_paths=tuple(labels),
     )
 
 
-def _nothing_found(root: Path, folder: Path, layout: str) -> str:
+def _nothing_found(root: epath.Path, folder: epath.Path, layout: str) -> str:
     found = "; ".join(describe_folder(p) for p in (root, folder) if p == root or p.is_dir())
     return (
         f"no Cityscapes images: looked for {folder}/CITY/*{_IMAGE_SUFFIX}; {found}. "

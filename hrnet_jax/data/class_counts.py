@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hrnet_jax import paths
 from hrnet_jax.data import audit
 from hrnet_jax.data.source import Source
 
@@ -54,9 +55,8 @@ def _by_class(source: Source, counts: np.ndarray) -> np.ndarray:
 def _fingerprint(source: Source) -> str:
     digest = hashlib.sha256()
     if source.label_paths:
-        for path in source.label_paths:
-            status = os.stat(path)
-            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+        for path, stamp in zip(source.label_paths, paths.stamps(source.label_paths), strict=True):
+            digest.update(f"{path} {stamp}\n".encode())
     else:
         for index in range(len(source)):
             digest.update(f"{source.label_name(index)}\n".encode())

@@ -21,9 +21,10 @@ label_ids are 0, 1, 2, ..., nothing but 255 is ignored, and there are no categor
 
 import colorsys
 import json
-from pathlib import Path
+import os
 from typing import Any
 
+from hrnet_jax import paths
 from hrnet_jax.data.source import Classes, Source, describe_folder
 
 LAYOUT = (
@@ -32,7 +33,7 @@ LAYOUT = (
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-def open_folder(root: str | Path, split: str, class_file: str | Path = "") -> Source:
+def open_folder(root: str | os.PathLike, split: str, class_file: str | os.PathLike = "") -> Source:
     """The images of root/images/`split` with their labels.
 
     Args:
@@ -44,23 +45,24 @@ def open_folder(root: str | Path, split: str, class_file: str | Path = "") -> So
         FileNotFoundError: if the class file, the images or a label are not there.
         ValueError: if the class file is not sound, or two images share a name.
     """
-    root = Path(root)
+    root = paths.path(root)
     classes = read_class_file(class_file or root / "classes.json")
     folder = root / "images" / split
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+    found = [n for n in paths.names_below(folder) if _suffix(n).lower() in _IMAGE_SUFFIXES]
+    found.sort(key=lambda name: name.split("/"))
     if not split or not found:
         raise FileNotFoundError(
             f"no images in split {split!r}: looked for {folder}/**/*{{.png,.jpg,.jpeg}}; "
             f"{describe_folder(root)}; {describe_folder(root / 'images')}. "
             f"Expected layout: {LAYOUT}"
         )
-    ids = [p.relative_to(folder).with_suffix("").as_posix() for p in found]
+    ids = [name.removesuffix(_suffix(name)) for name in found]
     if repeated := sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []:
         raise ValueError(f"images in {folder} differ in nothing but their suffix: {repeated[:5]}")
     labels = []
     if (root / "labels" / split).is_dir():
-        labels = [root / "labels" / split / f"{i}.png" for i in ids]
-        if missing := [p for p in labels if not p.is_file()]:
+        labels = [f"{root / 'labels' / split}/{i}.png" for i in ids]
+        if missing := paths.missing(labels):
             raise FileNotFoundError(
                 f"{len(missing)} of {len(labels)} images in {folder} have no label; the first one "
                 f"looked for is {missing[0]} (layout: {LAYOUT})"
@@ -70,29 +72,33 @@ def open_folder(root: str | Path, split: str, class_file: str | Path = "") -> So
         split=split,
         classes=classes,
         ids=tuple(ids),
-        image_paths=tuple(str(p) for p in found),
-        label_paths=tuple(str(p) for p in labels),
+        image_paths=tuple(f"{folder}/{name}" for name in found),
+        label_paths=tuple(labels),
     )
 
 
-def read_class_file(path: str | Path) -> Classes:
+def read_class_file(path: str | os.PathLike) -> Classes:
     """Reads a class file as described above.
 
     Raises:
         FileNotFoundError: if there is none.
         ValueError: naming the file and what is wrong in it.
     """
-    path = Path(path)
+    path = paths.path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"no class file {path}: a JSON file with at least "
             '{"names": ["first class", ...]}, see hrnet_jax/data/folder.py'
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text())
         return Classes.from_json(_with_defaults(data))
     except ValueError as error:  # JSON errors are ValueErrors, too.
         raise ValueError(f"class file {path}: {error}") from error
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1]
 
 
 def _with_defaults(data: Any) -> Any:

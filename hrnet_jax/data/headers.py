@@ -6,7 +6,9 @@ that decoders turn into colours: the header says all of it for a few hundred byt
 
 import struct
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
+
+from hrnet_jax import paths
 
 # 67 Mpixels: four times the largest street images in use, 200 MB as RGB.
 MAX_PIXELS = 2**26
@@ -50,7 +52,7 @@ def parse_header(data: bytes, name: str) -> Header:
         header = _parse_jpeg(data, name)
     else:
         raise ValueError(f"{name} is neither a PNG nor a JPEG file (begins with {data[:8]!r})")
-    suffix = Path(name).suffix.lower()
+    suffix = PurePath(name).suffix.lower()
     if suffix in sum(_SUFFIXES.values(), ()) and suffix not in _SUFFIXES[header.format]:
         raise ValueError(
             f"{name} holds {header.format.upper()} data under the name {suffix}; rename it, or "
@@ -92,11 +94,10 @@ def read_header(path: str) -> Header:
     Raises:
         FileNotFoundError, ValueError: naming the file.
     """
-    with open(path, "rb") as f:
-        data = f.read(64)
-        if data.startswith(b"\xff\xd8"):
-            # The frame header follows embedded profiles and previews of any length.
-            data += f.read()
+    (data,) = paths.read_spans(path, [(0, 64)])
+    if data.startswith(b"\xff\xd8"):
+        # The frame header follows embedded profiles and previews of any length.
+        data = paths.read_bytes(path)
     return parse_header(data, path)
 
 

@@ -8,9 +8,9 @@ which is how ImageNet is mostly unpacked. The classes are the folders' names in 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
+from hrnet_jax import paths
 from hrnet_jax.data.source import describe_folder
 
 LAYOUT = "ROOT/SPLIT/CLASS/**/NAME.{jpg,jpeg,png}"
@@ -109,13 +109,13 @@ class Files:
     labels: tuple[int, ...]
 
     def read(self, number: int) -> tuple[bytes, int]:
-        return Path(self.paths[number]).read_bytes(), self.labels[number]
+        return paths.read_bytes(self.paths[number]), self.labels[number]
 
     def name(self, number: int) -> str:
         return self.paths[number]
 
 
-def open_image_folder(root: str | Path, split: str) -> ImageSource:
+def open_image_folder(root: str | os.PathLike, split: str) -> ImageSource:
     """The images of root/`split`, in the order of classes and names.
 
     Raises:
@@ -123,14 +123,15 @@ def open_image_folder(root: str | Path, split: str) -> ImageSource:
         ValueError: for a class without images, images outside of the class folders, or fewer than
             two classes.
     """
-    folder = Path(root) / split
+    root = paths.path(root)
+    folder = root / split
     if not split or not folder.is_dir():
         raise FileNotFoundError(
-            f"no folder for split {split!r}: looked for {folder}; {describe_folder(Path(root))}. "
+            f"no folder for split {split!r}: looked for {folder}; {describe_folder(root)}. "
             f"Expected layout: {LAYOUT}"
         )
     # Tools leave folders such as .ipynb_checkpoints behind.
-    found = (e for e in os.scandir(folder) if not e.name.startswith("."))
+    found = (e for e in folder.iterdir() if not e.name.startswith("."))
     entries = sorted(found, key=lambda e: e.name)
     names = [e.name for e in entries if e.is_dir()]
     stray = [e.name for e in entries if not e.is_dir() and _is_image(e.name)]
@@ -145,7 +146,7 @@ def open_image_folder(root: str | Path, split: str) -> ImageSource:
         )
     ids, labels = [], []
     for label, name in enumerate(names):
-        found = sorted(_images(folder / name))
+        found = sorted(filter(_is_image, paths.names_below(folder / name)))
         if not found:
             raise ValueError(
                 f"class folder {folder / name} holds no images ({', '.join(_SUFFIXES)}); "
@@ -163,15 +164,5 @@ def open_image_folder(root: str | Path, split: str) -> ImageSource:
     )
 
 
-def _images(folder: Path) -> list[str]:
-    """Paths relative to the folder, at any depth."""
-    return [
-        os.path.relpath(os.path.join(parent, name), folder)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if _is_image(name)
-    ]
-
-
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(_SUFFIXES) and not os.path.basename(name).startswith(".")

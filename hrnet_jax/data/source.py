@@ -5,10 +5,10 @@ NumPy only: no TensorFlow and no JAX, so that checkpoints and reports can use `C
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from etils import epath
 
 IGNORE_LABEL = 255
 # What lookup() gives for an id the class list does not know. The audit and the readers refuse it;
@@ -226,7 +226,7 @@ class Source:
         )
 
 
-def describe_folder(path: Path, limit: int = 8) -> str:
+def describe_folder(path: epath.Path, limit: int = 8) -> str:
     """What errors say about a folder in which something was not found."""
     if not path.is_dir():
         return f"{path} is not a folder"

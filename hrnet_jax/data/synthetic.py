@@ -10,16 +10,17 @@ Each scene is a function of (seed, split, number) alone.
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from absl import app, flags
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
+from hrnet_jax import paths
 from hrnet_jax.data.cityscapes import CLASSES
 
 Color = tuple[float, float, float]
@@ -966,7 +967,7 @@ def _rgb(color: Color) -> tuple[int, int, int]:
 
 
 def write_cityscapes(
-    root: str | Path,
+    root: str | os.PathLike,
     counts: dict[str, int],
     *,
     size: tuple[int, int] = (256, 512),
@@ -997,10 +998,10 @@ def write_cityscapes(
             ("leftImg8bit", "leftImg8bit", image),
             ("gtFine", "gtFine_labelIds", label),
         ):
-            folder = Path(root) / kind / split / "synthetic"
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = paths.path(root) / kind / split / "synthetic"
             name = f"synthetic_{seed:06d}_{number:06d}_{suffix}.png"
-            Image.fromarray(pixels).save(folder / name, compress_level=4)
+            with paths.written(folder / name) as file:
+                Image.fromarray(pixels).save(file, compress_level=4)
 
     with ThreadPoolExecutor(2) as pool:
         done = tqdm(

@@ -5,9 +5,9 @@ The user prepares it, for the archives need a registration:
     tfds build cityscapes/semantic_segmentation --data_dir=DIR --manual_dir=ARCHIVES
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from hrnet_jax.data import decode
 from hrnet_jax.data.cityscapes import CLASSES
@@ -49,7 +49,7 @@ class LabelledRecords:
         return decode.EncodedSample(image, label[0] if label else None, *2 * [self.name(index)])
 
 
-def open_tfds_cityscapes(root: str | Path, split: str) -> Source:
+def open_tfds_cityscapes(root: str | os.PathLike, split: str) -> Source:
     """The samples of `split` in a data_dir of TFDS; ids are SPLIT/NUMBER.
 
     Args:

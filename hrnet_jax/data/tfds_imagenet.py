@@ -5,8 +5,8 @@ The user prepares it, for the archives need a registration:
     tfds build imagenet2012 --data_dir=DIR --manual_dir=ARCHIVES
 """
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from hrnet_jax.data.image_folder import ImageClasses, ImageSource
 from hrnet_jax.data.tfds_shards import Prepared, Shards
@@ -35,7 +35,7 @@ class Records:
         return self.shards.name(number)
 
 
-def open_tfds_imagenet(root: str | Path, split: str) -> ImageSource:
+def open_tfds_imagenet(root: str | os.PathLike, split: str) -> ImageSource:
     """The samples of `split` in a data_dir of TFDS; ids are SPLIT/NUMBER.
 
     Args:

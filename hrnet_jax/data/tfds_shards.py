@@ -10,11 +10,12 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from etils import epath
 
+from hrnet_jax import paths
 from hrnet_jax.data.source import describe_folder
 
 
@@ -34,25 +35,26 @@ class Prepared:
     def command(self) -> str:
         return f"tfds build {self.name} --data_dir=DIR --manual_dir=FOLDER_WITH_THE_ARCHIVES"
 
-    def open(self, root: str | Path, features: Iterable[str]) -> tfds.core.DatasetInfo:
+    def open(self, root: str | os.PathLike, features: Iterable[str]) -> tfds.core.DatasetInfo:
         """Its description, from a data_dir or the folder of the prepared version itself.
 
         Raises:
             FileNotFoundError: if nothing is prepared there; it says how to.
             ValueError: if it lacks one of the `features`.
         """
-        info = tfds.builder_from_directory(str(self._folder(Path(root)))).info
+        info = tfds.builder_from_directory(str(self._folder(paths.path(root)))).info
         if missing := set(features) - set(info.features):
             raise ValueError(
                 f"{info.data_dir} lacks the features {sorted(missing)}: not {self.name}"
             )
         return info
 
-    def _folder(self, root: Path) -> Path:
+    def _folder(self, root: epath.Path) -> epath.Path:
         """The newest prepared version under `root`."""
         if (root / "dataset_info.json").is_file():
             return root
-        versions = [p.parent for p in (root / self.name).glob("*/dataset_info.json")]
+        found = paths.files_in(root / self.name, "*/dataset_info.json")
+        versions = [epath.Path(p).parent for p in found]
         if not versions:
             raise FileNotFoundError(
                 f"{self.name} is not prepared: looked for {root / self.name}/VERSION/"
@@ -90,7 +92,7 @@ class Prepared:
         return Shards(self.name, tuple(ids), tuple(paths), tuple(shards), tuple(places))
 
     def _open_shard(self, path: str, file_format: str):
-        if not os.path.isfile(path):
+        if paths.missing([path]):
             raise FileNotFoundError(
                 f"shard {path} is missing; prepare the data set again: {self.command}"
             )
@@ -125,9 +127,9 @@ class TFRecordShard:
         Raises:
             ValueError: if the file ends inside a record.
         """
-        size = os.path.getsize(self.path)
+        size = paths.size(self.path)
         spans, position = [], 0
-        with open(self.path, "rb") as f:
+        with epath.Path(self.path).open("rb") as f:
             while position < size:
                 f.seek(position)
                 head = f.read(12)
@@ -146,9 +148,8 @@ class TFRecordShard:
 
     def __getitem__(self, index: int) -> bytes:
         offset, length = self.spans[index]
-        with open(self.path, "rb") as f:
-            f.seek(offset)
-            return f.read(length)
+        (record,) = paths.read_spans(self.path, [(offset, offset + length)])
+        return record
 
 
 @dataclass(frozen=True)
@@ -203,5 +204,5 @@ class Shards:
         return values[0]
 
 
-def _version(folder: Path) -> list[int]:
+def _version(folder: epath.Path) -> list[int]:
     return [int(n) if n.isdigit() else -1 for n in folder.name.split(".")]

@@ -12,18 +12,20 @@ tile carries a checksum of its pixels. docs/data.md has the measurements behind 
 """
 
 import hashlib
+import io
 import json
 import math
 import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import zstandard
+from etils import epath
 
+from hrnet_jax import paths
 from hrnet_jax.data.source import Classes, Source, Window, describe_folder
 
 FORMAT_VERSION = 1
@@ -187,14 +189,12 @@ class TileSample:
         lengths = index[f"{kind}_length"][first : first + count]
         ends = index[f"{kind}_start"][self.row] + np.cumsum(lengths, dtype=np.int64)
         path = self.records.paths[index["shard"][self.row]]
-        with open(path, "rb", buffering=0) as file:
-            for row in rows:
-                some = slice(row * per_row + left, row * per_row + right)
-                start, stop = int(ends[some][0] - lengths[some][0]), int(ends[some][-1])
-                file.seek(start)
-                data = memoryview(file.read(stop - start))
-                splits = np.cumsum(lengths[some]).tolist()
-                yield [data[a:b] for a, b in zip([0, *splits], splits, strict=False)]
+        parts = [slice(row * per_row + left, row * per_row + right) for row in rows]
+        spans = [(int(ends[p][0] - lengths[p][0]), int(ends[p][-1])) for p in parts]
+        for part, data in zip(parts, paths.read_spans(path, spans), strict=True):
+            view = memoryview(data)
+            splits = np.cumsum(lengths[part]).tolist()
+            yield [view[a:b] for a, b in zip([0, *splits], splits, strict=False)]
 
     def _decompress(self, tile: memoryview, shape: tuple, place: tuple[int, int]) -> np.ndarray:
         if not hasattr(_thread, "decompressor"):
@@ -212,23 +212,25 @@ class TileSample:
             ) from error
 
 
-def manifest_path(folder: Path, split: str) -> Path:
+def manifest_path(folder: epath.Path, split: str) -> epath.Path:
     return folder / f"tiles_{split}.json"
 
 
-def index_path(folder: Path, split: str) -> Path:
+def index_path(folder: epath.Path, split: str) -> epath.Path:
     return folder / f"tiles_{split}.npz"
 
 
-def find_tiles(root: str | Path, name: str) -> Path | None:
+def find_tiles(root: str | os.PathLike, name: str) -> epath.Path | None:
     """The folder with tiles of a data set, if `root` is one, or a data_dir of TFDS with one."""
-    built = [p for kind in (name, f"{name}_beam") for p in Path(root).glob(f"tiles/{kind}/*")]
-    folders = [Path(root), *sorted(built)]
-    found = [f for f in folders if any(f.glob("tiles_*.json"))]
-    return found[-1] if found else None
+    built = [f"tiles/{kind}/*/tiles_*.json" for kind in (name, f"{name}_beam")]
+    root = paths.path(root)
+    for pattern in (*reversed(built), "tiles_*.json"):
+        if found := paths.files_in(root, pattern):
+            return epath.Path(found[-1]).parent
+    return None
 
 
-def open_tiles(folder: Path, name: str, split: str) -> Source:
+def open_tiles(folder: epath.Path, name: str, split: str) -> Source:
     """A prepared split.
 
     Args:
@@ -250,9 +252,10 @@ def open_tiles(folder: Path, name: str, split: str) -> Source:
     for shard in manifest["files"]:
         check_size(path, folder / shard["name"], shard["bytes"])
     arrays = index_path(folder, split)
-    if hashlib.sha256(arrays.read_bytes()).hexdigest() != manifest["files"][0]["sha256"]:
+    data = paths.read_bytes(str(arrays))
+    if hashlib.sha256(data).hexdigest() != manifest["files"][0]["sha256"]:
         raise ValueError(f"{arrays} is not the file that {path} describes; prepare it again")
-    with np.load(arrays) as file:
+    with np.load(io.BytesIO(data)) as file:
         index = {key: file[key] for key in INDEX}
     ids = tuple(manifest["ids"])
     if len(ids) != len(index["size"]) or len(ids) != manifest["num_images"]:
@@ -273,7 +276,7 @@ def open_tiles(folder: Path, name: str, split: str) -> Source:
     )
 
 
-def read_manifest(folder: Path, split: str) -> dict:
+def read_manifest(folder: epath.Path, split: str) -> dict:
     """The manifest of a prepared split.
 
     Raises:
@@ -282,14 +285,15 @@ def read_manifest(folder: Path, split: str) -> dict:
     """
     path = manifest_path(folder, split)
     if not path.is_file():
-        prepared = sorted(p.stem.removeprefix("tiles_") for p in folder.glob("tiles_*.json"))
+        found = map(epath.Path, paths.files_in(folder, "tiles_*.json"))
+        prepared = [p.stem.removeprefix("tiles_") for p in found]
         unfinished = " (begun, not finished)" if unfinished_folder(folder, split).is_dir() else ""
         raise FileNotFoundError(
             f"split {split!r} is not prepared{unfinished}: {path} is missing, prepared are "
             f"{prepared}; {describe_folder(folder)}. Run {PREPARE} --help"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text())
         version = manifest["format_version"]
         missing = {"name", "classes", "ids", "files", "num_images", "tile", "has_labels"} - set(
             manifest
@@ -306,16 +310,20 @@ def read_manifest(folder: Path, split: str) -> dict:
     return manifest
 
 
-def unfinished_folder(folder: Path, split: str) -> Path:
+def unfinished_folder(folder: epath.Path, split: str) -> epath.Path:
     """Where a preparation keeps what it knows until it is complete."""
     return folder / f"unfinished_{split}"
 
 
-def check_size(manifest: Path, path: Path, expected: int) -> None:
+def check_size(manifest: epath.Path, path: epath.Path, expected: int) -> None:
     """Raises FileNotFoundError or ValueError unless a file has the size its manifest says."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, which {manifest} lists; prepare it again")
-    if (size := os.path.getsize(path)) != expected:
+    try:
+        size = paths.size(str(path))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing, which {manifest} lists; prepare it again"
+        ) from None
+    if size != expected:
         raise ValueError(
             f"{path} has {size} bytes, {manifest} says {expected}: it is cut off or another file; "
             "restore it or prepare the tiles again"

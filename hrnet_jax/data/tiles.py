@@ -26,7 +26,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from etils import epath
 
+from hrnet_jax import paths
 from hrnet_jax.data import SOURCES, audit, decode, open_source, tile_store
 from hrnet_jax.data.source import UNKNOWN_LABEL, Source
 
@@ -88,21 +90,21 @@ def tile_example(source: Source, index: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What preparing will take on disk."""
+    """What preparing will take on disk; stores have no limit, and None free."""
 
     images: int
     bytes: int
-    free: int
+    free: int | None
 
     def text(self) -> str:
         each = self.bytes / self.images
+        free = "" if self.free is None else f" of {self.free / 1e9:.1f} GB free"
         return (
-            f"{self.images} images, about {each / 1e6:.2f} MB each: {self.bytes / 1e9:.2f} GB of "
-            f"{self.free / 1e9:.1f} GB free"
+            f"{self.images} images, about {each / 1e6:.2f} MB each: {self.bytes / 1e9:.2f} GB{free}"
         )
 
 
-def estimate(source: Source, output: Path, samples: int = 4) -> Estimate:
+def estimate(source: Source, output: epath.Path, samples: int = 4) -> Estimate:
     """Compresses a few images, spread over the source, and multiplies by the number of pixels."""
     chosen = sorted({i * len(source) // samples for i in range(samples)})
     sizes = list(
@@ -112,17 +114,18 @@ def estimate(source: Source, output: Path, samples: int = 4) -> Estimate:
     stored = sum(len(e["image"]) + len(e["label"]) for e in examples)
     share = stored / sum(math.prod(sizes[i]) for i in chosen)
     pixels = sum(math.prod(size) for size in sizes)
-    return Estimate(len(source), int(share * pixels), shutil.disk_usage(output).free)
+    free = None if paths.in_store(output) else shutil.disk_usage(output).free
+    return Estimate(len(source), int(share * pixels), free)
 
 
 def prepare(
     source: Source,
-    output: str | Path,
+    output: str | os.PathLike,
     *,
     shard_images: int = SHARD_IMAGES,
     progress: bool = True,
     say: Callable[[str], None] = lambda text: None,
-) -> Path:
+) -> epath.Path:
     """Writes the tiles of a split; continues if a former call was interrupted.
 
     Args:
@@ -144,7 +147,7 @@ def prepare(
         raise ValueError(f"{source.name!r} {source.split!r} are tiles already")
     if shard_images < 1:
         raise ValueError(f"shard_images must be 1 or more, got {shard_images}")
-    output = Path(output)
+    output = paths.path(output)
     output.mkdir(parents=True, exist_ok=True)
     path = tile_store.manifest_path(output, source.split)
     plan = _fingerprint(source, shard_images)
@@ -157,7 +160,7 @@ def prepare(
         say(f"{path}: complete, nothing to do")
         return path
     work = tile_store.unfinished_folder(output, source.split)
-    work.mkdir(exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     with _locked(work):
         _check_plan(work / "plan", plan)
         count = -(-len(source) // shard_images)
@@ -169,7 +172,7 @@ def prepare(
             space = estimate(source, output)
             say(space.text())
             needed = space.bytes * len(missing) / count
-            if needed > space.free:
+            if space.free is not None and needed > space.free:
                 raise ValueError(
                     f"{output} has {space.free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are needed"
                 )
@@ -178,7 +181,7 @@ def prepare(
         _write_shards(source, shards, missing, shard_images, work, progress)
         parts = [_read_part(work, shard) for shard in shards]
         _write_manifest(output, source, shards, parts, plan)
-    shutil.rmtree(work)
+    work.rmtree()
     describe_for_tfds(output)
     return path
 
@@ -198,22 +201,17 @@ def _write_shards(source, shards, missing, shard_images, work, progress) -> None
     records = audit.parallel(record, order, f"cutting {source.split}", progress)
     with contextlib.closing(records):
         for done, k in enumerate(missing):
-            part = Path(f"{shards[k]}.part")
             complete = f"{len(shards) - len(missing) + done} of {len(shards)} shards"
-            try:
-                with _disk_errors(part, complete), tf.io.TFRecordWriter(str(part)) as writer:
+            with _disk_errors(shards[k], complete), paths.written(shards[k]) as part:
+                with tf.io.TFRecordWriter(str(part)) as writer:
                     for _ in members[k]:
                         writer.write(next(records))
-                with _disk_errors(part, complete):
-                    _sync(part)
-                    _write(work / f"{shards[k].name}.npz", _pack(index_shard(part)))
-                    os.replace(part, shards[k])
-            finally:
-                part.unlink(missing_ok=True)
+                _sync(part)
+                _write(work / f"{shards[k].name}.npz", _pack(index_shard(part)))
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path, complete: str) -> Iterator[None]:
+def _disk_errors(path: epath.Path, complete: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
@@ -225,18 +223,18 @@ def _disk_errors(path: Path, complete: str) -> Iterator[None]:
         ) from error
 
 
-def _is_complete(shard: Path, work: Path) -> bool:
+def _is_complete(shard: epath.Path, work: epath.Path) -> bool:
     """A shard gets its name after its part of the index is safe."""
     if not shard.is_file():
         return False
     try:
-        return int(_read_part(work, shard)["bytes"]) == os.path.getsize(shard)
+        return int(_read_part(work, shard)["bytes"]) == paths.size(str(shard))
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _read_part(work: Path, shard: Path) -> dict[str, np.ndarray]:
-    with np.load(work / f"{shard.name}.npz") as file:
+def _read_part(work: epath.Path, shard: epath.Path) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(paths.read_bytes(str(work / f"{shard.name}.npz")))) as file:
         return dict(file)
 
 
@@ -246,12 +244,11 @@ def _pack(arrays: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: epath.Path, data: bytes) -> None:
     """Whole or not at all, also if the power fails."""
-    part = Path(f"{path}.part")
-    part.write_bytes(data)
-    _sync(part)
-    os.replace(part, path)
+    with paths.written(path) as part:
+        part.write_bytes(data)
+        _sync(part)
 
 
 def _sync(path: Path) -> None:
@@ -263,7 +260,10 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(work: Path) -> Iterator[None]:
+def _locked(work: epath.Path) -> Iterator[None]:
+    if paths.in_store(work):  # which has no locks
+        yield
+        return
     with open(work / "lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -278,13 +278,12 @@ def _fingerprint(source: Source, shard_images: int) -> str:
     options = [tile_store.FORMAT_VERSION, source.name, source.split, tile_store.TILE]
     options += [tile_store.LEVEL, shard_images, source.classes.to_json(), source.ids]
     digest.update(json.dumps(options).encode())
-    for path in (*source.image_paths, *source.label_paths):
-        status = os.stat(path)
-        digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+    for stamp in paths.stamps((*source.image_paths, *source.label_paths)):
+        digest.update(f"{stamp}\n".encode())
     return digest.hexdigest()
 
 
-def _check_plan(path: Path, plan: str) -> None:
+def _check_plan(path: epath.Path, plan: str) -> None:
     if path.is_file() and path.read_text() != plan:
         raise ValueError(
             f"{path.parent} is an unfinished preparation of other files or with other options: "
@@ -370,7 +369,7 @@ def _fields(record: bytes, position: int, end: int) -> Iterator[tuple[int, int]]
 
 
 def _write_manifest(
-    folder: Path, source: Source, shards: list[Path], parts: list[dict], plan: str
+    folder: epath.Path, source: Source, shards: list[epath.Path], parts: list[dict], plan: str
 ) -> None:
     ids = np.concatenate([part["ids"] for part in parts]).tolist()
     if ids != list(source.ids):
@@ -415,14 +414,14 @@ def _write_manifest(
     _write(tile_store.manifest_path(folder, source.split), json.dumps(manifest, indent=1).encode())
 
 
-def describe_for_tfds(folder: Path) -> None:
+def describe_for_tfds(folder: epath.Path) -> None:
     """Writes dataset_info.json and features.json for all prepared splits."""
     infos = []
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder, dataset_name="tiles", filetype_suffix="tfrecord"
     )
-    for path in sorted(folder.glob("tiles_*.json")):
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+    for path in paths.files_in(folder, "tiles_*.json"):
+        manifest = json.loads(paths.read_bytes(path))
         shards = manifest["files"][1:]
         infos.append(
             tfds.core.SplitInfo(
@@ -444,20 +443,20 @@ def describe_for_tfds(folder: Path) -> None:
     )
 
 
-def verify(folder: str | Path, split: str, *, progress: bool = True) -> int:
+def verify(folder: str | os.PathLike, split: str, *, progress: bool = True) -> int:
     """Compares all files of a split with the checksums in its manifest; returns their number.
 
     Raises:
         FileNotFoundError, ValueError: naming the first file that is missing or differs.
     """
-    folder = Path(folder)
+    folder = paths.path(folder)
     manifest = tile_store.read_manifest(folder, split)
     path = tile_store.manifest_path(folder, split)
 
     def check(number: int) -> None:
         entry = manifest["files"][number]
         tile_store.check_size(path, folder / entry["name"], entry["bytes"])
-        with open(folder / entry["name"], "rb") as file:
+        with (folder / entry["name"]).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
                 raise ValueError(f"{folder / entry['name']} is damaged: another checksum in {path}")
 
@@ -516,6 +515,10 @@ class Tiles(tfds.core.GeneratorBasedBuilder):
     def _download_and_prepare(self, *args, **kwargs) -> None:
         super()._download_and_prepare(*args, **kwargs)
         for split, source in self._sources.items():
-            shards = [Path(path) for path in self.info.splits[split].filepaths]
-            parts = [index_shard(path) for path in shards]
-            _write_manifest(Path(self.data_dir), source, shards, parts, plan="tfds build")
+            shards = [epath.Path(path) for path in self.info.splits[split].filepaths]
+            parts = []
+            for shard in shards:
+                with paths.local(shard) as file:
+                    parts.append(index_shard(file))
+            folder = epath.Path(self.data_dir)
+            _write_manifest(folder, source, shards, parts, plan="tfds build")

@@ -12,14 +12,14 @@ strictly in PyTorch; CHECKPOINT may also be a PyTorch file, of another layout fo
 third writes one file that evaluate.py, tools.predict and hrnet_jax.load take as they take a run.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
+from etils import epath
 
 import hrnet_jax
-from hrnet_jax import checkpointing, torch_files, torch_weights, weight_files
+from hrnet_jax import checkpointing, paths, torch_files, torch_weights, weight_files
 from hrnet_jax.data import camvid, cityscapes
 from hrnet_jax.data.folder import read_class_file
 from hrnet_jax.data.source import Classes
@@ -50,7 +50,7 @@ flags.mark_flag_as_required("output")
 def run(arguments: list[str]) -> int:
     if len(arguments) != 1:
         raise ValueError(f"one file or checkpoint to convert, not {arguments}; see --help")
-    source, output = arguments[0], Path(_OUTPUT.value)
+    source, output = arguments[0], paths.path(_OUTPUT.value)
     if weight_files.is_foreign(source):
         model, variables = _read_foreign(source)
         checkpoint = None
@@ -61,7 +61,6 @@ def run(arguments: list[str]) -> int:
         variables = checkpoint.variables
     if _TO.value in ("official", "mmsegmentation"):
         state_dict = torch_weights.to_torch(model, variables, _TO.value)
-        output.parent.mkdir(parents=True, exist_ok=True)
         torch_files.write_tensors(output, state_dict)
     else:
         metadata = checkpoint.metadata if checkpoint else _metadata(model, source)
@@ -69,11 +68,10 @@ def run(arguments: list[str]) -> int:
         if _TO.value == "checkpoint":
             _write_checkpoint(output, variables, metadata, step)
         else:
-            output.parent.mkdir(parents=True, exist_ok=True)
             weight_files.write(
                 output, variables, metadata, step=step, score=score, dtype=_DTYPE.value
             )
-    size = f", {output.stat().st_size / 1e6:.1f} MB" if output.is_file() else ""
+    size = f", {output.stat().length / 1e6:.1f} MB" if output.is_file() else ""
     print(f"Wrote {output}{size}")
     return 0
 
@@ -86,7 +84,7 @@ def _read_foreign(path: str):
     return converted.model, converted.variables
 
 
-def _write_checkpoint(output: Path, variables, metadata, step: int) -> None:
+def _write_checkpoint(output: epath.Path, variables, metadata, step: int) -> None:
     if (output / checkpointing.FOLDER).exists():
         raise ValueError(f"{output} holds checkpoints already; choose another --output")
     store = checkpointing.CheckpointStore(str(output))

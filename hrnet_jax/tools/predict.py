@@ -10,11 +10,10 @@ drop pictures on instead.
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
-from hrnet_jax import inference, prediction, serve, sharding
+from hrnet_jax import inference, paths, prediction, serve, sharding
 from hrnet_jax.tools import method_flags, script
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -31,7 +30,7 @@ _PORT = flags.DEFINE_integer("port", 8000, "Port of --serve; 0 takes a free one.
 flags.mark_flag_as_required("checkpoint")
 
 
-def run(paths: list[str]) -> int:
+def run(arguments: list[str]) -> int:
     if _SERVE.value == bool(_OUTPUT.value):
         raise ValueError("name either --output=DIR and the images, or --serve")
     sharding.use_compilation_cache()
@@ -44,10 +43,10 @@ def run(paths: list[str]) -> int:
             print(f"Open {server.url} in a browser; Ctrl+C ends it.", flush=True)
             server.run()
         return 0
-    inputs, failures = prediction.list_inputs(paths)
+    inputs, failures = prediction.list_inputs(arguments)
     job = prediction.Job(
         inference.load(_CHECKPOINT.value, method=method_flags.method(), space=method_flags.space()),
-        Path(_OUTPUT.value),
+        paths.path(_OUTPUT.value),
         tuple(_OUTPUTS.value),
         _BATCH_SIZE.value,
         _ALPHA.value,

@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 # The described machine is compiled for; this one's processor does the little that is computed.
 if not any(argument.endswith("topology=local") for argument in sys.argv):
@@ -29,7 +28,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import flags
 from ml_collections import config_flags
 
-from hrnet_jax import preflight
+from hrnet_jax import paths, preflight
 from hrnet_jax.tools import script
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
@@ -92,7 +91,7 @@ def run(arguments: list[str]) -> int:
     if _JSON.value:
         print(text)
     if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(text + "\n", encoding="utf-8")
+        paths.write_text(_OUTPUT.value, text + "\n")
     return 0 if fits else 1
 
 

@@ -9,13 +9,12 @@ the same, and so is every bit of the training.
 """
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 
 from absl import flags
 
-from hrnet_jax import memory
+from hrnet_jax import memory, paths
 from hrnet_jax.data import SOURCES, open_source, tiles
 from hrnet_jax.tools import script
 
@@ -49,7 +48,7 @@ def run(arguments: list[str]) -> int:
     for source in sources:
         say = lambda text, split=source.split: print(f"{split}: {text}", flush=True)  # noqa: E731
         tiles.prepare(source, _OUTPUT.value, shard_images=_SHARD_IMAGES.value, say=say)
-    print(f"Done. Train with --config.data.root={Path(_OUTPUT.value).absolute()}")
+    print(f"Done. Train with --config.data.root={paths.absolute(_OUTPUT.value)}")
     return 0
 
 

@@ -6,11 +6,9 @@ A and B are runs, files of weights or names of weights that come with the packag
 --shipped adds all of the latter.
 """
 
-from pathlib import Path
-
 from absl import flags
 
-from hrnet_jax import inference, sharding, visualize, weight_files
+from hrnet_jax import inference, paths, sharding, visualize, weight_files
 from hrnet_jax.tools import script
 
 _CHECKPOINTS = flags.DEFINE_list("checkpoints", [], "Networks, separated by commas.")
@@ -20,18 +18,18 @@ _WIDTH = flags.DEFINE_integer("width", 480, "Of each picture in it, at most.", 3
 flags.mark_flag_as_required("output")
 
 
-def run(paths: list[str]) -> int:
+def run(arguments: list[str]) -> int:
     names = [*_CHECKPOINTS.value, *(weight_files.names() if _SHIPPED.value else ())]
-    if not names or not paths:
+    if not names or not arguments:
         raise ValueError("name the networks with --checkpoints=A,B and at least one picture")
     sharding.use_compilation_cache()
-    images = [inference.read_image(path) for path in paths]
+    images = [inference.read_image(path) for path in arguments]
     predictors = {name: inference.load(name) for name in names}
     drawn = []
     for image in images:
         seen = [(name, p.predict(image), p.classes) for name, p in predictors.items()]
         drawn.append(visualize.side_by_side(image, seen, width=_WIDTH.value))
-    output = Path(_OUTPUT.value)
+    output = paths.path(_OUTPUT.value)
     visualize.save(output, visualize.grid(drawn, columns=1))
     print(f"Wrote {output}: {', '.join(names)} on {len(images)} picture(s)")
     return 0

@@ -173,7 +173,7 @@ def command(root, output, *options):
 
 
 def contents(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix not in (".json", ".part")}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".json"}
 
 
 def test_continues_after_being_killed(streets, prepared, tmp_path):
@@ -188,7 +188,7 @@ def test_continues_after_being_killed(streets, prepared, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"'train' is not prepared \(begun, not fin"):
             tile_store.open_tiles(output, "cityscapes", "train")
     complete = {p: p.stat().st_mtime_ns for p in output.glob("tiles-*-of-00004")}
-    (output / "tiles-train.tfrecord-00003-of-00004.part").write_bytes(b"half")
+    (output / ".tiles-train.partial.tfrecord-00003-of-00004").write_bytes(b"half")
     source = open_source("cityscapes", root=streets, split="train")
     tiles.prepare(source, output, shard_images=2, progress=False, say=said.append)
     assert finished or f"continuing: {len(complete)} of 4 shards are complete" in said
@@ -324,7 +324,7 @@ def test_bad_files_stop_the_preparation_by_name(make_source, tmp_path, kind):
     with pytest.raises(ValueError, match=message):
         tiles.prepare(source, tmp_path / "tiles", shard_images=1, progress=False)
     assert not (tmp_path / "tiles" / "tiles_train.json").exists()
-    assert not list((tmp_path / "tiles").glob("*.part"))
+    assert not list((tmp_path / "tiles").glob("*partial*"))
 
 
 def test_command_names_what_is_missing(streets, tmp_path):

@@ -1,0 +1,285 @@
+"""Data, workdirs and outputs in a bucket: gcsfs against an emulator of Google's storage."""
+
+import importlib.util
+import io
+import json
+import logging
+import os
+import shutil
+import socket
+
+# Asks the network what kind of bucket each is, whenever it is used; read at import.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+import hrnet_jax
+from configs import common
+from hrnet_jax import (
+    checkpointing,
+    evaluation,
+    optim,
+    paths,
+    prediction,
+    report,
+    run_lock,
+    submission,
+    trainer,
+    weight_files,
+)
+from hrnet_jax.data import decode, open_images, open_source, synthetic, tile_store, tiles
+from hrnet_jax.train_step import TrainState
+
+emulator = pytest.importorskip("gcp_storage_emulator.server")
+pytest.importorskip("gcsfs")
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """The address of a bucket in memory."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    server = emulator.create_server("localhost", port, in_memory=True, default_bucket="bucket")
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
+        yield "gs://bucket"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def streets(bucket, tmp_path_factory):
+    """The same set in the bucket and in a folder."""
+    folder = tmp_path_factory.mktemp("streets")
+    for root in (folder, f"{bucket}/streets"):
+        synthetic.write_cityscapes(root, {"train": 4, "val": 2}, size=(48, 80), progress=False)
+    return f"{bucket}/streets", str(folder)
+
+
+def test_files(bucket, tmp_path):
+    root = f"{bucket}/files"
+    paths.write_bytes(f"{root}/a/x.bin", b"0123456789")
+    paths.write_text(f"{root}/a/b/y.txt", "one")
+    paths.append_text(f"{root}/a/b/y.txt", " two")
+    with paths.written(f"{root}/c.d") as folder:
+        folder.mkdir()
+        (folder / "z").write_text("z")
+    assert paths.read_bytes(f"{root}/a/b/y.txt") == b"one two"
+    assert list(paths.read_spans(f"{root}/a/x.bin", [(2, 4), (6, 20)])) == [b"23", b"6789"]
+    assert paths.size(f"{root}/a/x.bin") == 10
+    assert sorted(paths.names_below(root)) == ["a/b/y.txt", "a/x.bin", "c.d/z"]
+    assert paths.sizes_below(f"{root}/a") == {"b/y.txt": 7, "x.bin": 10}
+    assert paths.files_in(root, "*/*.bin") == [f"{root}/a/x.bin"]
+    assert paths.files_in(f"{root}/none", "*") == []
+    given = [f"{root}/a/x.bin", f"{root}/a/none", f"{root}/none/x"]
+    assert paths.missing(given) == given[1:]
+    before = paths.stamps(given[:1])
+    paths.write_bytes(f"{root}/a/x.bin", b"9876543210")
+    assert paths.stamps(given[:1]) != before
+    with paths.local(f"{root}/a") as copy:
+        assert (copy / "b" / "y.txt").read_text() == "one two"
+    with (
+        pytest.raises(FileNotFoundError, match="no_such_file"),
+        paths.written(f"{root}/half") as file,
+    ):
+        shutil.copy("no_such_file", file)
+    assert not paths.path(f"{root}/half").exists()
+    with pytest.raises(FileNotFoundError, match=f"{root}/none: no such file"):
+        paths.read_bytes(f"{root}/none")
+
+
+def test_stores_that_cannot_be_reached_say_what_is_missing(monkeypatch):
+    with pytest.raises(ValueError, match=r"unknown store ftp://; known: \['gs://', 's3://'"):
+        paths.path("ftp://host/run")
+    monkeypatch.setitem(paths.PACKAGES, "s3", "no_such_package")
+    monkeypatch.setattr(paths, "_store", paths._store.__wrapped__)
+    with pytest.raises(ValueError, match=r"needs no_such_package.*pip install 'hrnet_jax\[stores"):
+        paths.path("s3://bucket/run")
+    assert importlib.util.find_spec("gcsfs")
+
+
+def test_data_are_those_of_a_folder(bucket, streets, tmp_path):
+    there, here = (open_source("cityscapes", root=root, split="train") for root in streets)
+    assert (there.ids, there.label_paths[0]) == (
+        here.ids,
+        here.label_paths[0].replace(streets[1], streets[0]),
+    )
+    for index in range(len(here)):
+        for a, b in zip(
+            decode.read_sample(there, index), decode.read_sample(here, index), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+    assert decode.image_size(there, 0) == (48, 80)
+    paths.path(here.label_paths[1]).unlink()
+    paths.path(there.label_paths[1]).unlink()
+    for root in streets:
+        with pytest.raises(FileNotFoundError, match=f"1 of 4 images .* is {root}/gtFine/train"):
+            open_source("cityscapes", root=root, split="train")
+    for source in (there, here):
+        with paths.written(source.label_paths[1]) as file:
+            Image.fromarray(np.full((48, 80), 7, np.uint8)).save(file)
+    with pytest.raises(FileNotFoundError, match=f"looked for {bucket}/none/leftImg8bit"):
+        open_source("cityscapes", root=f"{bucket}/none", split="train")
+
+    # Folders with a class file, and of whole images.
+    image = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(image, "PNG")
+    label = io.BytesIO()
+    Image.fromarray(np.ones((8, 8), np.uint8)).save(label, "PNG")
+    paths.write_bytes(f"{bucket}/mine/images/val/a/b.png", image.getvalue())
+    paths.write_bytes(f"{bucket}/mine/labels/val/a/b.png", label.getvalue())
+    paths.write_text(f"{bucket}/mine/classes.json", '{"names": ["no", "yes"]}')
+    source = open_source("folder", root=f"{bucket}/mine", split="val")
+    assert source.ids == ("a/b",)
+    np.testing.assert_array_equal(decode.read_sample(source, 0)[1], np.ones((8, 8)))
+    for kind in ("cat", "dog"):
+        paths.write_bytes(f"{bucket}/animals/train/{kind}/x/1.png", image.getvalue())
+    source = open_images("image_folder", root=f"{bucket}/animals", split="train")
+    assert (source.ids, source.read(1)) == (("cat/x/1.png", "dog/x/1.png"), (image.getvalue(), 1))
+
+
+def test_tiles(bucket, streets, tmp_path):
+    local = tmp_path / "tiles"
+    source = open_source("cityscapes", root=streets[0], split="train")
+    for output in (local, f"{bucket}/tiles"):
+        said = []
+        tiles.prepare(source, output, shard_images=3, progress=False, say=said.append)
+        tiles.prepare(source, output, shard_images=3, progress=False, say=said.append)
+        assert said[-1].endswith("complete, nothing to do")
+        assert tiles.verify(output, "train", progress=False) == 3
+    names = paths.names_below(f"{bucket}/tiles")
+    assert sorted(names) == sorted(paths.names_below(local))
+    for name in names:
+        if name.startswith(("tiles-", "tiles_")):
+            assert paths.read_bytes(f"{bucket}/tiles/{name}") == (local / name).read_bytes()
+    cut = open_source("cityscapes", root=f"{bucket}/tiles", split="train")
+    assert isinstance(cut.records, tile_store.TileRecords)
+    window = slice(5, 40), slice(10, 77)
+    for index in range(4):
+        cut_sample, sample = decode.open_sample(cut, index), decode.open_sample(source, index)
+        np.testing.assert_array_equal(cut_sample.image(window), sample.image(window))
+        np.testing.assert_array_equal(cut_sample.label(window), sample.label(window))
+
+
+def _state(step):
+    params = {"kernel": jnp.full((4, 3), step, jnp.float32)}
+    optimizer = optim.make_optimizer(optax.constant_schedule(0.1))
+    return TrainState(jnp.asarray(step, jnp.int32), params, {}, optimizer.init(params), None)
+
+
+def test_checkpoints_that_are_half_there(bucket, caplog):
+    model = {"variant": "w18", "num_classes": 2, "head": "segmentation", "align_corners": False}
+    metadata = dict.fromkeys(checkpointing.METADATA_KEYS, "") | {
+        "format_version": checkpointing.FORMAT_VERSION,
+        "model": model,
+    }
+    workdir = f"{bucket}/half"
+    store = checkpointing.CheckpointStore(workdir)
+    for step, score in ((1, 0.5), (2, 0.9), (3, 0.1), (4, 0.2)):
+        store.save(_state(step), metadata)
+        store.set_score(step, score)
+    store.close()
+    root = paths.path(workdir) / "checkpoints"
+    assert sorted(p.name for p in root.iterdir()) == ["2", "3", "4"]
+    assert checkpointing.load_checkpoint(workdir).step == 2
+
+    (root / "3" / "manifest.json").unlink()  # as a killed save or removal leaves it
+    name = next(n for n in paths.names_below(root / "2") if n.startswith("variables/d/"))
+    paths.write_bytes(root / "2" / name, b"rotten")
+    found = checkpointing.load_checkpoint(workdir)
+    assert (found.step, float(found.variables["params"]["kernel"][0, 0])) == (4, 4.0)
+    assert f"skipping the damaged checkpoint {root}/2" in caplog.text
+    store = checkpointing.CheckpointStore(workdir)
+    assert store.steps() == [2, 4]  # older steps are looked at when they are needed
+    store.close()
+
+
+def test_one_run_per_folder(bucket, monkeypatch):
+    workdir = f"{bucket}/locked"
+    with run_lock.locked(workdir):
+        holder = json.loads(paths.read_bytes(f"{workdir}/{run_lock.FILE}"))
+        assert holder["pid"] == os.getpid()
+        monkeypatch.setattr(run_lock, "_changes", lambda *_: True)  # it gives signs of life
+        refusal = pytest.raises(ValueError, match=f"{workdir} is in use by process {os.getpid()}")
+        with refusal, run_lock.locked(workdir):
+            pass
+    with run_lock.locked(workdir):
+        pass
+
+
+def test_run_in_a_store(bucket, streets, quick, caplog, monkeypatch, tmp_path):
+    caplog.set_level(logging.INFO, "hrnet_jax")
+    config = common.get_config()
+    values = {
+        "variant": "tiny",
+        "batch_size": 2,
+        "num_steps": 2,
+        "log_every_steps": 1,
+        "checkpoint_every_steps": 1,
+        "compilation_cache": jax.config.jax_compilation_cache_dir or "",
+        "data.root": streets[0],
+        "data.crop_size": (32, 64),
+        "mesh.data": 1,
+        "eval.every_steps": 2,
+    }
+    config.update_from_flattened_dict(values)
+    workdir = f"{bucket}/run"
+
+    class StopError(Exception):
+        pass
+
+    def stop(self, step, metrics, add=trainer.Pace.add):
+        if step == 2:
+            raise StopError
+        add(self, step, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Pace, "add", stop)
+        with pytest.raises(StopError):
+            trainer.train(config, workdir)
+    resumed = trainer.train(config, workdir)
+    assert "continuing at step 1 of 2" in caplog.text
+    config.data.root = streets[1]
+    whole = trainer.train(config, str(tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    lines = paths.read_bytes(f"{workdir}/log.jsonl").decode().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 2]
+    assert paths.names_below(f"{workdir}/tensorboard")
+    assert report.read_log(f"{workdir}/log.jsonl").keys() >= {"train/loss", "eval/miou"}
+
+    # What can be done with it.
+    predictor = hrnet_jax.load(workdir)
+    source = open_source("cityscapes", root=streets[0], split="val")
+    labels = [predictor.predict(path) for path in source.image_paths]
+    inputs, failures = prediction.list_inputs([f"{streets[0]}/leftImg8bit/val", f"{bucket}/none"])
+    assert [str(f) for f in failures] == [f"{bucket}/none: no such image or folder"]
+    outputs = ("overlay", "labels", "probabilities")
+    job = prediction.Job(predictor, paths.path(f"{bucket}/out"), outputs, progress=False)
+    assert job.run(inputs) == 2
+    assert len(paths.names_below(f"{bucket}/out")) == 6
+    with submission.Writer(f"{bucket}/predictions", source) as writer:
+        for index, one in enumerate(labels):
+            writer.add(index, one)
+    path = submission.pack(f"{bucket}/predictions", source, f"{bucket}/submission.zip")
+    assert (str(path), path.exists()) == (f"{bucket}/submission.zip", True)
+    result = evaluation.evaluate(
+        predictor.model, predictor.variables, source, batch_size=1, progress=False
+    )
+    evaluation.save_image_scores(f"{bucket}/scores.csv", result, source.classes.names)
+    counts = evaluation.read_image_counts(f"{bucket}/scores.csv", source.ids, source.classes.names)
+    np.testing.assert_array_equal(counts, result.image_counts)
+
+    checkpoint = checkpointing.load_checkpoint(workdir)
+    file = f"{bucket}/weights.safetensors"
+    weight_files.write(
+        file, checkpoint.variables, checkpoint.metadata, step=checkpoint.step, score=None
+    )
+    again = hrnet_jax.load(file)
+    np.testing.assert_array_equal(again.predict(source.image_paths[0]), labels[0])

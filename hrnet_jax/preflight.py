@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hrnet_jax import __version__, hlo, inference, metrics, preprocess, sharding, trainer
@@ -128,24 +128,6 @@ def open_topology(name: str) -> Topology:
     return Topology(name, "tpu", tuple(described.devices), limit)
 
 
-def make_mesh(topology: Topology, data: int, space: int) -> Mesh:
-    """As `sharding.make_mesh`, of a topology's devices.
-
-    Raises:
-      ValueError: if the sizes do not fit the number of devices.
-    """
-    data, space = sharding.mesh_shape(data, space, len(topology.devices))
-    devices = np.array(topology.devices[: data * space])
-    if topology.platform == "tpu" and data * space == len(topology.devices):
-        # As on the machine itself: neighbours in the mesh are neighbours in the torus.
-        from jax.experimental import mesh_utils
-
-        devices = mesh_utils.create_device_mesh((data, space), topology.devices)
-    return Mesh(
-        devices.reshape(data, space), sharding.AXES, axis_types=(AxisType.Auto, AxisType.Auto)
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What one program needs of each device.
@@ -219,7 +201,7 @@ def inspect(
     if program not in PROGRAMS:
         raise ValueError(f"unknown program {program!r}; known: {PROGRAMS}")
     trainer.check_config(config)
-    mesh = make_mesh(topology, config.mesh.data, config.mesh.space)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.space, topology.devices)
     trainer.check_divisible(config, mesh)
     lowered, sizes, scan = _lower(config, mesh, program, num_classes)
     start = time.perf_counter()

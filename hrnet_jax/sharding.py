@@ -7,7 +7,7 @@ statistics are global ones and the compiler writes the collectives.
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,26 +40,35 @@ def mesh_shape(data: int, space: int, devices: int) -> tuple[int, int]:
     return data, space
 
 
-def make_mesh(data: int = -1, space: int = 1) -> Mesh:
+def make_mesh(data: int = -1, space: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Builds the ('data', 'space') mesh; `data=-1` takes all the devices that `space` leaves.
 
-    A smaller mesh than the machine has devices is allowed in one process and takes the first ones.
-    Raises ValueError when the sizes do not fit the devices.
+    The devices are taken in the order of their processes, so that each process has one stretch of
+    the batch. (`jax.make_mesh` follows the torus of a TPU slice instead: on 16x16 chips the
+    devices of a process are then rows of the batch that are far apart.)
+
+    Args:
+      data: devices that share the batch. A smaller mesh than there are devices is possible in one
+        process and takes the first ones.
+      space: devices that share the height of each image.
+      devices: default: all there are.
+
+    Raises:
+      ValueError: when the sizes do not fit the devices.
     """
-    devices = jax.devices()
+    devices = sorted(jax.devices() if devices is None else devices, key=lambda d: d.process_index)
     data, space = mesh_shape(data, space, len(devices))
-    if data * space < len(devices) and jax.process_count() > 1:
+    processes = len({device.process_index for device in devices})
+    if data * space < len(devices) and processes > 1:
         raise ValueError(
             f"mesh.data={data} x mesh.space={space} leaves some of the {len(devices)} devices out,"
-            f" which is possible in one process only; there are {jax.process_count()}"
+            f" which is possible in one process only; there are {processes}"
         )
-    # Explicit axes are the default of jax.make_mesh; Auto leaves the choice of shardings to the
-    # compiler.
-    return jax.make_mesh(
-        (data, space),
+    # Auto leaves the choice of shardings to the compiler.
+    return Mesh(
+        np.array(devices[: data * space]).reshape(data, space),
         AXES,
         axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices[: data * space],
     )
 
 

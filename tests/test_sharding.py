@@ -1,5 +1,7 @@
 """Meshes, placement and the refusal of sizes that do not fit."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -86,6 +88,23 @@ def _mesh_of(processes, data, space):
 def test_share_of_batch(processes, data, space, expected):
     mesh = _mesh_of(processes, data, space)
     assert [sharding.share_of_batch(mesh, p) for p in range(processes)] == expected
+
+
+def test_each_process_has_one_stretch_of_the_batch():
+    """Whatever the order in which a slice lists its chips."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Chip:
+        id: int
+        process_index: int
+        platform: str = "tpu"
+        device_kind: str = "TPU v5 lite"
+
+    chips = [Chip(n, (n // 2) % 4) for n in range(16)]  # pairs of four processes in turn
+    mesh = sharding.make_mesh(8, 2, chips)
+    assert [sharding.share_of_batch(mesh, p) for p in range(4)] == [(p, 4) for p in range(4)]
+    with pytest.raises(ValueError, match="in one process only; there are 4"):
+        sharding.make_mesh(4, 2, chips)
 
 
 def test_processes_that_divide_no_batch():

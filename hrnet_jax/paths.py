@@ -23,7 +23,6 @@ from typing import Any
 # and have names of their own for errors. It asks for this variable at its first use of a store.
 os.environ["EPATH_USE_TF"] = "false"
 
-import fsspec
 from etils import epath
 
 # The packages that reach a store.
@@ -70,6 +69,8 @@ def _store(scheme: str) -> Any:
         raise ValueError(
             f"{scheme}:// needs {PACKAGES[scheme]}, which is not installed: pip install {extra}"
         )
+    import fsspec  # takes a tenth of a second, and most runs are local
+
     # Others write there, too: what was listed a while ago is not what is there now. For the file
     # systems that epath makes as well.
     kind = fsspec.get_filesystem_class(scheme)
@@ -210,16 +211,25 @@ def sizes_below(folder: str) -> dict[str, int]:
     return {name[start:]: entry["size"] for name, entry in found.items() if name[start:]}
 
 
-def names_below(folder: str | os.PathLike) -> list[str]:
-    """The files at any depth, by their place in the folder; in no order, or nothing."""
+def names_below(folder: str | os.PathLike, suffixes: Sequence[str] = ()) -> list[str]:
+    """The files at any depth, by their place in the folder, in order of folders and names.
+
+    Args:
+      folder: nothing is found where there is none.
+      suffixes: in small letters, as in ".png"; only files with one of these, in any case.
+    """
     folder = os.fspath(folder)
-    if not in_store(folder):
-        return [
+    if in_store(folder):
+        found = list(sizes_below(folder))
+    else:
+        found = [
             os.path.relpath(os.path.join(parent, name), folder)
             for parent, _, names in os.walk(folder)
             for name in names
         ]
-    return list(sizes_below(folder))
+    if suffixes:
+        found = [name for name in found if os.path.splitext(name)[1].lower() in suffixes]
+    return sorted(found, key=lambda name: name.split("/"))
 
 
 @contextlib.contextmanager
@@ -331,7 +341,7 @@ def upload(source: str | os.PathLike, folder: str | os.PathLike, last: str = "")
     """
     folder = os.fspath(folder)
     with _named(folder):
-        for name in sorted(names_below(source), key=lambda name: (name == last, name)):
+        for name in sorted(names_below(source), key=lambda name: name == last):
             _store_of(folder).put_file(os.path.join(source, name), f"{folder}/{name}")
 
 

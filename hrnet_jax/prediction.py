@@ -53,10 +53,9 @@ def list_inputs(given: Sequence[str | os.PathLike]) -> tuple[list[Input], list[E
             continue
         found = [(path, path.stem)]
         if path.is_dir():
-            names = (n for n in paths.names_below(path) if _suffix(n) in SUFFIXES)
             found = [
                 (path / name, os.path.splitext(name)[0])
-                for name in sorted(names, key=lambda name: name.split("/"))
+                for name in paths.names_below(path, SUFFIXES)
             ]
             if not found:
                 message = f"{path}: no images or videos (suffixes {', '.join(SUFFIXES)}) in it"
@@ -67,10 +66,6 @@ def list_inputs(given: Sequence[str | os.PathLike]) -> tuple[list[Input], list[E
                 message = f"{file}: left out, {other.path} is also written as {name!r}"
                 failures.append(ValueError(message))
     return list(inputs.values()), failures
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
 
 
 def _ahead(function: Callable, items: Iterable) -> Iterator[Future]:

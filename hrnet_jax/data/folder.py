@@ -48,15 +48,14 @@ def open_folder(root: str | os.PathLike, split: str, class_file: str | os.PathLi
     root = paths.path(root)
     classes = read_class_file(class_file or root / "classes.json")
     folder = root / "images" / split
-    found = [n for n in paths.names_below(folder) if _suffix(n).lower() in _IMAGE_SUFFIXES]
-    found.sort(key=lambda name: name.split("/"))
+    found = paths.names_below(folder, _IMAGE_SUFFIXES)
     if not split or not found:
         raise FileNotFoundError(
             f"no images in split {split!r}: looked for {folder}/**/*{{.png,.jpg,.jpeg}}; "
             f"{describe_folder(root)}; {describe_folder(root / 'images')}. "
             f"Expected layout: {LAYOUT}"
         )
-    ids = [name.removesuffix(_suffix(name)) for name in found]
+    ids = [os.path.splitext(name)[0] for name in found]
     if repeated := sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []:
         raise ValueError(f"images in {folder} differ in nothing but their suffix: {repeated[:5]}")
     labels = []
@@ -95,10 +94,6 @@ def read_class_file(path: str | os.PathLike) -> Classes:
         return Classes.from_json(_with_defaults(data))
     except ValueError as error:  # JSON errors are ValueErrors, too.
         raise ValueError(f"class file {path}: {error}") from error
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1]
 
 
 def _with_defaults(data: Any) -> Any:

@@ -71,7 +71,7 @@ class Prepared:
             FileNotFoundError: if a shard is missing.
             ValueError: if there is no such split, or a shard is damaged.
         """
-        shards, paths, places, ids = [], [], [], []
+        shards, names, places, ids = [], [], [], []
         for split in splits:
             if split not in info.splits:
                 known = sorted(info.splits)
@@ -87,9 +87,9 @@ class Prepared:
                     )
                 places += [(len(shards), i) for i in range(length)]
                 shards.append(shard)
-                paths.append(str(path))
+                names.append(str(path))
             ids += [f"{split}/{i:06d}" for i in range(len(places) - start)]
-        return Shards(self.name, tuple(ids), tuple(paths), tuple(shards), tuple(places))
+        return Shards(self.name, tuple(ids), tuple(names), tuple(shards), tuple(places))
 
     def _open_shard(self, path: str, file_format: str):
         if paths.missing([path]):

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import FAST_COMPILE
+from compiling import fast_jit
 
 from hrnet_jax import diagnosis, losses, optim
 from hrnet_jax.models import create_model
@@ -36,11 +36,10 @@ def network():
     model = Small()
     state = jax.jit(lambda: create_state(model, OPTIMIZER, seed=0))()
     steps = {
-        skip: jax.jit(
+        skip: fast_jit(
             make_train_step(
                 model, OPTIMIZER, SCHEDULE, losses.cross_entropy, seed=0, skip_nonfinite=skip
             ),
-            compiler_options=FAST_COMPILE,
         )
         for skip in (False, True)
     }

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import FAST_COMPILE
+from compiling import FAST_COMPILE, fast_jit
 
 from hrnet_jax import hlo, losses, optim, sharding
 from hrnet_jax.models import create_model, layers
@@ -185,11 +185,10 @@ def test_prediction_of_an_image_split_over_devices(tiny):
         split = sharding.batch_sharding(mesh)
         # Fused, as on accelerators: where a device adds the rows of its neighbours to its own, the
         # compiler masks them, and each of these steps would keep a map.
-        jitted = jax.jit(
+        jitted = fast_jit(
             lambda variables, x: model.apply(variables, x)["logits"],
             in_shardings=(sharding.replicated(mesh), split),
             out_shardings=split,
-            compiler_options=FAST_COMPILE,
         )
         compiled = jitted.lower(variables, image).compile()
         temporaries.append(compiled.memory_analysis().temp_size_in_bytes)

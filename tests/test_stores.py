@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from stopping import stopped_at
 
 import hrnet_jax
 from configs import common
@@ -214,7 +215,7 @@ def test_one_run_per_folder(bucket, monkeypatch):
         pass
 
 
-def test_run_in_a_store(bucket, streets, quick, caplog, monkeypatch, tmp_path):
+def test_run_in_a_store(bucket, streets, quick, caplog, tmp_path):
     caplog.set_level(logging.INFO, "hrnet_jax")
     config = common.get_config()
     values = {
@@ -232,18 +233,8 @@ def test_run_in_a_store(bucket, streets, quick, caplog, monkeypatch, tmp_path):
     config.update_from_flattened_dict(values)
     workdir = f"{bucket}/run"
 
-    class StopError(Exception):
-        pass
-
-    def stop(self, step, metrics, add=trainer.Pace.add):
-        if step == 2:
-            raise StopError
-        add(self, step, metrics)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Pace, "add", stop)
-        with pytest.raises(StopError):
-            trainer.train(config, workdir)
+    with stopped_at(2):
+        trainer.train(config, workdir)
     resumed = trainer.train(config, workdir)
     assert "continuing at step 1 of 2" in caplog.text
     config.data.root = streets[1]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stopping import stopped_at
 
 import hrnet_jax
 from configs import camvid, common, fake_data
@@ -57,7 +58,7 @@ def _log(workdir):
     return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
 
-def test_run_resume_and_load(tmp_path, streets, quick, caplog, monkeypatch):
+def test_run_resume_and_load(tmp_path, streets, quick, caplog):
     caplog.set_level(logging.INFO, "hrnet_jax")
     whole = trainer.train(_config(streets), str(tmp_path / "whole"))
 
@@ -79,18 +80,8 @@ def test_run_resume_and_load(tmp_path, streets, quick, caplog, monkeypatch):
     assert list((tmp_path / "whole" / "tensorboard").iterdir())
 
     # Stopped after step 2 (and before anything of step 3 is saved), then the same command again.
-    class StopError(Exception):
-        pass
-
-    def stop(self, step, metrics, add=trainer.Pace.add):
-        if step == 3:
-            raise StopError
-        add(self, step, metrics)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Pace, "add", stop)
-        with pytest.raises(StopError):
-            trainer.train(_config(streets), str(tmp_path / "parts"))
+    with stopped_at(3):
+        trainer.train(_config(streets), str(tmp_path / "parts"))
     resumed = trainer.train(_config(streets, log_every_steps=2), str(tmp_path / "parts"))
     assert "continuing at step 2 of 4" in caplog.text
     _equal(resumed, whole)

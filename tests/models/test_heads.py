@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import FAST_COMPILE
+from compiling import fast_jit
 
 from hrnet_jax.models import HEADS, create_model
 from hrnet_jax.models.heads import (
@@ -78,7 +78,7 @@ def test_region_features_are_averages_over_positions():
 def test_ocr_drops_whole_channels_in_training():
     assert create_model("w18", head="ocr").dropout == 0.05
     head, streams = OCRHead(3, dropout=0.5), _streams((4, 4))
-    _, state = jax.jit(
+    _, state = fast_jit(
         lambda v: head.apply(
             v,
             streams,
@@ -87,7 +87,6 @@ def test_ocr_drops_whole_channels_in_training():
             rngs={"dropout": KEY},
             capture_intermediates=lambda m, _: m.name in ("fuse", "Dropout_0"),
         ),
-        compiler_options=FAST_COMPILE,
     )(_variables(head, streams))
     found = state["intermediates"]
     before, after = (np.asarray(found[k]["__call__"][0]) for k in ("fuse", "Dropout_0"))
@@ -104,9 +103,7 @@ def test_pyramid_by_hand():
     variables = _variables(head, streams)
     # On constant streams everything but the borders of the 3x3 is a matrix product.
     constant = tuple(jnp.full_like(s, k + 1.0) for k, s in enumerate(streams))
-    apply = jax.jit(
-        lambda v, s: head.apply(v, s, train=False)["features"], compiler_options=FAST_COMPILE
-    )
+    apply = fast_jit(lambda v, s: head.apply(v, s, train=False)["features"])
     levels = apply(variables, constant)
     assert [x.shape for x in levels] == [(2, 9 // 2**k, 8 // 2**k, 256) for k in range(4)]
     params = variables["params"]

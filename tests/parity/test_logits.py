@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import official
 import pytest
-from compiling import FAST_COMPILE
+from compiling import fast_jit
 
 import hrnet_jax
 
@@ -19,7 +19,7 @@ def _outputs(fixture, *, jit, dtype=jnp.float32):
     model, variables = hrnet_jax.from_torch(
         fixture.state_dict(), align_corners=align_corners, dtype=dtype, param_dtype=dtype
     )
-    apply = jax.jit(model.apply, compiler_options=FAST_COMPILE) if jit else model.apply
+    apply = fast_jit(model.apply) if jit else model.apply
     outputs = apply(variables, jnp.asarray(fixture.images, dtype))
     return {k: official.nchw(v) for k, v in outputs.items()}
 

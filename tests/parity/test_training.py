@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import official
 import pytest
-from compiling import FAST_COMPILE
+from compiling import FAST_COMPILE, fast_jit
 
 import hrnet_jax
 from hrnet_jax import losses, optim, preprocess
@@ -60,7 +60,7 @@ def test_trace(name, bound, options):
                 # Momentum starts as the decayed gradient.
                 (momentum,) = (s.trace for s in state.opt_state if hasattr(s, "trace"))
                 decayed = _official(model, momentum, state.batch_stats)
-        evaluate = jax.jit(model.apply, compiler_options=FAST_COMPILE)
+        evaluate = fast_jit(model.apply)
         logits = evaluate(
             {"params": state.params, "batch_stats": state.batch_stats},
             jnp.asarray(fixture.images, jnp.float64),

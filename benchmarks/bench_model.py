@@ -62,7 +62,6 @@ WORKS = {
     "w48_inference_large": Work("w48", "inference", 1, 512, 1024),
     "w18_onnx": Work("w18", "inference", 1, 512, 1024, "onnxruntime"),
     "w48_onnx": Work("w48", "inference", 1, 512, 1024, "onnxruntime"),
-    # Last, since they change how this process keeps memory, for good.
     "w18_gradient": Work("w18", "gradient", 2, 256, 512),
     "w18_small_v1_train": Work("w18_small_v1", "train", 8, 360, 480),
 }
@@ -70,8 +69,7 @@ WORKS = {
 
 def compile_ours(work: Work, folder: Path) -> tuple[Callable[[], jax.Array], float]:
     """The compiled program on the peer's weights and inputs, and the seconds compiling took."""
-    if work.kind != "inference":
-        memory.keep_freed_pages(single_arena=True)  # as train.py does on CPU
+    memory.keep_freed_pages(single_arena=True)  # as our scripts do on CPU
     model, variables = hrnet_jax.from_torch(folder / "weights.pth")
     with np.load(folder / "inputs.npz") as inputs:
         images, labels = jnp.asarray(inputs["images"]), jnp.asarray(inputs["labels"], jnp.int32)

@@ -340,7 +340,11 @@ def table(report: Report) -> str:
     if report.cycles:
         lines.append(f"  estimate: {report.cycles / 1e6:.1f} M cycles per run (not a time)")
     for kind, entry in report.collectives.items():
-        share = f", {entry['cycles'] / report.cycles:.1%} of the cycles" if report.cycles else ""
+        share = ""
+        if report.cycles:
+            # TPU's compiler writes down cycles for some kinds only.
+            known = f"{entry['cycles'] / report.cycles:.1%} of the cycles"
+            share = f", {known if entry['cycles'] else 'not in the estimate'}"
         lines.append(f"  {kind}: {entry['count']} with {_mega(entry['bytes'])}{share}")
     if report.contributors:
         lines.append("  largest contributors")

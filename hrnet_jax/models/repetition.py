@@ -93,6 +93,6 @@ def _cut(policy: Policy, level: str) -> dict[str, Any] | None:
     """Arguments of `jax.checkpoint` for a part of the network; None: everything is kept."""
     if level not in _CUTS[policy.remat]:
         return None
-    if policy.remat == "norm" or level == "head":
-        return {"policy": jax.checkpoint_policies.save_only_these_names(*KEPT)}
-    return {}
+    # Statistics are a few numbers, and cost a pass over the maps and a sum over all devices.
+    kept = KEPT if policy.remat == "norm" or level == "head" else ("statistics",)
+    return {"policy": jax.checkpoint_policies.save_only_these_names(*kept)}

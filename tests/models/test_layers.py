@@ -190,6 +190,21 @@ def test_folded_kernels(k, by):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_stem_convolves_pairs():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 6, 8, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 5)), jnp.float32)
+    expected = layers.conv2d(x, kernel, 2)
+    np.testing.assert_allclose(layers.stem_conv_of_pairs(x, kernel), expected, atol=1e-5)
+    conv = layers.Conv(5, 3, 2, policy=Policy(lanes=128))
+    for width in (8, 7):  # an odd one has no pairs
+        found = conv.apply({"params": {"kernel": kernel}}, x[:, :, :width])
+        expected = layers.conv2d(x[:, :, :width], kernel, 2)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        program = jax.jit(conv.apply).lower({"params": {"kernel": kernel}}, x[:, :, :width])
+        assert ("tensor<2x6x4x6xf32>" in program.as_text()) == (width == 8)
+
+
 def test_what_is_folded():
     policy = Policy(lanes=128)
     shapes = [(1, 4, 256, 18), (1, 4, 256, 48), (1, 4, 255, 48), (1, 4, 256, 96), (1, 4, 256, 64)]

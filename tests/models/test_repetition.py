@@ -1,5 +1,7 @@
 """Loops and rematerialisation: the same variables and results, less compiled and less kept."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +94,18 @@ def test_loops_leave_less_to_compile(plain):
 
     written_out, modules, blocks = (convolutions(scan) for scan in ("none", "modules", "blocks"))
     assert blocks < modules < 0.4 * written_out  # of three modules
+
+
+@pytest.mark.parametrize("remat", ["norm", "block", "module"])
+def test_statistics_are_never_computed_again(plain, remat):
+    """Each is a pass over the maps and, on a mesh, a sum over all devices."""
+
+    def sums(remat):
+        loss = _loss(_stage(remat), plain[0], _streams())
+        program = str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(plain[0]["params"]))
+        return len(re.findall(r"reduce_sum\[\s*axes=\(0, 1, 2\)", program))
+
+    assert sums(remat) == sums("none") == 120  # of 30 normalisations, two each way
 
 
 def test_more_rematerialisation_keeps_less(plain, capsys):

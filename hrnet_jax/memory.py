@@ -22,6 +22,14 @@ _MIN_TILE = 256
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
+def _of_glibc(name: str) -> Any | None:
+    """A function of this process's C library, or None where it has no such one."""
+    try:
+        return getattr(ctypes.CDLL("libc.so.6"), name)
+    except (OSError, AttributeError):
+        return None
+
+
 def keep_freed_pages(*, single_arena: bool) -> bool:
     """Lets this process keep the memory that it frees, where its C library is glibc.
 
@@ -38,9 +46,8 @@ def keep_freed_pages(*, single_arena: bool) -> bool:
     Returns:
       Whether it will; False with other C libraries.
     """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
+    mallopt = _of_glibc("mallopt")
+    if mallopt is None:
         return False
     settings = [(_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)]
     if single_arena:
@@ -62,9 +69,8 @@ class _MallocInfo(ctypes.Structure):
 
 def kept_bytes() -> int:
     """What this process has freed and kept, see `keep_freed_pages`; 0 where nobody counts it."""
-    try:
-        mallinfo = ctypes.CDLL("libc.so.6").mallinfo2  # since glibc 2.33
-    except (OSError, AttributeError):
+    mallinfo = _of_glibc("mallinfo2")  # since 2.33
+    if mallinfo is None:
         return 0
     mallinfo.restype = _MallocInfo
     return mallinfo().fordblks

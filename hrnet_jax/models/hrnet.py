@@ -24,7 +24,9 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = ConvBN(64, 3, 2, policy=self.policy, name="conv1")(x, train=train)
+        folded = 2 if self.policy.lanes and x.shape[2] % 2 == 0 else 1
+        x = fold(x.astype(self.policy.dtype), folded)
+        x = ConvBN(64, 3, 2, folded=folded, policy=self.policy, name="conv1")(x, train=train)
         return ConvBN(64, 3, 2, policy=self.policy, name="conv2")(x, train=train)
 
 

@@ -1,5 +1,7 @@
 """Layers against values computed by hand or by a second, plainer formulation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from compiling import fast_jit
 
 from hrnet_jax.models import layers
-from hrnet_jax.models.hrnet import Branch
+from hrnet_jax.models.hrnet import Branch, Stem
 from hrnet_jax.models.layers import BatchNorm, Conv, ConvBN, Policy, relu, resize
 
 
@@ -195,14 +197,19 @@ def test_stem_convolves_pairs():
     x = jnp.asarray(rng.normal(size=(2, 6, 8, 3)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 5)), jnp.float32)
     expected = layers.conv2d(x, kernel, 2)
-    np.testing.assert_allclose(layers.stem_conv_of_pairs(x, kernel), expected, atol=1e-5)
-    conv = layers.Conv(5, 3, 2, policy=Policy(lanes=128))
+    found = layers.strided_conv_of_pairs(layers.fold(x, 2), kernel)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    conv = Conv(5, 3, 2, folded=2)
+    found = conv.apply({"params": {"kernel": kernel}}, layers.fold(x, 2))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    plain = Stem()
+    variables = plain.init(jax.random.key(0), x, train=False)
+    stem = fast_jit(functools.partial(Stem(Policy(lanes=128)).apply, train=False))
     for width in (8, 7):  # an odd one has no pairs
-        found = conv.apply({"params": {"kernel": kernel}}, x[:, :, :width])
-        expected = layers.conv2d(x[:, :, :width], kernel, 2)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-        program = jax.jit(conv.apply).lower({"params": {"kernel": kernel}}, x[:, :, :width])
-        assert ("tensor<2x6x4x6xf32>" in program.as_text()) == (width == 8)
+        expected = plain.apply(variables, x[:, :, :width], train=False)
+        np.testing.assert_allclose(stem(variables, x[:, :, :width]), expected, atol=1e-5)
+        program = stem.lower(variables, x[:, :, :width]).as_text()
+        assert ("tensor<2x6x4x6xf32>" in program) == (width == 8)
 
 
 def test_what_is_folded():

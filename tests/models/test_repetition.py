@@ -40,6 +40,11 @@ def _trained(module, variables, inputs):
     return fast_jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
 
+def _gradient(loss, variables):
+    """The program of the gradient, as text."""
+    return str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(variables["params"]))
+
+
 def _same(actual, expected):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
@@ -90,7 +95,7 @@ def test_stage_1_as_a_loop():
 def test_loops_leave_less_to_compile(plain):
     def convolutions(scan):
         loss = _loss(_stage(scan=scan), plain[0], _streams())
-        return str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(plain[0]["params"])).count("conv_g")
+        return _gradient(loss, plain[0]).count("conv_g")
 
     written_out, modules, blocks = (convolutions(scan) for scan in ("none", "modules", "blocks"))
     assert blocks < modules < 0.4 * written_out  # of three modules
@@ -102,8 +107,7 @@ def test_statistics_are_never_computed_again(plain, remat):
 
     def sums(remat):
         loss = _loss(_stage(remat), plain[0], _streams())
-        program = str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(plain[0]["params"]))
-        return len(re.findall(r"reduce_sum\[\s*axes=\(0, 1, 2\)", program))
+        return len(re.findall(r"reduce_sum\[\s*axes=\(0, 1, 2\)", _gradient(loss, plain[0])))
 
     assert sums(remat) == sums("none") == 120  # of 30 normalisations, two each way
 

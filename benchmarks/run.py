@@ -18,7 +18,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-BENCHMARKS = ("bench_input.py", "bench_model.py")
+BENCHMARKS_WITH_TORCH = ("bench_input.py", "bench_model.py")
+BENCHMARKS_ALONE = ("bench_space.py",)
 PACKAGES = ("jax", "jaxlib", "flax", "tensorflow-cpu")
 HERE = Path(__file__).parent
 
@@ -46,10 +47,12 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     machine, figures = describe_machine(), []
     with tempfile.TemporaryDirectory() as folder:
-        for name in BENCHMARKS:
+        for name in BENCHMARKS_WITH_TORCH + BENCHMARKS_ALONE:
             output = Path(folder, "figures.json")
             command = [sys.executable, str(HERE / name), f"--output={output}"]
-            subprocess.run([*command, f"--peer_python={_PEER.value}"], check=True)
+            if name in BENCHMARKS_WITH_TORCH:
+                command.append(f"--peer_python={_PEER.value}")
+            subprocess.run(command, check=True)
             result = json.loads(output.read_text())
             figures += result if isinstance(result, list) else [result]
     Path(_OUTPUT.value).write_text(json.dumps({"machine": machine, "figures": figures}, indent=2))
@@ -65,7 +68,7 @@ def main(argv: list[str]) -> None:
         )
     print(
         f"\nSeconds per run, a ratio below 1 is faster; rates for the input pipeline, above 1 is "
-        f"faster.\nEvery figure is in {_OUTPUT.value}."
+        f"faster; megabytes where the name says so.\nEvery figure is in {_OUTPUT.value}."
     )
 
 

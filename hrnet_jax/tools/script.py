@@ -1,6 +1,7 @@
 """How scripts start and fail: one clear line and exit code 2 for what the user can mend."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def parse_size(flag: str, text: str) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
+def format_warning(message, category, filename, lineno, line=None) -> str:
+    """As `warnings.formatwarning`, but what is said to the user stands without our source line."""
+    if category is UserWarning:
+        return f"warning: {message}\n"
+    return _format_any_warning(message, category, filename, lineno, line)
+
+
+_format_any_warning = warnings.formatwarning
+
+
 def run(function: Callable[[list[str]], int]) -> None:
     """Parses the flags, calls `function` with the other arguments and exits with its code."""
 
@@ -59,6 +70,7 @@ def run(function: Callable[[list[str]], int]) -> None:
     def main(argv: list[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # INFO is a page from Orbax
+        warnings.formatwarning = format_warning
         return call(function, argv[1:])
 
     app.run(main, flags_parser=parse)

@@ -177,16 +177,20 @@ class CheckpointStore:
             self._root.mkdir(parents=True, exist_ok=True)
             self._tidy()
         _wait_for_all("checkpoints opened")
+        # Every process has all arrays. Without a shared folder the first one is alone with it; the
+        # handler has to know, too, else it waits for the others.
+        together = ocp.options.MultiprocessingOptions(
+            active_processes={jax.process_index()} if self._in_store else None,
+            primary_host=jax.process_index() if self._in_store else 0,
+        )
         self._checkpointer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(),
+            ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(multiprocessing_options=together)
+            ),
             async_options=ocp.options.AsyncOptions(
                 post_finalization_callback=self._write_manifest,
             ),
-            # Every process has all arrays. Without a shared folder the first one is alone with it.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                active_processes={jax.process_index()} if self._in_store else None,
-                primary_host=jax.process_index() if self._in_store else 0,
-            ),
+            multiprocessing_options=together,
         )
 
     def _tidy(self) -> None:

@@ -1,4 +1,4 @@
-"""One of several processes of `test_processes.py`: COORDINATOR NUM_PROCESSES PROCESS_ID FOLDER."""
+"""One of several processes of `test_processes.py`; its arguments are those of `main`."""
 
 import os
 import pickle
@@ -9,13 +9,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
 import numpy as np
+import test_checkpointing
 import test_evaluation
 import test_partitioning
 
-from hrnet_jax import distributed, sharding
+from hrnet_jax import checkpointing, distributed, sharding
 
 
-def main(coordinator: str, num_processes: str, process_id: str, folder: str) -> None:
+def main(coordinator: str, num_processes: str, process_id: str, folder: str, bucket: str) -> None:
     distributed.initialize(coordinator, int(num_processes), int(process_id))
     found = {"devices": jax.device_count()}
     distributed.check_same("configurations", {"seed": 1})
@@ -38,6 +39,13 @@ def main(coordinator: str, num_processes: str, process_id: str, folder: str) -> 
         if (data, space) == (4, 2):
             _, state, measured = test_partitioning.train_once("segmentation", mesh, mine)
             found["state"], found["loss"] = state, float(measured["loss"])
+
+    for place in (folder, bucket):
+        test_checkpointing._write(f"{place}/run", {1: 0.5, 2: 0.9, 3: None, 4: 0.1})
+        store = checkpointing.CheckpointStore(f"{place}/run")
+        restored = store.restore(test_checkpointing._state(0))
+        found[f"{place}/run"] = store.steps(), jax.tree.map(np.asarray, restored)
+        store.close()
 
     source = pickle.loads(Path(folder, "source.pickle").read_bytes())
     seen = []

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_checkpointing import _equal, _state
 from test_evaluation import run, split  # noqa: F401  (a fixture)
 from test_partitioning import _batch, train_once
 
@@ -19,7 +20,7 @@ WORKER = Path(__file__).with_name("processes_worker.py")
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory, split):  # noqa: F811
+def found(tmp_path_factory, split, bucket):  # noqa: F811
     """What each of two processes has found."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "source.pickle").write_bytes(pickle.dumps(split[0]))
@@ -29,7 +30,7 @@ def found(tmp_path_factory, split):  # noqa: F811
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen(
-            [sys.executable, WORKER, coordinator, "2", str(i), folder],
+            [sys.executable, WORKER, coordinator, "2", str(i), folder, bucket],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -70,3 +71,12 @@ def test_evaluation_counts_every_image_once(found, split):  # noqa: F811
     for one in found:
         for i, prediction in one["seen"]:
             np.testing.assert_array_equal(prediction, split[2][i])
+
+
+def test_checkpoints_in_folders_and_in_stores(found):
+    for one in found:
+        places = [name for name in one if str(name).endswith("/run")]
+        assert len(places) == 2
+        for steps, restored in (one[place] for place in places):
+            assert steps == [2, 3, 4]
+            _equal(restored, _state(4))

@@ -6,10 +6,6 @@ import json
 import logging
 import os
 import shutil
-import socket
-
-# Asks the network what kind of bucket each is, whenever it is used; read at import.
-os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 import jax
 import jax.numpy as jnp
@@ -35,24 +31,6 @@ from hrnet_jax import (
 )
 from hrnet_jax.data import decode, open_images, open_source, synthetic, tile_store, tiles
 from hrnet_jax.train_step import TrainState
-
-emulator = pytest.importorskip("gcp_storage_emulator.server")
-pytest.importorskip("gcsfs")
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    """The address of a bucket in memory."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    server = emulator.create_server("localhost", port, in_memory=True, default_bucket="bucket")
-    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
-        yield "gs://bucket"
-    server.stop()
 
 
 @pytest.fixture(scope="module")

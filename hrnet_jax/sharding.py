@@ -83,8 +83,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def place_replicated(tree: Any, mesh: Mesh) -> Any:
-    """Puts a copy of every leaf on every device of the mesh."""
-    return jax.device_put(tree, replicated(mesh))
+    """Puts a copy of every leaf on every device of the mesh; all processes have the same leaves."""
+    where = replicated(mesh)
+
+    def place_leaf(leaf: Any) -> jax.Array:
+        if jax.process_count() == 1 or not getattr(leaf, "is_fully_addressable", True):
+            return jax.device_put(leaf, where)
+        # JAX would fetch what lies on one process's device, as read from a checkpoint, over the
+        # network, and on most backends refuses.
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+    return jax.tree.map(place_leaf, tree)
 
 
 def share_of_batch(mesh: Mesh | None, process: int | None = None) -> tuple[int, int]:

@@ -40,6 +40,12 @@ def main(coordinator: str, num_processes: str, process_id: str, folder: str, buc
             _, state, measured = test_partitioning.train_once("segmentation", mesh, mine)
             found["state"], found["loss"] = state, float(measured["loss"])
 
+    # As read from a checkpoint: on one device of each process.
+    local = jax.device_put(np.arange(3.0), jax.local_devices()[0])
+    copies = sharding.place_replicated({"a": local, "b": 7}, mesh)
+    found["copies"] = {name: np.asarray(copy) for name, copy in copies.items()}
+    assert all(copy.sharding.mesh == mesh for copy in copies.values())
+
     for place in (folder, bucket):
         test_checkpointing._write(f"{place}/run", {1: 0.5, 2: 0.9, 3: None, 4: 0.1})
         store = checkpointing.CheckpointStore(f"{place}/run")

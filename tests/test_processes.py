@@ -52,6 +52,12 @@ def test_processes_see_all_devices_and_different_settings(found):
     assert [one["shared_1x8"] for one in found] == [(0, 1), (0, 1)]
 
 
+def test_what_lies_on_one_device_of_each_process_is_copied_to_all(found):
+    for one in found:
+        np.testing.assert_array_equal(one["copies"]["a"], [0, 1, 2])
+        assert one["copies"]["b"] == 7
+
+
 def test_training_equals_one_process(found):
     _, expected, measured = train_once("segmentation", sharding.make_mesh(4, 2), _batch())
     for one in found:

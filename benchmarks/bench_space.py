@@ -10,18 +10,17 @@ devices share one memory: w18_small_v1 at 4096x8192 needs 12 GB.
 """
 
 import json
-import re
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
-from jax.sharding import NamedSharding, PartitionSpec
+from absl import flags
 
 from hrnet_jax import sharding
 from hrnet_jax.models import create_model
+from hrnet_jax.tools import script
 
 _SIZE = flags.DEFINE_string("size", "1024x2048", "Height and width of the image.")
 _VARIANT = flags.DEFINE_string("variant", "w18_small_v1", "The network.")
@@ -31,25 +30,23 @@ SPACES = (1, 2, 4, 8)
 TOLERANCE = 1e-4
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    if not re.fullmatch(r"\d+x\d+", _SIZE.value):
-        raise app.UsageError(f"--size={_SIZE.value}: HxW is meant, e.g. 1024x2048")
-    height, width = map(int, _SIZE.value.split("x"))
-    if height % (32 * max(SPACES)):
-        raise app.UsageError(f"--size: 32 x {max(SPACES)} devices do not divide {height} rows")
+def run(arguments: list[str]) -> int:
+    if arguments:
+        raise ValueError(f"unexpected arguments {arguments}")
+    size = script.parse_size("size", _SIZE.value)
+    if size is None or size[0] % (32 * max(SPACES)):
+        raise ValueError(f"--size={_SIZE.value}: the height has to be n x 32 x {max(SPACES)}")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(SPACES))
     model = create_model(_VARIANT.value, 19)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    image = np.random.default_rng(0).standard_normal((1, height, width, 3), np.float32)
+    image = np.random.default_rng(0).standard_normal((1, *size, 3), np.float32)
 
     figures, whole, expected = [], None, None
     for space in SPACES:
         mesh = sharding.make_mesh(1, space)
         images = jax.device_put(image, sharding.batch_sharding(mesh))
-        placed = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+        placed = sharding.place_replicated(variables, mesh)
         start = time.perf_counter()
         compiled = jax.jit(model.apply).lower(placed, images).compile()
         seconds = time.perf_counter() - start
@@ -79,7 +76,8 @@ def main(argv: list[str]) -> None:
         del images, placed, compiled
     if _OUTPUT.value:
         Path(_OUTPUT.value).write_text(json.dumps(figures, indent=2))
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    script.run(run)

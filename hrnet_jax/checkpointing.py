@@ -44,7 +44,7 @@ from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from hrnet_jax import paths, weight_files
+from hrnet_jax import paths, sharding, weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -647,10 +647,8 @@ def _restore(folder: epath.Path, name: str) -> list[np.ndarray]:
 
 def _place(array: np.ndarray, template: Any) -> jax.Array:
     """Puts an array where the template is, on any number of hosts."""
-    sharding = getattr(template, "sharding", None)
-    if sharding is None:
-        return jax.numpy.asarray(array)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    where = getattr(template, "sharding", None)
+    return jax.numpy.asarray(array) if where is None else sharding.place_whole(array, where)
 
 
 def _check_structure(folder: epath.Path, name: str, template: Any) -> None:

@@ -91,10 +91,14 @@ def place_replicated(tree: Any, mesh: Mesh) -> Any:
             return jax.device_put(leaf, where)
         # JAX would fetch what lies on one process's device, as read from a checkpoint, over the
         # network, and on most backends refuses.
-        array = np.asarray(leaf)
-        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+        return place_whole(np.asarray(leaf), where)
 
     return jax.tree.map(place_leaf, tree)
+
+
+def place_whole(array: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
+    """A global array, of which every process has all and takes what its devices need."""
+    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 
 def share_of_batch(mesh: Mesh | None, process: int | None = None) -> tuple[int, int]:

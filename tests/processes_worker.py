@@ -46,11 +46,11 @@ def main(coordinator: str, num_processes: str, process_id: str, folder: str, buc
     found["copies"] = {name: np.asarray(copy) for name, copy in copies.items()}
     assert all(copy.sharding.mesh == mesh for copy in copies.values())
 
-    for place in (folder, bucket):
+    for name, place in (("folder", folder), ("store", bucket)):
         test_checkpointing._write(f"{place}/run", {1: 0.5, 2: 0.9, 3: None, 4: 0.1})
         store = checkpointing.CheckpointStore(f"{place}/run")
         restored = store.restore(test_checkpointing._state(0))
-        found[f"{place}/run"] = store.steps(), jax.tree.map(np.asarray, restored)
+        found[name] = store.steps(), jax.tree.map(np.asarray, restored)
         store.close()
 
     source = pickle.loads(Path(folder, "source.pickle").read_bytes())

@@ -132,29 +132,38 @@ def other_counts(path: str, source: Source) -> np.ndarray:
     return evaluator(checkpoint, source)(source).image_counts
 
 
-def full_size_examples(
-    evaluate: Evaluate, source: Source, result: evaluation.EvalResult
-) -> tuple[list[report.Example], list[report.Example]]:
-    """The worst and the best images with their predictions; no image is in both."""
+def choose_overlays(result: evaluation.EvalResult) -> dict[str, int]:
+    """The worst and the best images, each once: worst_1, best_1 and so on -> index."""
     ranking = result.ranking().tolist()
     count = min(_NUM_OVERLAYS.value, (len(ranking) + 1) // 2)
-    worst, best = ranking[:count], ranking[count:][::-1][:count]
-    found = {}
+    ends = {"worst": ranking[:count], "best": ranking[count:][::-1][:count]}
+    return {f"{kind}_{k}": i for kind, images in ends.items() for k, i in enumerate(images, 1)}
 
-    def keep(batch, predictions) -> None:
+
+def save_overlays(
+    folder: epath.Path,
+    chosen: dict[str, int],
+    evaluate: Evaluate,
+    source: Source,
+    result: evaluation.EvalResult,
+) -> None:
+    """Predicts the chosen images once more and draws them, each process those it has loaded."""
+    # Before any other process has predicted one, since all take part in that.
+    if jax.process_index() == 0:
+        report.remove_overlays(folder)
+    places, images = list(chosen), list(chosen.values())
+    miou, accuracy = result.image_miou, result.image_accuracy
+
+    def save(batch, predictions) -> None:
         rows = zip(batch["index"], batch["image"], batch["label"], predictions, strict=True)
-        found.update({int(i): (image, label, p) for i, image, label, p in rows if i >= 0})
+        for k, *maps in rows:
+            if k >= 0:
+                i = images[k]
+                example = report.Example(source.ids[i], *maps, float(miou[i]), float(accuracy[i]))
+                report.save_overlay(folder, places[k], example, source.classes)
 
-    # Several processes have a part of the images each.
-    chosen = worst + best if jax.process_count() == 1 else []
-    if chosen:
-        evaluate(source.take(chosen), on_batch=keep, progress=False)
-    scores = result.image_miou, result.image_accuracy
-    examples = [
-        report.Example(source.ids[i], *found[k], *(float(s[i]) for s in scores))
-        for k, i in enumerate(chosen)
-    ]
-    return examples[:count], examples[count:]
+    if images:
+        evaluate(source.take(images), on_batch=save, progress=False)
 
 
 def write_results(
@@ -264,6 +273,8 @@ def run(arguments: list[str]) -> int:
         f"{len(source)} images, checkpoint {checkpoint.path}",
         flush=True,
     )
+    # Of several processes the first one writes the page, with pictures of its own images.
+    draws = source.has_labels and jax.process_index() == 0
     gallery = report.Gallery()
     folder = output / "predictions"
     with contextlib.ExitStack() as stack:
@@ -272,15 +283,14 @@ def run(arguments: list[str]) -> int:
         def on_batch(batch, predictions) -> None:
             rows = zip(batch["index"], batch["image"], batch["label"], predictions, strict=True)
             for i, image, label, prediction in rows:
-                if i >= 0 and source.has_labels:
+                if i >= 0 and draws:
                     gallery.add(int(i), source.ids[i], image, label, prediction)
                 if i >= 0 and writer:
                     writer.add(int(i), prediction)
 
         result = evaluate(source, on_batch=on_batch)
     written = ["predictions/"] if saves else []
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("predictions are written")
+    multihost_utils.sync_global_devices("predictions are written")
     if _SUBMISSION.value and jax.process_index() == 0:
         path = submission.pack(folder, source, output / "submission.zip")
         written.append(f"{path.name} ({len(source)} files checked)")
@@ -289,17 +299,17 @@ def run(arguments: list[str]) -> int:
         if _COMPARE.value:
             counts = other_counts(_COMPARE.value, source)
             comparison = metrics.compare(result.image_counts, counts, source.classes.names)
-        if jax.process_index() != 0:
-            return 0
-        write_results(output, checkpoint, source, result, comparison, gallery)
-        worst, best = full_size_examples(evaluate, source, result)
-        report.save_overlays(output / "overlays", worst, best, source.classes)
-        count = len(worst) + len(best)
-        written += ["metrics.json", "per_image.csv", "report.html", f"overlays/ ({count} images)"]
+        if jax.process_index() == 0:
+            write_results(output, checkpoint, source, result, comparison, gallery)
+        chosen = choose_overlays(result)
+        save_overlays(output / "overlays", chosen, evaluate, source, result)
+        files = "metrics.json", "per_image.csv", "report.html"
+        written += [*files, f"overlays/ ({len(chosen)} images)"]
         written += ["comparison.json"] if _COMPARE.value else []
     else:
         print(f"Split {source.split!r} has no labels, hence no figures.")
-    print(f"Wrote {output}: {', '.join(written)}")
+    if jax.process_index() == 0:
+        print(f"Wrote {output}: {', '.join(written)}")
     return 0
 
 

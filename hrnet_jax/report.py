@@ -191,18 +191,19 @@ def read_log(path: str | os.PathLike) -> dict[str, list[tuple[int, float]]]:
     return curves
 
 
-def save_overlays(
-    folder: str | os.PathLike, worst: Sequence[Example], best: Sequence[Example], classes: Any
-) -> None:
-    """Writes a panel per example, folder/worst_1_NAME.png and so on; replaces older ones."""
+def remove_overlays(folder: str | os.PathLike) -> None:
+    """Removes what `save_overlay` wrote there."""
     folder = paths.path(folder)
     for old in [*folder.glob("worst_*.png"), *folder.glob("best_*.png")]:
         old.unlink()
-    for kind, examples in (("worst", worst), ("best", best)):
-        for rank, e in enumerate(examples, 1):
-            panel = visualize.panel(e.image, e.labels, e.predictions, classes, title=e.title)
-            name = e.name.replace("/", "_")
-            visualize.save(folder / f"{kind}_{rank}_{name}.png", panel)
+
+
+def save_overlay(folder: str | os.PathLike, place: str, example: Example, classes: Any) -> None:
+    """Writes a panel, folder/worst_1_NAME.png for the `place` worst_1."""
+    e = example
+    panel = visualize.panel(e.image, e.labels, e.predictions, classes, title=e.title)
+    name = e.name.replace("/", "_")
+    visualize.save(paths.path(folder) / f"{place}_{name}.png", panel)
 
 
 def _swatch(color: Sequence[int]) -> str:

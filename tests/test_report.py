@@ -224,7 +224,10 @@ def test_log_is_read_line_by_line(tmp_path):
     assert report.read_log(tmp_path / "none") == {}
 
 
-def test_overlays_replace_older_ones(tmp_path):
-    report.save_overlays(tmp_path, [example(), example("x")], [example("c")], CLASSES)
-    report.save_overlays(tmp_path, [example()], [], CLASSES)
-    assert [p.name for p in tmp_path.iterdir()] == ["worst_1_a_b.png"]
+def test_overlays(tmp_path):
+    report.save_overlay(tmp_path, "worst_1", example(), CLASSES)
+    report.save_overlay(tmp_path, "best_2", example("c"), CLASSES)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best_2_c.png", "worst_1_a_b.png"]
+    (tmp_path / "other.png").touch()
+    report.remove_overlays(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["other.png"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from compiling import fast_jit
 
+from hrnet_jax import sharding
 from hrnet_jax.models import layers
 from hrnet_jax.models.hrnet import Branch, Stem
 from hrnet_jax.models.layers import BatchNorm, Conv, ConvBN, Policy, relu, resize
@@ -74,6 +75,29 @@ def test_pointwise_convolution_is_the_matrix_product():
     kernel = jax.random.normal(jax.random.key(1), (1, 1, 5, 6))
     expected = np.asarray(x) @ np.asarray(kernel)[0, 0]
     np.testing.assert_allclose(layers.conv2d(x, kernel), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("channels", [3, 18, 48])
+def test_convolution_of_inference_is_the_same(k, channels):
+    x = jax.random.normal(jax.random.key(0), (2, 5, 7, channels))
+    kernel = jax.random.normal(jax.random.key(1), (k, k, channels, 6))
+    found = fast_jit(layers.conv2d_of_inference)(x, kernel)
+    np.testing.assert_allclose(found, layers.conv2d(x, kernel), atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "alone"), [(18, True), (48, False)])
+def test_who_computes_convolutions_of_inference(channels, alone):
+    block = layers.BasicBlock(channels)
+    x = jnp.zeros((1, 32, 64, channels))
+    variables = jax.eval_shape(functools.partial(block.init, train=False), jax.random.key(0), x)
+    run = jax.jit(
+        functools.partial(block.apply, train=False),
+        compiler_options=sharding.compiler_options("cpu"),
+    )
+    entry = run.lower(variables, x).compile().as_text().split("ENTRY", 1)[1]
+    # What the library computes stands in computations of its own.
+    assert entry.count(" convolution(") == (2 if alone else 0)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

@@ -251,7 +251,7 @@ def run(arguments: list[str]) -> int:
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)
     process_flags.join()
-    memory.keep_freed_pages(single_arena=jax.default_backend() == "cpu")
+    memory.keep_freed_pages()
     sharding.use_compilation_cache()
     if _NUM_OVERLAYS.value < 0:
         raise ValueError(f"--num_overlays={_NUM_OVERLAYS.value}: must be 0 or more")

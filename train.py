@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
         process_flags.join()
         if jax.process_index() > 0:
             package.setLevel(logging.WARNING)  # the first process speaks for all
-        memory.keep_freed_pages(single_arena=jax.default_backend() == "cpu")
+        memory.keep_freed_pages()
         trainer.train(_CONFIG.value, _WORKDIR.value)
     except trainer.NonFiniteError as error:
         return fail(str(error), code=3)

@@ -8,7 +8,7 @@ Formats, by the file's suffix:
     .stablehlo  `jax.export`: needs JAX only; batch open, size fixed; CPU, CUDA and TPU.
     .savedmodel TensorFlow SavedModel (a folder), for TensorFlow Serving; batch open, size fixed.
 Class names, colours, label ids and the step are in ONNX's metadata (key "hrnet_jax", JSON); beside
-the other two lies NAME.json with the same.
+the other two lies a file with the same, its name with .json at the end.
 """
 
 import functools
@@ -270,5 +270,5 @@ def export_model(
             )
     if path.suffix != ".onnx":
         about = json.dumps(describe(predictor, size, outputs), indent=1)
-        paths.write_text(path.with_suffix(".json"), about + "\n")
+        paths.write_text(path.with_name(f"{path.name}.json"), about + "\n")
     return agreement

@@ -66,7 +66,7 @@ def test_stablehlo_needs_jax_only(predictor, images, labels, tmp_path):
     found = jax.jit(exported.call, compiler_options=sharding.compiler_options())(images)
     np.testing.assert_array_equal(found["labels"], labels)
     np.testing.assert_allclose(found["probabilities"].sum(-1), 1, rtol=1e-5)
-    about = json.loads((tmp_path / "net.json").read_text())
+    about = json.loads((tmp_path / "net.stablehlo.json").read_text())
     assert about["classes"]["names"] == ["road", "sky", "boat"]
     assert about["size"] == list(SIZE)
 

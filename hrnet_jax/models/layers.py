@@ -145,9 +145,10 @@ def conv2d_of_inference(x: jax.Array, kernel: jax.Array) -> jax.Array:
     convolutions are faster, but for about 48 channels: W18 at 512x1024 takes a seventh less time
     with them. The library takes no convolution whose output is larger than its input, so the output
     gets a column more, which is cut off; of columns, since only rows are ever split over devices.
+    For float64 XLA has plain loops only.
     """
     k, channels = kernel.shape[0], x.shape[-1]
-    if k == 1 or 40 <= channels <= 60:
+    if k == 1 or 40 <= channels <= 60 or x.dtype != jnp.float32:
         return conv2d(x, kernel)
 
     def on_cpu(x, kernel):

@@ -11,7 +11,6 @@ drop pictures on instead.
 
 import sys
 
-import jax
 from absl import flags
 
 from hrnet_jax import inference, memory, paths, prediction, serve, sharding
@@ -34,7 +33,7 @@ flags.mark_flag_as_required("checkpoint")
 def run(arguments: list[str]) -> int:
     if _SERVE.value == bool(_OUTPUT.value):
         raise ValueError("name either --output=DIR and the images, or --serve")
-    memory.keep_freed_pages(single_arena=jax.default_backend() == "cpu")
+    memory.keep_freed_pages()
     sharding.use_compilation_cache()
     if _SERVE.value:
         # Before the network is loaded: a port in use is said at once.

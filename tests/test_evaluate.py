@@ -95,6 +95,8 @@ def finish(process):
 def evaluated(workdir, tmp_path_factory):
     """(output folder, terminal output) of evaluate.py on two devices."""
     output = tmp_path_factory.mktemp("evaluation")
+    (output / "overlays").mkdir()
+    (output / "overlays" / "worst_3_of_an_older_run.png").touch()  # to be replaced
     flags = "--batch_size=2", "--num_overlays=2", "--submission", f"--output={output}"
     code, out, err = finish(start("evaluate.py", f"--checkpoint={workdir}", *flags))
     assert code == 0, err

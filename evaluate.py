@@ -8,6 +8,7 @@ Every image counts once, at its native size, on all devices. Exit code 2 means t
 file is at fault; the message names it.
 """
 
+import collections
 import json
 import os
 
@@ -29,6 +30,7 @@ from rich.console import Console
 from hrnet_jax import (
     checkpointing,
     classification,
+    distributed,
     evaluation,
     memory,
     metrics,
@@ -166,13 +168,26 @@ def save_overlays(
         evaluate(source.take(images), on_batch=save, progress=False)
 
 
+def pictures_of_all(
+    gallery: report.Gallery, ranking: list[int]
+) -> list[tuple[int, report.Picture]]:
+    """The report's pictures by index, out of those that each process has made of its images."""
+    mine = gallery.finish()
+    num_bytes = {i: picture.num_bytes for i, picture in mine.items()}
+    num_bytes = dict(collections.ChainMap(*distributed.gather(num_bytes)))
+    chosen = report.choose_pictures(ranking, num_bytes)
+    found = distributed.gather({i: mine[i] for i in chosen if i in mine})
+    pictures = collections.ChainMap(*found)
+    return [(i, pictures[i]) for i in chosen]
+
+
 def write_results(
     output: epath.Path,
     checkpoint: checkpointing.Checkpoint,
     source: Source,
     result: evaluation.EvalResult,
     comparison: dict[str, Any] | None,
-    gallery: report.Gallery,
+    pictures: list[tuple[int, report.Picture]],
 ) -> None:
     """metrics.json, per_image.csv, comparison.json, report.html, and tables on the terminal."""
     classes, figures = source.classes, result.figures
@@ -188,7 +203,6 @@ def write_results(
     if comparison:
         write_json(output / "comparison.json", {"other": _COMPARE.value, **comparison})
         console.print(report.comparison_table(comparison))
-    pictures = gallery.choose(result.ranking().tolist())
     page = report.build_report(
         title=f"{variant} on {source.name} {source.split}",
         subtitle=f"step {checkpoint.step:,} of {checkpoint.path}; {method_flags.method()}; "
@@ -199,7 +213,7 @@ def write_results(
         intervals=intervals,
         comparison=comparison,
         other=_COMPARE.value,
-        pictures=[(picture, result.image_counts[i]) for i, picture in pictures.items()],
+        pictures=[(picture, result.image_counts[i]) for i, picture in pictures],
         curves=report.read_log(paths.path(checkpoint.path).parent.parent / "log.jsonl"),
     )
     paths.write_text(output / "report.html", page)
@@ -273,8 +287,6 @@ def run(arguments: list[str]) -> int:
         f"{len(source)} images, checkpoint {checkpoint.path}",
         flush=True,
     )
-    # Of several processes the first one writes the page, with pictures of its own images.
-    draws = source.has_labels and jax.process_index() == 0
     gallery = report.Gallery()
     folder = output / "predictions"
     with contextlib.ExitStack() as stack:
@@ -283,7 +295,7 @@ def run(arguments: list[str]) -> int:
         def on_batch(batch, predictions) -> None:
             rows = zip(batch["index"], batch["image"], batch["label"], predictions, strict=True)
             for i, image, label, prediction in rows:
-                if i >= 0 and draws:
+                if i >= 0 and source.has_labels:
                     gallery.add(int(i), source.ids[i], image, label, prediction)
                 if i >= 0 and writer:
                     writer.add(int(i), prediction)
@@ -299,8 +311,9 @@ def run(arguments: list[str]) -> int:
         if _COMPARE.value:
             counts = other_counts(_COMPARE.value, source)
             comparison = metrics.compare(result.image_counts, counts, source.classes.names)
+        pictures = pictures_of_all(gallery, result.ranking().tolist())
         if jax.process_index() == 0:
-            write_results(output, checkpoint, source, result, comparison, gallery)
+            write_results(output, checkpoint, source, result, comparison, pictures)
         chosen = choose_overlays(result)
         save_overlays(output / "overlays", chosen, evaluate, source, result)
         files = "metrics.json", "per_image.csv", "report.html"

@@ -9,6 +9,7 @@ import glob
 import importlib.util
 import json
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -202,6 +203,22 @@ def _join_tpu_pod() -> None:
     jax.distributed.initialize(initialization_timeout=TIMEOUT_SECONDS)
 
 
+def gather(value: Any) -> list[Any]:
+    """What each process of the job gives, by their ids; all of them have to call it.
+
+    Args:
+      value: anything that can be pickled; the processes trust each other.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = pickle.dumps(value)
+    lengths = multihost_utils.process_allgather(np.array([len(data)], np.int32)).ravel()
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    return [pickle.loads(row[:length]) for row, length in zip(rows, lengths, strict=True)]
+
+
 def check_same(name: str, values: Mapping[str, Any]) -> None:
     """Raises ValueError, on every process, if `values` differ between the processes of the job.
 
@@ -211,14 +228,7 @@ def check_same(name: str, values: Mapping[str, Any]) -> None:
     """
     if jax.process_count() == 1:
         return
-    text = json.dumps(dict(values), sort_keys=True, default=str).encode()
-    lengths = multihost_utils.process_allgather(np.array([len(text)], np.int32)).ravel()
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(text)] = np.frombuffer(text, np.uint8)
-    rows = multihost_utils.process_allgather(padded)
-    everyone = [
-        json.loads(bytes(row[:n])) for row, n in zip(np.asarray(rows), lengths, strict=True)
-    ]
+    everyone = gather(json.loads(json.dumps(dict(values), default=str)))
     first = everyone[0]
     for process, other in enumerate(everyone):
         differing = [

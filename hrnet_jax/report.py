@@ -10,7 +10,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -391,20 +391,29 @@ class Gallery:
         if len(self._waiting) > MAX_WAITING:
             self._waiting.popleft().result()
 
-    def choose(self, ranking: Sequence[int]) -> dict[int, Picture]:
-        """Pictures by index, from both ends of the ranking until MAX_PICTURE_BYTES are reached."""
+    def finish(self) -> dict[int, Picture]:
+        """All pictures by index; none can be added any more."""
         while self._waiting:
             self._waiting.popleft().result()
         self._worker.shutdown()
-        ends = [i for pair in zip(ranking, reversed(ranking), strict=True) for i in pair]
-        chosen, total = {}, 0
-        # Of several processes, each has the pictures of its own images.
-        for index in dict.fromkeys(i for i in ends if i in self._pictures):
-            total += self._pictures[index].num_bytes
-            if total > MAX_PICTURE_BYTES:
-                break
-            chosen[index] = self._pictures[index]
-        return chosen
+        return self._pictures
+
+
+def choose_pictures(ranking: Sequence[int], num_bytes: Mapping[int, int]) -> list[int]:
+    """Images for the page, from both ends of the ranking until MAX_PICTURE_BYTES are reached.
+
+    Args:
+        ranking: indices of all images, the worst one first.
+        num_bytes: of the picture of each.
+    """
+    ends = [i for pair in zip(ranking, reversed(ranking), strict=True) for i in pair]
+    chosen, total = [], 0
+    for index in dict.fromkeys(ends):
+        total += num_bytes[index]
+        if total > MAX_PICTURE_BYTES:
+            break
+        chosen.append(index)
+    return chosen
 
 
 def _rounded(value: float) -> float | None:

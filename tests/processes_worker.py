@@ -25,6 +25,9 @@ def main(coordinator: str, num_processes: str, process_id: str, folder: str, buc
     except ValueError as error:
         found["difference"] = str(error)
 
+    # Of different lengths.
+    found["gathered"] = distributed.gather([b"a"] * (1 + 2 * jax.process_index()))
+
     # This process loads its rows only; where the height is split over processes, all of them.
     whole = test_partitioning._batch()
     for data, space in ((4, 2), (1, 8)):

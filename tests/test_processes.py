@@ -48,6 +48,7 @@ def test_processes_see_all_devices_and_different_settings(found):
         assert one["devices"] == 8
         assert "different configurations" in one["difference"]
         assert "batch_size: 0 on process 0, 1 on process 1" in one["difference"]
+        assert one["gathered"] == [[b"a"], [b"a"] * 3]
     assert [one["shared_4x2"] for one in found] == [(0, 2), (1, 2)]
     assert [one["shared_1x8"] for one in found] == [(0, 1), (0, 1)]
 

@@ -198,16 +198,22 @@ def test_large_pictures_shrink_without_mixing_classes():
     assert (rows[:, :, 240:] == 200).all()
 
 
-def test_gallery_takes_both_ends_until_the_page_is_full(monkeypatch):
+def test_gallery_makes_every_picture():
     gallery = report.Gallery()
     e = example()
     for i in range(40):
         gallery.add(i, f"n{i}", e.image, e.labels, e.predictions)
-    size = picture()[0].num_bytes
-    monkeypatch.setattr(report, "MAX_PICTURE_BYTES", 5 * size)
-    chosen = gallery.choose([*range(1, 40), 0])
-    assert list(chosen) == [1, 0, 2, 39, 3]
-    assert chosen[39].name == "n39"
+    pictures = gallery.finish()
+    assert {i: p.name for i, p in pictures.items()} == {i: f"n{i}" for i in range(40)}
+    assert pictures[39].jpeg == picture()[0].jpeg
+
+
+def test_pictures_are_of_both_ends_until_the_page_is_full(monkeypatch):
+    monkeypatch.setattr(report, "MAX_PICTURE_BYTES", 50)
+    num_bytes = dict.fromkeys(range(40), 10)
+    assert report.choose_pictures([*range(1, 40), 0], num_bytes) == [1, 0, 2, 39, 3]
+    assert report.choose_pictures([*range(1, 40), 0], num_bytes | {2: 31}) == [1, 0]
+    assert report.choose_pictures([0, 2, 1], num_bytes) == [0, 1, 2]
 
 
 def test_log_is_read_line_by_line(tmp_path):

@@ -7,7 +7,6 @@ launchers' side.
 import dataclasses
 import glob
 import importlib.util
-import json
 import os
 import pickle
 import re
@@ -224,11 +223,9 @@ def check_same(name: str, values: Mapping[str, Any]) -> None:
 
     Args:
       name: what they are, for the message.
-      values: flat and JSON-able.
+      values: flat; anything that can be pickled.
     """
-    if jax.process_count() == 1:
-        return
-    everyone = gather(json.loads(json.dumps(dict(values), default=str)))
+    everyone = gather(dict(values))
     first = everyone[0]
     for process, other in enumerate(everyone):
         differing = [

@@ -174,8 +174,9 @@ def pictures_of_all(
     """The report's pictures by index, out of those that each process has made of its images."""
     mine = gallery.finish()
     num_bytes = {i: picture.num_bytes for i, picture in mine.items()}
-    num_bytes = dict(collections.ChainMap(*distributed.gather(num_bytes)))
+    num_bytes = collections.ChainMap(*distributed.gather(num_bytes))
     chosen = report.choose_pictures(ranking, num_bytes)
+    # Only these travel between the processes.
     found = distributed.gather({i: mine[i] for i in chosen if i in mine})
     pictures = collections.ChainMap(*found)
     return [(i, pictures[i]) for i in chosen]

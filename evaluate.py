@@ -8,14 +8,12 @@ Every image counts once, at its native size, on all devices. Exit code 2 means t
 file is at fault; the message names it.
 """
 
+from hrnet_jax.tools import method_flags, process_flags, script  # isort: skip  # quiets TensorFlow
+
 import collections
-import json
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
-
 import contextlib
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +42,6 @@ from hrnet_jax.data import open_images, open_source
 from hrnet_jax.data.image_folder import ImageClasses
 from hrnet_jax.data.source import Classes, Source
 from hrnet_jax.models import create_model
-from hrnet_jax.tools import method_flags, process_flags, script
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a run or of one of its steps, a file of weights, or a name."

@@ -10,16 +10,14 @@ not be written, 75 after SIGTERM or Ctrl-C, when all is saved and the same comma
 docs/reliability.md has the loop for launchers.
 """
 
+from hrnet_jax.tools import process_flags, script  # isort: skip  # quiets TensorFlow
+
 import difflib
 import glob
 import logging
 import os
 import re
 import sys
-
-# Before TensorFlow is imported: it only reads images here and has nothing to say.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import jax
 import tensorflow as tf
@@ -29,7 +27,6 @@ from ml_collections import config_flags
 
 from configs import common
 from hrnet_jax import checkpointing, memory, preemption, trainer
-from hrnet_jax.tools import process_flags, script
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and pictures.")

@@ -114,9 +114,15 @@ def open_topology(name: str) -> Topology:
         raise ValueError(
             "the compiler for TPUs, libtpu, is not installed: pip install 'hrnet_jax[preflight]'"
         )
-    # It would look for the machine's TPU otherwise, and insist on being alone.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # It would look for the machine's TPU otherwise, complain that there is none, and insist on
+    # being alone. What is compiled for, `name` says alone.
+    for variable, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-16"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):
+        os.environ.setdefault(variable, value)
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:

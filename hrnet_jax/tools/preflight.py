@@ -23,7 +23,6 @@ if not any(argument.endswith("topology=local") for argument in sys.argv):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs for other machines cannot be loaded again.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags
 from ml_collections import config_flags

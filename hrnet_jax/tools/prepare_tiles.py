@@ -8,10 +8,6 @@ give DIR as --config.data.root or --data_root in place of the data set's own fol
 the same, and so is every bit of the training.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
-
 from absl import flags
 
 from hrnet_jax import memory, paths

@@ -7,10 +7,7 @@ Give the run's configuration: a server with another one is refused. The data set
 here. Runs until it is stopped; training then uses --config.data.service="('HOST:5000',)".
 """
 
-import os
 import socket
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 
 from absl import flags
 from ml_collections import config_flags

@@ -7,10 +7,6 @@ Writes batch_N.png: every sample of step N after scaling, cropping, mirroring an
 changes, with a legend.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
-
 import numpy as np
 from absl import flags
 from ml_collections import config_flags

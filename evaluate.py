@@ -71,6 +71,8 @@ _SUBMISSION = flags.DEFINE_bool(
     "submission", False, "Write submission.zip for the test server; checked before it is packed."
 )
 flags.mark_flags_as_required(["checkpoint", "output"])
+for _module in (method_flags, process_flags):
+    flags.adopt_module_key_flags(_module)  # shown by --help
 
 # Flags that mean nothing to a classifier of whole images.
 _FOR_MAPS = (

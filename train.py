@@ -31,6 +31,7 @@ from hrnet_jax import checkpointing, memory, preemption, trainer
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and pictures.")
 flags.mark_flags_as_required(["config", "workdir"])
+flags.adopt_module_key_flags(process_flags)  # shown by --help
 
 
 def main(argv: list[str]) -> int:

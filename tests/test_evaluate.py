@@ -238,3 +238,14 @@ def test_predict_does_what_it_can(workdir, predictor, data, tmp_path):
     code, _, err = finish(empty)
     assert code == 2
     assert "no images given" in err
+
+
+def test_help_shows_the_flags_that_scripts_share():
+    scripts = {
+        ("evaluate.py",): ("--scales", "--[no]flip", "--tile", "--average", "--coordinator"),
+        ("-m", "hrnet_jax.tools.predict"): ("--scales", "--[no]flip", "--tile", "--average"),
+        ("train.py",): ("--coordinator", "--num_processes"),
+    }
+    for process, shown in [(start(*script, "--help"), flags) for script, flags in scripts.items()]:
+        _, out, _ = finish(process)
+        assert all(f"\n  {flag}:" in out for flag in shown), out

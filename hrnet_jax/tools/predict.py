@@ -28,6 +28,7 @@ _ALPHA = flags.DEFINE_float("alpha", 0.55, "Strength of the colours in overlays,
 _SERVE = flags.DEFINE_bool("serve", False, "Show a local web page to drop pictures on.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port of --serve; 0 takes a free one.", 0, 65535)
 flags.mark_flag_as_required("checkpoint")
+flags.adopt_module_key_flags(method_flags)  # shown by --help
 
 
 def run(arguments: list[str]) -> int:

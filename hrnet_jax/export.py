@@ -251,7 +251,8 @@ def export_model(
         raise ValueError(f"unknown outputs {outputs}; known: {OUTPUTS}")
     if size is None and path.suffix != ".onnx":
         raise ValueError(
-            f"{path.suffix} needs the size of the images; only .onnx can leave it open"
+            f"{path.suffix} needs the size of the images, as in --size=512x1024; only .onnx can"
+            " leave it open"
         )
     if size is not None and min(size) < 32:
         raise ValueError(f"size {size}: height and width must be 32 or more")

@@ -197,9 +197,14 @@ def run(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch) -
         store.wait()
     except NonFiniteError as error:
         where = diagnosis.describe(model, error.probe, state)
-        steps = store.steps()
-        kept = f"the newest checkpoint is that of step {steps[-1]}" if steps else "none was saved"
-        message = f"{error}; {where}; {kept} in {workdir}"
+        try:
+            store.wait()  # a save under way counts
+            newest = max(store.steps(), default=0)
+            kept = f"the newest checkpoint is that of step {newest}" if newest else "none was saved"
+            kept += f" in {workdir}"
+        except checkpointing.SaveError as failure:
+            kept = str(failure)
+        message = f"{error}; {where}; {kept}"
         raise NonFiniteError(message, error.step, error.probe) from None
     finally:
         log.close()

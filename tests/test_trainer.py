@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +147,12 @@ def test_nan_stops_the_run_and_names_the_step(tmp_path, streets, quick, monkeypa
                 batch = {**batch, "label": np.full_like(batch["label"], 99)}  # no class
             yield batch
 
+    def slow(store, write=checkpointing.CheckpointStore._write_manifest):
+        time.sleep(1)  # step 2 is still being written when the error comes
+        write(store)
+
     monkeypatch.setattr(trainer, "make_batches", poisoned)
+    monkeypatch.setattr(checkpointing.CheckpointStore, "_write_manifest", slow)
     with pytest.raises(
         trainer.NonFiniteError,
         match=r"step 3: the loss is nan.*gradient is not is head/classifier.* that of step 2 in",

@@ -78,6 +78,9 @@ def get_config() -> ConfigDict:
     # Brightness, contrast and saturation of each image times random factors in 1 +- this, 0..1;
     # on the device (preprocess.adjust_color). 0: none, as in the official recipes.
     data.color_jitter = 0.0
+    # Share of the samples over which some classes of the batch's next sample are pasted, 0..1; on
+    # the device (preprocess.mix_classes). 0: none, as in the official recipes.
+    data.class_mix = 0.0
     # More sets to train on, each a dict with name, root, split, weight (its share of the samples)
     # and class_map ({class there: class here, or "" to ignore it}). docs/data.md has an example.
     data.mix = ()

@@ -171,7 +171,7 @@ def _open_classification(config: ConfigDict, split: str):
 
 
 def _mix_classification(config: ConfigDict, source):
-    for key in ("mix", "class_uniform", "service"):
+    for key in ("mix", "class_uniform", "class_mix", "service"):
         if config.data[key]:
             raise ValueError(f"config.data.{key}={config.data[key]!r} is for segmentation only")
     return source

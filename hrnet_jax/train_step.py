@@ -78,6 +78,7 @@ def make_train_step(
     ignore_label: int = 255,
     skip_nonfinite: bool = False,
     color_jitter: float = 0.0,
+    class_mix: float = 0.0,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Builds the pure function (state, batch) -> (state, metrics).
 
@@ -91,7 +92,7 @@ def make_train_step(
       optimizer: from `make_optimizer`.
       schedule: the learning rate in it, for the metrics.
       loss_function: maps logits and labels at full size to a scalar.
-      seed: of dropout and colours, together with the step.
+      seed: of dropout, colours and mixing, together with the step.
       accumulate: computes the batch in this many parts, one after the other, and averages their
         losses and gradients. Statistics are those of each part, as if it were a batch. It needs
         the activations of one part only.
@@ -104,6 +105,7 @@ def make_train_step(
         norm is not finite.
       color_jitter: random brightness, contrast and saturation of each image by up to this share,
         see `preprocess.adjust_color`; 0 leaves the images alone.
+      class_mix: share of the images that get classes of others, see `preprocess.mix_classes`.
     """
     dtype = model.policy.dtype
 
@@ -129,6 +131,10 @@ def make_train_step(
     def gradients_of_batch(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = dict(batch)
+        if class_mix:
+            batch["image"], batch["label"] = preprocess.mix_classes(
+                batch["image"], batch["label"], seed, state.step, class_mix, ignore_label
+            )
         if color_jitter:
             batch["color"] = preprocess.color_factors(
                 seed, state.step, len(batch["image"]), color_jitter

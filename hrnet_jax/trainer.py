@@ -55,7 +55,7 @@ FREE_KEYS = (
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
 )  # fmt: skip
 # Keys that runs of earlier versions lack, and what those did.
-LATER_KEYS = {"data.color_jitter": 0.0, "loss.label_smoothing": 0.0}
+LATER_KEYS = {"data.color_jitter": 0.0, "data.class_mix": 0.0, "loss.label_smoothing": 0.0}
 BACKBONE_PARTS = (
     "stem", "layer1", "transition1", "stage2", "transition2", "stage3", "transition3", "stage4",
 )  # fmt: skip
@@ -251,6 +251,7 @@ def check_config(config: ConfigDict) -> None:
         ("optimizer.poly_power", 0, math.inf),
         ("optimizer.drop_factor", 0, 1),
         ("data.color_jitter", 0, 1),
+        ("data.class_mix", 0, 1),
         ("loss.label_smoothing", 0, 1),
         ("loss.ohem_threshold", 0, 1),
         ("eval.every_steps", 0, math.inf),
@@ -267,6 +268,12 @@ def check_config(config: ConfigDict) -> None:
     if not 0 < config.optimizer.learning_rate < math.inf:
         raise ValueError(
             f"config.optimizer.learning_rate={config.optimizer.learning_rate}: not > 0 and finite"
+        )
+    if config.data.class_mix and config.batch_size < 2:
+        raise ValueError(
+            f"config.data.class_mix={config.data.class_mix} takes classes from another image of the"
+            f" batch, but config.batch_size={config.batch_size}: set it to 2 or more, or class_mix"
+            " to 0"
         )
     if not config.num_steps and not config.num_epochs > 0:
         raise ValueError("config.num_epochs must be positive, or set config.num_steps")
@@ -609,6 +616,7 @@ def lower_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainState
         ignore_label=task_of(config.head).ignore_label,
         skip_nonfinite=config.optimizer.skip_nonfinite > 0,
         color_jitter=config.data.color_jitter,
+        class_mix=config.data.class_mix,
     )
     label_shape, label_type = task_of(config.head).label_shape(config)
     image_shape = (config.batch_size, *config.data.crop_size, 3)

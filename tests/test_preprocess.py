@@ -1,4 +1,4 @@
-"""Colours: by hand, against the operations one after the other, the same on any devices."""
+"""Colours and mixing: by hand, by their draws, the same on any devices."""
 
 import jax
 import numpy as np
@@ -73,3 +73,64 @@ def test_devices_make_no_difference():
     got = augment(sharding.place_batch({"image": images}, mesh)["image"])
     np.testing.assert_allclose(got, expected, rtol=3e-7)
     assert got.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 4)
+
+
+def _mixed(labels, share, step=3, seed=7, images=None):
+    """Labels after mixing; images are checked to go with them."""
+    images = np.repeat(labels[..., None], 3, axis=-1) if images is None else images
+    mixed, got = jax.jit(preprocess.mix_classes, static_argnums=(2, 4))(
+        images, labels, seed, step, share
+    )
+    np.testing.assert_array_equal(mixed, np.repeat(np.asarray(got)[..., None], 3, axis=-1))
+    assert (mixed.dtype, got.dtype) == (images.dtype, labels.dtype)
+    return np.asarray(got)
+
+
+def test_mixing_takes_whole_classes_of_the_next_image_only():
+    # Image n has the classes 20 n .. 20 n + 18, and pixels to be ignored.
+    labels = np.random.default_rng(1).integers(0, 20, (4, 16, 24)).astype(np.uint8)
+    labels += (20 * np.arange(4, dtype=np.uint8))[:, None, None]
+    labels[labels % 20 == 19] = 255
+    got = _mixed(labels, 1.0)
+    following = np.roll(labels, -1, axis=0)
+    pasted = got != labels
+    np.testing.assert_array_equal(got[pasted], following[pasted])
+    for place in range(4):
+        taken = set(following[place][pasted[place]])
+        assert 0 < len(taken) < 19
+        assert 255 not in taken
+        np.testing.assert_array_equal(pasted[place], np.isin(following[place], list(taken)))
+
+
+def test_share_of_mixed_images_and_of_classes():
+    # Two classes to a pair of images: 0 .. 63 above, 64 .. 127 below.
+    n = 64
+    labels = np.stack([np.full((n, 2), k) for k in (0, 64)], 1) + np.arange(n)[:, None, None]
+    labels = labels.astype(np.uint8)
+    np.testing.assert_array_equal(_mixed(labels, 0.0), labels)
+    pasted = np.concatenate(
+        [_mixed(labels, 0.5, step)[..., 0] != labels[..., 0] for step in range(8)]
+    )
+    # Each is taken with probability 1/4, both 1/8: 512 draws.
+    assert pasted.mean() == pytest.approx(1 / 4, abs=0.05)
+    assert pasted.all(axis=1).mean() == pytest.approx(1 / 8, abs=0.05)
+    assert np.any(_mixed(labels, 0.5, 3) != _mixed(labels, 0.5, 4))
+    assert np.any(_mixed(labels, 0.5, seed=7) != _mixed(labels, 0.5, seed=8))
+
+
+def test_mixing_depends_on_the_place_not_on_the_batch_or_the_devices():
+    labels = np.random.default_rng(2).integers(0, 11, (8, 64, 8)).astype(np.uint8)
+    expected = _mixed(labels, 0.7)
+    np.testing.assert_array_equal(_mixed(labels[:5], 0.7)[:4], expected[:4])
+    images = np.repeat(labels[..., None], 3, axis=-1)
+    mesh = sharding.make_mesh(data=4, space=2)
+    batch = sharding.place_batch({"image": images, "label": labels}, mesh)
+    mix = jax.jit(lambda image, label: preprocess.mix_classes(image, label, 7, 3, 0.7))
+    mixed, got = mix(batch["image"], batch["label"])
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(mixed[..., 0], expected)
+    assert mixed.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 4)
+    # Neighbours pass single images on.
+    program = mix.lower(batch["image"], batch["label"]).compile().as_text()
+    assert "collective-permute" in program
+    assert "all-gather" not in program

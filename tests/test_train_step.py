@@ -171,6 +171,18 @@ def test_colours_are_those_of_the_step_and_the_place(model):
     assert max(jax.tree.leaves(difference)) > 1e-3
 
 
+def test_classes_are_mixed_over_the_whole_batch(model):
+    """Before it is computed in parts, each of which takes every other image."""
+    state, batch = _state(model).replace(step=jnp.int32(9)), _batch(4)
+    mixed = preprocess.mix_classes(batch["image"], batch["label"], 0, 9, 1.0)
+    assert np.any(mixed[1] != batch["label"])
+    expected, _ = _compiled(model, accumulate=2)(
+        state, dict(zip(("image", "label"), mixed, strict=True))
+    )
+    got, _ = _compiled(model, accumulate=2, class_mix=1.0)(state, batch)
+    _close(got.params, expected.params, atol=1e-6)
+
+
 def test_float64():
     with jax.enable_x64(True):
         model = Small(Policy(jnp.dtype("float64"), jnp.dtype("float64")))

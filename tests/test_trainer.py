@@ -11,7 +11,7 @@ import pytest
 from stopping import stopped_at
 
 import hrnet_jax
-from configs import camvid, common, fake_data
+from configs import camvid, common, fake_data, imagenet
 from hrnet_jax import (
     checkpointing,
     run_lock,
@@ -21,6 +21,7 @@ from hrnet_jax import (
 )
 from hrnet_jax.data import synthetic
 from hrnet_jax.models import create_model
+from hrnet_jax.tasks import task_of
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +175,7 @@ BAD_CONFIGS = [
     ("model.init", "zero", "unknown initialisation 'zero'"),
     ("batch_size", -2, "config.batch_size=-2: must be at least 1"),
     ("batch_size", 3, r"config.batch_size=3 is not divisible by 2"),
+    ("data.class_mix", 1.1, "config.data.class_mix=1.1: must be in 0..1"),
     ("optimizer.accumulate", 2, "not divisible by 4: mesh.data has 2 devices"),
     ("optimizer.ema_decay", 1.5, r"config.optimizer.ema_decay=1.5: must be in 0..1"),
     ("optimizer.learning_rate", 0.0, "not > 0"),
@@ -207,6 +209,17 @@ def test_bad_configs_are_refused_before_anything_compiles(
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         trainer.train(_config(streets, **{key: value}), str(tmp_path))
     assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_mixing_needs_images_with_classes_and_another_one():
+    config = common.get_config()
+    config.update_from_flattened_dict({"data.class_mix": 0.5, "batch_size": 1})
+    with pytest.raises(ValueError, match="batch_size=1: set it to 2 or more"):
+        trainer.check_config(config)
+    config = imagenet.get_config()
+    config.data.class_mix = 0.5
+    with pytest.raises(ValueError, match=r"class_mix=0\.5 is for segmentation only"):
+        task_of(config.head).mix(config, None)
 
 
 def test_a_folder_in_use_is_refused(tmp_path, streets, quick):

@@ -3,8 +3,8 @@
 python -m hrnet_jax.tools.show_batch --config=configs/NAME.py --config.data.root=DIR --output=DIR
     [--step=N]
 
-Writes batch_N.png: every sample of step N after scaling, cropping, mirroring and colour
-changes, with a legend.
+Writes batch_N.png: every sample of step N after scaling, cropping, mirroring, mixing and
+colour changes, with a legend.
 """
 
 import numpy as np
@@ -26,11 +26,14 @@ def run(arguments: list[str]) -> int:
     config = trainer.with_fake_data(_CONFIG.value, _OUTPUT.value)
     source, _ = trainer.open_sources(config)
     batch = next(trainer.make_batches(config, source, _STEP.value))
-    images = batch["image"]
+    images, labels = batch["image"], batch["label"]
+    if share := config.data.class_mix:
+        mixed = preprocess.mix_classes(images, labels, config.seed, _STEP.value, share)
+        images, labels = (np.asarray(x) for x in mixed)
     if strength := config.data.color_jitter:
         factors = preprocess.color_factors(config.seed, _STEP.value, len(images), strength)
         images = np.asarray(preprocess.adjust_color(images, factors).round()).astype(np.uint8)
-    pairs = zip(images, batch["label"], strict=True)
+    pairs = zip(images, labels, strict=True)
     panels = [
         visualize.panel(image, label, None, source.classes, title=f"step {_STEP.value}, slot {k}")
         for k, (image, label) in enumerate(pairs)

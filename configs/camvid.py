@@ -11,7 +11,8 @@ official PyTorch code, trained so on two CPU cores at 55-88 s an epoch, reached 
 `:recipe=constant` is the long run behind the weights that come with the package: the learning rate
 stays, so the run may be ended (SIGTERM) and continued at any time, and a moving average of the
 weights is what is evaluated. `:recipe=decay` ends it: from the averaged weights of such a run
-(`--config.init_from=OUT`), in whole frames, the learning rate falls to 0.
+(`--config.init_from=OUT`), in whole frames over half of which classes of another frame are pasted,
+the learning rate falls to 0.
 
 `:runlocal` shrinks any of them to about a minute.
 """
@@ -78,6 +79,7 @@ def decay(config):
     config.data.crop_size = (360, 480)  # the frames' own size
     config.data.allow_any_crop = True
     config.data.scale_min = 0.75
+    config.data.class_mix = 0.5
     config.optimizer.learning_rate = 0.001
     config.optimizer.poly_power = 1.0
     config.optimizer.ema_decay = 0.99

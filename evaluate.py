@@ -120,17 +120,23 @@ def evaluator(checkpoint: checkpointing.Checkpoint, source: Source) -> Evaluate:
     )
 
 
-def other_counts(path: str, source: Source) -> np.ndarray:
-    """Counts per image of what --compare names."""
+def other_counts(path: str, source: Source) -> Callable[[], np.ndarray]:
+    """What gives the counts per image of what --compare names, which is opened at once."""
     folder, file = paths.path(path), weight_files.find(path)
     if file is None and not folder.exists():
         raise FileNotFoundError(f"--compare={path}: no such file or folder; {weight_files.known()}")
     scores = (folder.parent if folder.is_file() else folder) / evaluation.IMAGE_SCORES
     if scores.exists() and (file is None or weight_files.is_foreign(file)):
-        return evaluation.read_image_counts(scores, source.ids, source.classes.names)
+        known = evaluation.read_image_counts(scores, source.ids, source.classes.names)
+        return lambda: known
     checkpoint = checkpointing.load_checkpoint(path)
-    print(f"comparing with checkpoint {checkpoint.path}", flush=True)
-    return evaluator(checkpoint, source)(source).image_counts
+    evaluate = evaluator(checkpoint, source)
+
+    def counts() -> np.ndarray:
+        print(f"comparing with checkpoint {checkpoint.path}", flush=True)
+        return evaluate(source).image_counts
+
+    return counts
 
 
 def choose_overlays(result: evaluation.EvalResult) -> dict[str, int]:
@@ -281,6 +287,9 @@ def run(arguments: list[str]) -> int:
             f"split {source.split!r} has no labels to evaluate against; --save_predictions or "
             "--submission writes predictions without them"
         )
+    if _COMPARE.value and not source.has_labels:
+        raise ValueError(f"--compare: split {source.split!r} has no labels to compare by")
+    compared = other_counts(_COMPARE.value, source) if _COMPARE.value else None
     output.mkdir(parents=True, exist_ok=True)
     print(
         f"{checkpoint.metadata['model']['variant']} on {source.name} {source.split}: "
@@ -308,9 +317,8 @@ def run(arguments: list[str]) -> int:
         written.append(f"{path.name} ({len(source)} files checked)")
     if source.has_labels:
         comparison = None
-        if _COMPARE.value:
-            counts = other_counts(_COMPARE.value, source)
-            comparison = metrics.compare(result.image_counts, counts, source.classes.names)
+        if compared:
+            comparison = metrics.compare(result.image_counts, compared(), source.classes.names)
         pictures = pictures_of_all(gallery, result.ranking().tolist())
         if jax.process_index() == 0:
             write_results(output, checkpoint, source, result, comparison, pictures)

@@ -186,6 +186,7 @@ def test_compares_with_checkpoints_and_earlier_evaluations(evaluated, workdir, t
     code, _, err = finish(missing)
     assert code == 2
     assert "--compare=/no/such: no such file or folder" in err
+    assert not (tmp_path / "x").exists()  # said before anything is evaluated
 
 
 def test_pictures_report_and_table(evaluated):
@@ -206,6 +207,7 @@ def test_evaluate_refuses_with_one_line_and_code_2(workdir, tmp_path):
         ((f"--checkpoint={tmp_path}/none", output), "none: the folder does not exist"),
         ((checkpoint, output, "--data_root=/no/such"), "no data set folder '/no/such'"),
         ((checkpoint, output, "--batchsize=2"), "'batchsize'"),
+        ((checkpoint, output, "--compare=camvid_w18_small_v1"), "was trained for the classes"),
     ]
     for process, (_, message) in zip(
         [start("evaluate.py", *arguments) for arguments, _ in cases], cases, strict=True

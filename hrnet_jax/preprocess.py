@@ -1,6 +1,6 @@
 """From uint8 pixels to the network's input; runs on the device, inside the jitted step.
 
-What is random depends on the seed, the step and an image's place in the batch and on nothing else:
+Random numbers depend on the seed, the step and an image's place in the batch and on nothing else:
 neither on the devices nor on the size of the batch.
 """
 
@@ -110,8 +110,8 @@ def mix_classes(
     chosen, numbers = jax.vmap(draw)(_keys(seed, _MIX_STREAM, step, len(images)))
     chosen, factor, shift = (x[:, None, None] for x in (chosen, numbers[:, 0] | 1, numbers[:, 1]))
     next_images, next_labels = jnp.roll(images, -1, axis=0), jnp.roll(labels, -1, axis=0)
-    # The top bit of a random odd multiple says whether a class is taken: a table of the classes
-    # would be looked up for each pixel, which is slow on TPU.
+    # The top bit of a random odd multiple says whether a class is taken, so that there is no table
+    # of classes to be looked up for each pixel.
     taken = (next_labels.astype(jnp.uint32) * factor + shift) >> 31 == 1
     pasted = chosen & taken & (next_labels != ignore_label)
     return (

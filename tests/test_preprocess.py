@@ -75,9 +75,9 @@ def test_devices_make_no_difference():
     assert got.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 4)
 
 
-def _mixed(labels, share, step=3, seed=7, images=None):
+def _mixed(labels, share, step=3, seed=7):
     """Labels after mixing; images are checked to go with them."""
-    images = np.repeat(labels[..., None], 3, axis=-1) if images is None else images
+    images = np.repeat(labels[..., None], 3, axis=-1)
     mixed, got = jax.jit(preprocess.mix_classes, static_argnums=(2, 4))(
         images, labels, seed, step, share
     )

@@ -1,0 +1,57 @@
+"""The peer's side of train_peer.py: trains PyTorch's HRNet on the batches that arrive on stdin.
+
+    python benchmarks/torch_train.py VARIANT CLASSES BATCH HEIGHT WIDTH THREADS WEIGHTS.pth
+
+For each line `step LEARNING_RATE`, followed by uint8 images [N, H, W, 3] and labels [N, H, W], it
+takes a step of SGD as the official recipe does and prints the loss; for `save FILE.pth` it writes
+the weights and prints "saved".
+"""
+
+import sys
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch_hrnet import HRNet
+
+MEAN = torch.tensor([0.485, 0.456, 0.406])
+STD = torch.tensor([0.229, 0.224, 0.225])
+IGNORE_LABEL = 255
+
+
+def main() -> None:
+    variant = sys.argv[1]
+    classes, batch, height, width, threads = map(int, sys.argv[2:7])
+    torch.set_num_threads(threads)
+    model = HRNet(variant, classes)
+    model.load_state_dict(torch.load(sys.argv[7], weights_only=True))
+    model = model.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0, momentum=0.9, weight_decay=5e-4)
+
+    def read(*shape: int) -> torch.Tensor:
+        size = int(np.prod(shape))
+        return torch.frombuffer(bytearray(sys.stdin.buffer.read(size)), dtype=torch.uint8).reshape(
+            shape
+        )
+
+    while line := sys.stdin.buffer.readline().decode().split():
+        if line[0] == "save":
+            torch.save(model.state_dict(), line[1])
+            print("saved", flush=True)
+            continue
+        images = read(batch, height, width, 3).float() / 255
+        labels = read(batch, height, width).long()
+        images = ((images - MEAN) / STD).permute(0, 3, 1, 2)
+        optimizer.param_groups[0]["lr"] = float(line[1])
+        optimizer.zero_grad()
+        logits = F.interpolate(
+            model(images), (height, width), mode="bilinear", align_corners=model.align_corners
+        )
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_LABEL)
+        loss.backward()
+        optimizer.step()
+        print(loss.item(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

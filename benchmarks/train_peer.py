@@ -1,0 +1,117 @@
+"""Trains the official architecture in PyTorch on the batches that train.py would train on.
+
+    python benchmarks/train_peer.py --config=configs/camvid.py --config.data.root=CAMVID
+        --output=FOLDER [--peer_python=PYTHON]
+
+The same initial weights, images, crops, learning rates and order as of
+`python train.py --config=... --workdir=...` with the same configuration, which must be one with
+plain cross-entropy and SGD. PyTorch trains (torch_train.py, in a process of its own); its weights
+are evaluated by evaluation.py like ours. Writes log.jsonl and peer.pth into FOLDER;
+`plot_runs.py ours=WORKDIR peer=FOLDER` draws both.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+import hrnet_jax
+from hrnet_jax import evaluation, progress, sharding, torch_files, torch_weights, trainer
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "As for train.py.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder of log.jsonl and peer.pth.")
+_PEER = flags.DEFINE_string("peer_python", sys.executable, "Interpreter with torch.")
+flags.mark_flags_as_required(["config", "output"])
+
+
+def check(config) -> None:
+    """Refuses what torch_train.py does not do."""
+    expected = {
+        "head": "segmentation", "model.dtype": "float32", "optimizer.name": "sgd",
+        "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4, "optimizer.nesterov": False,
+        "optimizer.accumulate": 1, "optimizer.ema_decay": 0.0, "optimizer.skip_nonfinite": 0,
+        "loss.name": "cross_entropy", "loss.class_weights": None, "loss.label_smoothing": 0.0,
+        "data.color_jitter": 0.0, "data.class_mix": 0.0, "model.align_corners": None,
+    }  # fmt: skip
+    found = trainer.flatten(config.to_dict())
+    for key, value in expected.items():
+        if found[key] != value:
+            raise app.UsageError(f"config.{key} must be {value!r} here, not {found[key]!r}")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    config, folder = _CONFIG.value, Path(_OUTPUT.value)
+    trainer.check_config(config)
+    check(config)
+    source, eval_source = trainer.open_sources(config)
+    steps_per_epoch = len(source) / config.batch_size
+    num_steps = config.num_steps or max(1, int(config.num_epochs * steps_per_epoch))
+    schedule, optimizer = trainer.make_optimizer(config, num_steps, steps_per_epoch)
+    model = trainer.make_model(config, source.classes.num_classes)
+    sharding.use_compilation_cache(config.compilation_cache)
+    state = trainer.create_state(
+        model,
+        optimizer,
+        seed=config.seed,
+        variables=trainer.load_initial_variables(config, model),
+    )
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / "peer.pth"
+    torch_files.write_tensors(weights, torch_weights.to_torch(model, variables, "official"))
+    learning_rates = jax.device_get(jax.vmap(schedule)(np.arange(num_steps)))
+    eval_every = config.eval.every_steps or round(config.eval.every_epochs * steps_per_epoch)
+
+    shape = map(str, (source.classes.num_classes, config.batch_size, *config.data.crop_size))
+    threads = str(len(os.sched_getaffinity(0)))
+    script = str(Path(__file__).with_name("torch_train.py"))
+    log = progress.RunLog(str(folder), 0)
+    with subprocess.Popen(
+        [_PEER.value, script, config.variant, *shape, threads, str(weights)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as peer:
+
+        def ask(line: str, *arrays: np.ndarray) -> str:
+            peer.stdin.write(f"{line}\n".encode())
+            for array in arrays:
+                peer.stdin.write(np.ascontiguousarray(array).data)
+            peer.stdin.flush()
+            answer = peer.stdout.readline().decode().strip()
+            if not answer:
+                raise RuntimeError(f"{script} has ended, see above")
+            return answer
+
+        batches = itertools.islice(trainer.make_batches(config, source, 0), num_steps)
+        losses = []
+        for step, batch in enumerate(batches, start=1):
+            rate = learning_rates[step - 1]
+            losses.append(float(ask(f"step {rate:.9g}", batch["image"], batch["label"])))
+            evaluates = step % eval_every == 0 or step == num_steps
+            if evaluates or step == 1 or step % config.log_every_steps == 0:
+                loss, epoch = float(np.mean(losses)), step / steps_per_epoch
+                log.scalars(step, {"epoch": epoch, "loss": loss, "learning_rate": float(rate)})
+                print(f"step {step}/{num_steps}  epoch {epoch:.1f}  loss {loss:.4f}", flush=True)
+                losses = []
+            if evaluates:
+                ask(f"save {weights}")
+                peer_model, variables = hrnet_jax.from_torch(weights)
+                result = evaluation.evaluate(
+                    peer_model, variables, eval_source, batch_size=config.eval.batch_size
+                )
+                log.scalars(step, {"miou": result.figures["miou"]}, prefix="eval")
+                print(f"after step {step}: mIoU {result.figures['miou']:.4f}", flush=True)
+        peer.stdin.close()
+    log.close()
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -38,7 +38,7 @@ from hrnet_jax import (
     submission,
     weight_files,
 )
-from hrnet_jax.data import open_images, open_source
+from hrnet_jax.data import open_images
 from hrnet_jax.data.image_folder import ImageClasses
 from hrnet_jax.data.source import Classes, Source
 from hrnet_jax.models import create_model
@@ -86,14 +86,8 @@ Evaluate = Callable[..., evaluation.EvalResult]
 def open_split(checkpoint: checkpointing.Checkpoint) -> Source:
     """The split that the flags and the checkpoint's configuration name."""
     data = checkpoint.metadata["config"]["data"]
-    root = _DATA_ROOT.value or data["root"]
-    if not root or not paths.path(root).is_dir():
-        raise FileNotFoundError(f"no data set folder {root!r}; name it with --data_root=DIR")
-    source = open_source(
-        data["name"],
-        root=root,
-        split=_SPLIT.value or data["eval_split"],
-        class_file=data["class_file"],
+    source = evaluation.open_split(
+        data, root=_DATA_ROOT.value, split=_SPLIT.value or data["eval_split"]
     )
     return evaluation.spread(source, _MAX_IMAGES.value)
 

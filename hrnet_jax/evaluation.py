@@ -5,7 +5,7 @@ import functools
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from hrnet_jax import inference, metrics, paths, sharding
-from hrnet_jax.data import pipeline
+from hrnet_jax.data import open_source, pipeline
 from hrnet_jax.data.source import Source
 
 OnBatch = Callable[[dict[str, np.ndarray], np.ndarray], None]
@@ -93,6 +93,23 @@ def read_image_counts(
     if missing := [i for i in ids if i not in found]:
         raise ValueError(f"{path}: lacks {len(missing)} of the images: {', '.join(missing[:5])}")
     return np.array([found[i] for i in ids], np.int64).reshape(len(ids), 3, len(names))
+
+
+def open_split(data: Mapping[str, Any], *, root: str, split: str) -> Source:
+    """A split of the data set that a checkpoint was trained on.
+
+    Args:
+        data: the section "data" of the checkpoint's configuration.
+        root: folder of the data set; "": training's.
+        split: e.g. "val".
+
+    Raises:
+        FileNotFoundError, ValueError: if the folder or the split is not there.
+    """
+    root = root or data["root"]
+    if not root or not paths.path(root).is_dir():
+        raise FileNotFoundError(f"no data set folder {root!r}; name it with --data_root=DIR")
+    return open_source(data["name"], root=root, split=split, class_file=data["class_file"])
 
 
 def spread(source: Source, max_images: int) -> Source:

@@ -60,6 +60,18 @@ def is_foreign(path_or_name: str | os.PathLike) -> bool:
         return True
 
 
+def check_path(path: str | os.PathLike) -> epath.Path:
+    """The path of a file to be written.
+
+    Raises:
+      ValueError: for another suffix.
+    """
+    path = paths.path(path)
+    if path.suffix != SUFFIX:
+        raise ValueError(f"{path}: weights are written to a {SUFFIX} file")
+    return path
+
+
 def write(
     path: str | os.PathLike,
     variables: Mapping[str, Any],
@@ -82,9 +94,9 @@ def write(
     Raises:
       ValueError: for another suffix or type, or a kernel too large for float16.
     """
-    path = paths.path(path)
-    if path.suffix != SUFFIX or dtype not in DTYPES:
-        raise ValueError(f"{path} in {dtype}: expected a {SUFFIX} file in one of {DTYPES}")
+    path = check_path(path)
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; known: {DTYPES}")
     arrays = {}
     for name, value in traverse_util.flatten_dict(dict(variables), sep="/").items():
         value = np.asarray(value, np.float32)

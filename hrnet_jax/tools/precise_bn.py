@@ -1,0 +1,67 @@
+"""Measures BatchNorm's statistics anew on whole training images and writes the weights with them.
+
+python -m hrnet_jax.tools.precise_bn --checkpoint=RUN --output=FILE.safetensors [--data_root=DIR]
+    [--batch_size=8] [--max_images=N] [--dtype=float16]
+
+What training leaves are the statistics of crops, scaled, coloured and mixed; those of the images as
+evaluation shows them often score better. FILE goes wherever a run's folder goes, and
+`evaluate.py --checkpoint=FILE --compare=RUN` says what it brings.
+"""
+
+from absl import flags
+
+from hrnet_jax import checkpointing, evaluation, memory, precise_bn, sharding, weight_files
+from hrnet_jax.models import create_model
+from hrnet_jax.tools import script
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Folder of a run or of one of its steps, a file of weights, or a name."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The .safetensors file to write.")
+_DATA_ROOT = flags.DEFINE_string("data_root", "", "Folder of the data set; default: training's.")
+_SPLIT = flags.DEFINE_string("split", "", "Split of the images; default: the run's own.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images per step, over all devices.", 1)
+_MAX_IMAGES = flags.DEFINE_integer("max_images", 0, "Only so many, evenly spread; 0: all.", 0)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", weight_files.DTYPES, "Of the kernels in the file.")
+flags.mark_flags_as_required(["checkpoint", "output"])
+
+
+def run(arguments: list[str]) -> int:
+    if arguments:
+        raise ValueError(f"unexpected arguments {arguments}; options start with --")
+    weight_files.check_path(_OUTPUT.value)
+    memory.keep_freed_pages()
+    sharding.use_compilation_cache()
+    checkpoint = checkpointing.load_checkpoint(_CHECKPOINT.value)
+    model = create_model(**checkpoint.metadata["model"])
+    if model.head == "classification":
+        raise ValueError(f"{checkpoint.path} classifies whole images; this is for segmentation")
+    data = checkpoint.metadata["config"]["data"]
+    # What was converted from PyTorch's files does not say what it was trained on.
+    split = _SPLIT.value or data.get("train_split", "train")
+    source = evaluation.open_split(data, root=_DATA_ROOT.value, split=split)
+    stats, images = precise_bn.measure(
+        model,
+        checkpoint.variables,
+        evaluation.spread(source, _MAX_IMAGES.value),
+        batch_size=_BATCH_SIZE.value,
+        mesh=sharding.make_mesh(),
+    )
+    variables = {"params": checkpoint.variables["params"], "batch_stats": stats}
+    weight_files.write(
+        _OUTPUT.value,
+        variables,
+        checkpoint.metadata,
+        step=checkpoint.step,
+        score=None,
+        dtype=_DTYPE.value,
+    )
+    print(
+        f"Wrote {_OUTPUT.value}: {checkpoint.path} with the statistics of {images} of"
+        f" {len(source)} images of {source.name} {source.split}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    script.run(run)

@@ -264,8 +264,8 @@ def run(arguments: list[str]) -> int:
     # TensorFlow only reads images; the accelerators are JAX's.
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)
+    memory.keep_freed_pages()  # before JAX starts
     process_flags.join()
-    memory.keep_freed_pages()
     sharding.use_compilation_cache()
     if _NUM_OVERLAYS.value < 0:
         raise ValueError(f"--num_overlays={_NUM_OVERLAYS.value}: must be 0 or more")

@@ -48,10 +48,10 @@ def main(argv: list[str]) -> int:
     package.setLevel(logging.INFO)
     package.propagate = False
     try:
+        memory.keep_freed_pages()  # before JAX starts
         process_flags.join()
         if jax.process_index() > 0:
             package.setLevel(logging.WARNING)  # the first process speaks for all
-        memory.keep_freed_pages()
         trainer.train(_CONFIG.value, _WORKDIR.value)
     except trainer.NonFiniteError as error:
         return fail(str(error), code=3)

@@ -61,7 +61,7 @@ def initialize(
     """
     job = find_job(os.environ, coordinator, num_processes, process_id)
     if job is None:
-        if _on_tpu():
+        if on_tpu():
             _join_tpu_pod()
         return
     if job.num_processes == 1:
@@ -188,7 +188,7 @@ def _device_of(
     return (int(local_rank),)
 
 
-def _on_tpu() -> bool:
+def on_tpu() -> bool:
     """Whether this machine has TPU chips and the library for them."""
     chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
     cpu_only = os.environ.get("JAX_PLATFORMS", "").lower() == "cpu"

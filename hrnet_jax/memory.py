@@ -1,10 +1,13 @@
 """Whether a view of an image fits into memory, tiles of which size do, and memory that is kept."""
 
 import ctypes
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from hrnet_jax import distributed
 
 # Bytes of intermediate results per pixel of the image and unit of the variant's width, float32:
 # XLA's own analysis says 16.6 to 17.8 for w18_small_v1, w18 and w48 on CPU.
@@ -39,9 +42,12 @@ def keep_freed_pages(*, single_arena: bool | None = None) -> bool:
     mapping the pages takes a fifth of that step, and of decoding a PNG. The process then stays as
     large as it has been, up to twice its need, since free memory comes in pieces.
 
+    Call it before JAX starts: XLA's threads take their arenas when they do, and keep them.
+
     Args:
       single_arena: all threads share one. What XLA CPU allocates is too large for the arenas of
-        single threads; the input pipeline is faster with those. None: if JAX computes on CPU.
+        single threads, which then map it from the kernel after all; the input pipeline is faster
+        with those. None: if JAX will compute on CPU.
 
     Returns:
       Whether it will; False with other C libraries.
@@ -50,9 +56,17 @@ def keep_freed_pages(*, single_arena: bool | None = None) -> bool:
     if mallopt is None:
         return False
     settings = [(_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)]
-    if single_arena or (single_arena is None and jax.default_backend() == "cpu"):
+    if _will_compute_on_cpu() if single_arena is None else single_arena:
         settings.append((_M_ARENA_MAX, 1))
     return all([mallopt(name, value) for name, value in settings])
+
+
+def _will_compute_on_cpu() -> bool:
+    """By what is installed: asking JAX for its devices would start its threads."""
+    platforms = jax.config.jax_platforms
+    if platforms:
+        return platforms.split(",")[0] == "cpu"
+    return not distributed.on_tpu() and importlib.util.find_spec("jax_plugins") is None
 
 
 class _MallocInfo(ctypes.Structure):

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -65,3 +66,43 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, memory.kept_b
         faults[how], kept[how] = map(int, run.stdout.split())
     assert faults["keep"] < 100 < 10_000 < faults["hand back"], faults
     assert kept["hand back"] + (48 << 20) < kept["keep"], kept
+
+
+@pytest.mark.parametrize(
+    ("name", "instead_of", "arguments"),
+    [
+        ("train", "trainer.train", ["--config=configs/fake_data.py", "--workdir=nowhere"]),
+        ("evaluate", "checkpointing.load_checkpoint", ["--checkpoint=nowhere", "--output=nowhere"]),
+    ],
+)
+def test_threads_of_xla_share_one_arena_in(name, instead_of, arguments):
+    """Each script as it starts, with a small program in the place of its work; then the number of
+    arenas by glibc's own account. What is larger than a thread's own arena takes, XLA's temporaries
+    above all, is mapped anew each time where there are several."""
+    script = """
+import ctypes, sys
+name, instead_of = sys.argv[1:3]
+sys.argv = [name + ".py", *sys.argv[3:]]
+import jax, jax.numpy as jnp
+def measure(*_, **__):
+    jax.jit(lambda x: x @ x.T)(jnp.ones((1000, 64))).block_until_ready()
+    libc = ctypes.CDLL("libc.so.6")
+    libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+    libc.fflush(None)
+    sys.exit(0)
+script = __import__(name)
+module, function = instead_of.split(".")
+setattr(getattr(script, module), function, measure)
+if name == "train":
+    script.app.run(script.main, flags_parser=script.parse_flags)
+script.script.run(script.run)
+"""
+    if memory._of_glibc("malloc_info") is None:
+        pytest.skip("the C library is not glibc")
+    command = [sys.executable, "-c", script, name, instead_of, *arguments]
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    environment |= {"JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parent.parent
+    run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("<heap nr=") == 1, run.stdout

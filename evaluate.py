@@ -14,6 +14,7 @@ import collections
 import contextlib
 import functools
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -266,11 +267,14 @@ def run(arguments: list[str]) -> int:
         tf.config.set_visible_devices([], kind)
     memory.keep_freed_pages()  # before JAX starts
     process_flags.join()
+    process_flags.check_same(sys.modules[__name__])
     sharding.use_compilation_cache()
     if _NUM_OVERLAYS.value < 0:
         raise ValueError(f"--num_overlays={_NUM_OVERLAYS.value}: must be 0 or more")
     output = paths.path(_OUTPUT.value)
     checkpoint = checkpointing.load_checkpoint(_CHECKPOINT.value, step=_STEP.value)
+    # The newest one of a run that is going on may be another one a moment later.
+    distributed.check_same("checkpoints", {"step": checkpoint.step})
     if checkpoint.metadata["model"]["head"] == "classification":
         return classify(checkpoint, output)
     source = open_split(checkpoint)

@@ -36,7 +36,7 @@ flags.adopt_module_key_flags(process_flags)  # shown by --help
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
-        return fail(f"unexpected arguments {argv[1:]}; options start with --")
+        return script.fail(f"unexpected arguments {argv[1:]}; options start with --")
     for kind in ("GPU", "TPU"):  # the accelerators are JAX's
         tf.config.set_visible_devices([], kind)
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax's
@@ -54,15 +54,15 @@ def main(argv: list[str]) -> int:
             package.setLevel(logging.WARNING)  # the first process speaks for all
         trainer.train(_CONFIG.value, _WORKDIR.value)
     except trainer.NonFiniteError as error:
-        return fail(str(error), code=3)
+        return script.fail(str(error), code=3)
     except checkpointing.SaveError as error:
-        return fail(str(error), code=4)
+        return script.fail(str(error), code=4)
     except (ValueError, OSError) as error:
-        return fail(str(error))
+        return script.fail(str(error))
     except RuntimeError as error:
         if not script.is_out_of_memory(error):
             raise
-        return fail(
+        return script.fail(
             f"{error}; --config.optimizer.accumulate=2 computes the batch in two parts,"
             " --config.model.remat=block keeps less, --config.mesh.space=2 splits each image over"
             " two devices; python -m hrnet_jax.tools.preflight tells beforehand what fits"
@@ -73,24 +73,19 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def fail(message: str, code: int = 2) -> int:
-    print(f"train.py: error: {message}", file=sys.stderr)
-    return code
-
-
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, with a short message instead of a traceback for what cannot be parsed."""
     for argument in argv:
         match = re.match(r"--?config=([^:]+)", argument)
         if match and not os.path.exists(match[1]):
             known = sorted(glob.glob("configs/[!_]*.py"))
-            sys.exit(fail(f"no configuration file {match[1]!r}; known: {', '.join(known)}"))
+            sys.exit(script.fail(f"no configuration file {match[1]!r}; known: {', '.join(known)}"))
     try:
         return flags.FLAGS(argv)
     except (flags.Error, KeyError, AttributeError, ValueError, TypeError) as error:
         # A configuration file that raises puts its whole traceback into the message.
         raised = re.findall(r"^\s*\w*Error: (.*)$", str(error), re.MULTILINE)
-        sys.exit(fail(unknown_keys(argv) or (raised[-1] if raised else str(error))))
+        sys.exit(script.fail(unknown_keys(argv) or (raised[-1] if raised else str(error))))
 
 
 def unknown_keys(argv: list[str]) -> str:

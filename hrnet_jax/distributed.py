@@ -7,9 +7,13 @@ launchers' side.
 import dataclasses
 import glob
 import importlib.util
+import logging
 import os
 import pickle
 import re
+import socket
+import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +21,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+logger = logging.getLogger(__name__)
+
 # Seconds to wait for the other processes to appear.
 TIMEOUT_SECONDS = 300
+# Seconds that process 0, through which all others are connected, outlives its error message.
+LEAVING_SECONDS = 3
 # Open MPI's jobs and SLURM's take a port of this range by their number.
 _FIRST_PORT, _PORTS = 61440, 4096
 
@@ -66,6 +74,15 @@ def initialize(
         return
     if job.num_processes == 1:
         return
+    logger.info(
+        "process %d of %d, by %s, meets the others at %s",
+        job.process_id,
+        job.num_processes,
+        job.source,
+        job.coordinator,
+    )
+    if job.process_id > 0:
+        wait_for_coordinator(job)
     try:
         jax.distributed.initialize(
             job.coordinator,
@@ -80,6 +97,41 @@ def initialize(
             f"process {job.process_id} of {job.num_processes} (by {job.source}) did not meet the"
             f" others at {job.coordinator} within {TIMEOUT_SECONDS} s: {error}"
         ) from error
+
+
+def wait_for_coordinator(job: Job, timeout: float = TIMEOUT_SECONDS) -> None:
+    """Waits until process 0 can be reached: JAX ends a process that waits in vain by a signal.
+
+    Raises:
+      ConnectionError: if it cannot be within `timeout` seconds.
+    """
+    host, _, port = job.coordinator.rpartition(":")
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            return
+        except OSError as error:  # a name that is not known yet, too
+            if time.monotonic() > deadline:
+                raise ConnectionError(
+                    f"process {job.process_id} of {job.num_processes} (by {job.source}) could not"
+                    f" reach process 0 at {job.coordinator} within {timeout:g} s: {error}"
+                ) from None
+        time.sleep(1)
+
+
+def leave(code: int) -> None:
+    """Ends this process with an exit code now, if it has joined others, which may wait for it.
+
+    A plain exit would wait for them, and they for this one: minutes, and then by a signal.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.process_index() == 0:
+        time.sleep(LEAVING_SECONDS)  # for the others' own messages
+    os._exit(code)
 
 
 def find_job(
@@ -162,13 +214,14 @@ def _open_mpi_job(environment: Mapping[str, str], address: str) -> Job | None:
     if not address:
         # "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"; mpirun's machine runs process 0.
         uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
-        found = re.match(r"(\d+)\.\d+;tcp6?://\[?([^,:\]]+)", uri)
+        found = re.match(r"(\d+)\.\d+;tcp6?://(?:([^,:\[]+)|\[([^,\]]+))", uri)
         if found is None:
             raise ValueError(
                 "Open MPI does not say where process 0 runs: set JAX_COORDINATOR_ADDRESS=HOST:PORT"
                 " (mpirun -x JAX_COORDINATOR_ADDRESS)"
             )
-        address = f"{found[2]}:{_FIRST_PORT + int(found[1]) // 4096 % _PORTS}"
+        host = found[2] or f"[{found[3]}]"
+        address = f"{host}:{_FIRST_PORT + int(found[1]) // 4096 % _PORTS}"
     alone = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
     devices = _device_of(environment, environment.get("OMPI_COMM_WORLD_LOCAL_RANK"), alone)
     process_id = int(environment["OMPI_COMM_WORLD_RANK"])

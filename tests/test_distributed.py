@@ -1,4 +1,13 @@
-"""Who the processes of a job are, by flags and by what launchers leave in the environment."""
+"""Who the processes of a job are, by flags and by what launchers leave in the environment; what
+those that cannot work together say."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +52,8 @@ def test_slurm():
 
 def test_open_mpi():
     assert _place(find_job(OPEN_MPI)) == ("10.96.0.1:62624", 8, 5, (1,))
+    ipv6 = {**OPEN_MPI, "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp6://[fd00::1,fe80::2]:34911"}
+    assert find_job(ipv6).coordinator == "[fd00::1]:62624"
     newer = {k: v for k, v in OPEN_MPI.items() if "uri" not in k}
     with pytest.raises(ValueError, match="set JAX_COORDINATOR_ADDRESS"):
         find_job(newer)
@@ -69,3 +80,56 @@ def test_jax_variables_win_over_launchers_and_flags_over_both():
 def test_incomplete_jobs(environment, flags, message):
     with pytest.raises(ValueError, match=message):
         find_job(environment, *flags)
+
+
+def test_process_0_is_waited_for_but_not_for_ever():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        job = find_job({}, address, 2, 1)
+        with pytest.raises(ConnectionError, match=rf"1 of 2 \(by flags\) could not.* {address}"):
+            distributed.wait_for_coordinator(job, timeout=0.5)
+        threading.Timer(0.5, server.listen).start()
+        distributed.wait_for_coordinator(job, timeout=30)
+    unknown = find_job({}, "no-such-host.invalid:1", 2, 1)
+    with pytest.raises(ConnectionError, match=r"no-such-host\.invalid:1 within 0\.1 s"):
+        distributed.wait_for_coordinator(unknown, timeout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "of_second", "message"),
+    [
+        ("evaluate.py", ["--checkpoint=camvid_w18_small_v1"], ["--flip"], "--flip: False on"),
+        # Refused by the second before it compares anything with the first.
+        ("train.py", ["--config=configs/fake_data.py"], ["--config.batch_size=-1"], "at least 1"),
+    ],
+)
+def test_a_process_that_fails_ends_all(tmp_path, script, arguments, of_second, message):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    where = "--output" if script == "evaluate.py" else "--workdir"
+    started = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, script, *arguments, *([], of_second)[i]),
+                *(f"{where}={tmp_path / 'out'}", f"--coordinator={coordinator}"),
+                *("--num_processes=2", f"--process_id={i}"),
+            ],
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"},
+            cwd=Path(__file__).parent.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    first, second = (process.communicate(timeout=250)[0] for process in processes)
+    assert processes[0].returncode, first
+    assert processes[1].returncode == 2, second
+    assert f"{script}: error: " in second
+    assert message in second
+    # JAX's barrier at the end alone would take five minutes.
+    assert time.monotonic() - started < 240
+    assert not (tmp_path / "out").exists()

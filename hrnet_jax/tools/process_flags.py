@@ -1,5 +1,7 @@
 """The flags of a run over several processes, shared by the scripts that can have them."""
 
+from types import ModuleType
+
 from absl import flags
 
 from hrnet_jax import distributed
@@ -17,3 +19,11 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, f
 def join() -> None:
     """Joins the other processes of the job, if there are any; see `distributed.initialize`."""
     distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+
+
+def check_same(script: ModuleType) -> None:
+    """Raises ValueError on every process if what `script` was called with differs between them."""
+    own = {flag.name for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
+    given = flags.FLAGS.get_key_flags_for_module(script)
+    values = {f"--{flag.name}": flag.value for flag in given if flag.name not in own}
+    distributed.check_same("arguments", values)

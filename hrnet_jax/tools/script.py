@@ -7,11 +7,14 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from hrnet_jax import distributed
 
-def fail(message: object) -> int:
-    """Prints the message to stderr and returns exit code 2."""
+
+def fail(message: object, code: int = 2) -> int:
+    """Prints the message to stderr and returns the exit code, or ends one of several processes."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-    return 2
+    distributed.leave(code)
+    return code
 
 
 def call(function: Callable[[list[str]], int], arguments: list[str]) -> int:

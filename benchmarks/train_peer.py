@@ -1,6 +1,6 @@
 """Trains the official architecture in PyTorch on the batches that train.py would train on.
 
-    python benchmarks/train_peer.py --config=configs/camvid.py --config.data.root=CAMVID
+    python -m benchmarks.train_peer --config=configs/camvid.py --config.data.root=CAMVID
         --output=FOLDER [--peer_python=PYTHON]
 
 The same initial weights, images, crops, learning rates and order as of

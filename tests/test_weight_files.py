@@ -208,11 +208,12 @@ def test_shipped_files_are_small_and_sound():
     for name in weight_files.names():
         file = weight_files.FOLDER / f"{name}{weight_files.SUFFIX}"
         assert file.stat().st_size < 10e6
-        variables, metadata, step, _ = weight_files.read(file)
+        variables, metadata, step, score = weight_files.read(file)
         data, variant = name.split("_", 1)
         found = metadata["model"], metadata["config"]["data"]
         assert (found[0]["variant"], found[0]["num_classes"]) == (variant, 11)
         assert (found[1]["name"], found[1]["root"]) == (data, "")
         assert step > 0
+        assert score > 0.6
         # Trained ones: their statistics are no longer all 0 or all 1.
         assert all(np.ptp(value) > 0 for value in jax.tree.leaves(variables["batch_stats"]))

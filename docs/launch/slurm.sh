@@ -17,8 +17,9 @@ OPTIONS=${OPTIONS:---config.model.dtype=bfloat16 --config.batch_size=32}
 
 # train.py reads SLURM's variables: who is process 0, how many there are, which GPU is whose.
 # shellcheck disable=SC2086
-srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" .venv/bin/python train.py --config="$CONFIG" $OPTIONS \
-  --config.data.root="$DATA" --workdir="$WORKDIR"
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+  .venv/bin/python train.py --config="$CONFIG" $OPTIONS --config.data.root="$DATA" \
+  --workdir="$WORKDIR"
 code=$?
 # 75: told to end, all is saved. 128 and more: a process was killed or its machine died. The same
 # command continues; what fails each time does so 20 times at most.

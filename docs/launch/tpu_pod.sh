@@ -21,7 +21,8 @@ gcloud compute tpus tpu-vm describe "$NAME" --zone="$ZONE" >/dev/null 2>&1 ||
   gcloud compute tpus tpu-vm create "$NAME" --zone="$ZONE" \
     --accelerator-type="$TYPE" --version="$RUNTIME"
 
-everywhere "test -d hrnet || git clone --depth=1 $REPOSITORY hrnet
+everywhere "set -e
+  test -d hrnet || git clone --depth=1 $REPOSITORY hrnet
   cd hrnet
   # Ubuntu 22.04, which the machines run, has Python 3.10 by default, but 3.11 as a package.
   command -v python3.11 || { sudo apt-get update -q && sudo apt-get install -yq python3.11-venv; }

@@ -3,10 +3,12 @@
     python benchmarks/torch_train.py VARIANT CLASSES BATCH HEIGHT WIDTH THREADS WEIGHTS.pth
 
 For each line `step LEARNING_RATE`, followed by uint8 images [N, H, W, 3] and labels [N, H, W], it
-takes a step of SGD as the official recipe does and prints the loss; for `save FILE.pth` it writes
-the weights and prints "saved".
+takes a step of SGD as the official recipe does and prints the loss; for `gradients DTYPE FILE.pth`,
+followed by the same, it writes the gradients in that precision and for `save FILE.pth` the weights,
+and prints "saved".
 """
 
+import copy
 import sys
 
 import numpy as np
@@ -17,6 +19,18 @@ from torch_hrnet import HRNet
 MEAN = torch.tensor([0.485, 0.456, 0.406])
 STD = torch.tensor([0.229, 0.224, 0.225])
 IGNORE_LABEL = 255
+
+
+def backward(model: HRNet, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The loss in training of uint8 images [N, H, W, 3]; the gradients go where PyTorch's go."""
+    dtype = model.conv1.weight.dtype
+    images = ((images.to(dtype) / 255 - MEAN.to(dtype)) / STD.to(dtype)).permute(0, 3, 1, 2)
+    logits = F.interpolate(
+        model(images), labels.shape[1:], mode="bilinear", align_corners=model.align_corners
+    )
+    loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_LABEL)
+    loss.backward()
+    return loss
 
 
 def main() -> None:
@@ -39,16 +53,17 @@ def main() -> None:
             torch.save(model.state_dict(), line[1])
             print("saved", flush=True)
             continue
-        images = read(batch, height, width, 3).float() / 255
-        labels = read(batch, height, width).long()
-        images = ((images - MEAN) / STD).permute(0, 3, 1, 2)
+        images, labels = read(batch, height, width, 3), read(batch, height, width).long()
+        if line[0] == "gradients":
+            other = copy.deepcopy(model).to(getattr(torch, line[1]))
+            other.zero_grad()
+            backward(other, images, labels)
+            torch.save({name: p.grad for name, p in other.named_parameters()}, line[2])
+            print("saved", flush=True)
+            continue
         optimizer.param_groups[0]["lr"] = float(line[1])
         optimizer.zero_grad()
-        logits = F.interpolate(
-            model(images), (height, width), mode="bilinear", align_corners=model.align_corners
-        )
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_LABEL)
-        loss.backward()
+        loss = backward(model, images, labels)
         optimizer.step()
         print(loss.item(), flush=True)
 

@@ -6,23 +6,27 @@
 The same initial weights, images, crops, learning rates and order as of
 `python train.py --config=... --workdir=...` with the same configuration, which must be one with
 plain cross-entropy and SGD. PyTorch trains (torch_train.py, in a process of its own); its weights
-are evaluated by evaluation.py like ours. Writes log.jsonl and peer.pth into FOLDER;
-`plot_runs.py ours=WORKDIR peer=FOLDER` draws both.
+are evaluated by evaluation.py like ours. At the end it says how far the gradients of both, in
+float32, are from PyTorch's in float64, at PyTorch's weights on the last batch. Writes log.jsonl and
+peer.pth into FOLDER; `plot_runs.py ours=WORKDIR peer=FOLDER` draws both.
 """
 
 import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from absl import app, flags
 from ml_collections import config_flags
 
 import hrnet_jax
 from hrnet_jax import evaluation, progress, sharding, torch_files, torch_weights, trainer
+from hrnet_jax.train_step import create_state, make_train_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "As for train.py.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of log.jsonl and peer.pth.")
@@ -45,6 +49,24 @@ def check(config) -> None:
             raise app.UsageError(f"config.{key} must be {value!r} here, not {found[key]!r}")
 
 
+def gradients(config, model, variables, batch) -> dict[str, np.ndarray]:
+    """Those of our training step, by PyTorch's names."""
+    keeping = optax.trace(0.0)  # the optimizer whose state is the gradient
+    state = create_state(model, keeping, seed=0, variables=variables)
+    loss = trainer.make_loss(config)
+    step = make_train_step(model, keeping, optax.constant_schedule(0.0), loss, seed=0)
+    state, _ = jax.jit(step)(state, batch)
+    variables = {"params": state.opt_state.trace, "batch_stats": state.batch_stats}
+    return torch_weights.to_torch(model, variables, "official")
+
+
+def distance(found: Mapping, expected: Mapping[str, np.ndarray]) -> float:
+    """Euclidean, over all arrays of `expected`, as a share of its length."""
+    squares = [np.sum(np.square(found[name] - value)) for name, value in expected.items()]
+    length = sum(np.sum(np.square(value)) for value in expected.values())
+    return float(np.sqrt(sum(squares) / length))
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
@@ -57,7 +79,7 @@ def main(argv: list[str]) -> None:
     schedule, optimizer = trainer.make_optimizer(config, num_steps, steps_per_epoch)
     model = trainer.make_model(config, source.classes.num_classes)
     sharding.use_compilation_cache(config.compilation_cache)
-    state = trainer.create_state(
+    state = create_state(
         model,
         optimizer,
         seed=config.seed,
@@ -109,7 +131,21 @@ def main(argv: list[str]) -> None:
                 )
                 log.scalars(step, {"miou": result.figures["miou"]}, prefix="eval")
                 print(f"after step {step}: mIoU {result.figures['miou']:.4f}", flush=True)
+
+        arrays = {}
+        for dtype in ("float32", "float64"):
+            file = folder / f"{dtype}.pth"
+            ask(f"gradients {dtype} {file}", batch["image"], batch["label"])
+            with torch_files.open_tensors(file) as tensors:
+                arrays[dtype] = {name: t.numpy() for name, t in tensors.items()}
+            file.unlink()
         peer.stdin.close()
+    ours = gradients(config, peer_model, variables, batch)
+    print(
+        "gradients, distance from those in float64:",
+        f"ours {distance(ours, arrays['float64']):.1e},",
+        f"PyTorch's {distance(arrays['float32'], arrays['float64']):.1e}",
+    )
     log.close()
 
 

@@ -1,6 +1,6 @@
 """The peer's side of train_peer.py: trains PyTorch's HRNet on the batches that arrive on stdin.
 
-    python benchmarks/torch_train.py VARIANT CLASSES BATCH HEIGHT WIDTH THREADS WEIGHTS.pth
+    python benchmarks/torch_train.py VARIANT DTYPE CLASSES BATCH HEIGHT WIDTH THREADS WEIGHTS.pth
 
 For each line `step LEARNING_RATE`, followed by uint8 images [N, H, W, 3] and labels [N, H, W], it
 takes a step of SGD as the official recipe does and prints the loss; for `gradients DTYPE FILE.pth`,
@@ -34,12 +34,12 @@ def backward(model: HRNet, images: torch.Tensor, labels: torch.Tensor) -> torch.
 
 
 def main() -> None:
-    variant = sys.argv[1]
-    classes, batch, height, width, threads = map(int, sys.argv[2:7])
+    variant, dtype = sys.argv[1:3]
+    classes, batch, height, width, threads = map(int, sys.argv[3:8])
     torch.set_num_threads(threads)
     model = HRNet(variant, classes)
-    model.load_state_dict(torch.load(sys.argv[7], weights_only=True))
-    model = model.to(memory_format=torch.channels_last).train()
+    model.load_state_dict(torch.load(sys.argv[8], weights_only=True))
+    model = model.to(getattr(torch, dtype), memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.0, momentum=0.9, weight_decay=5e-4)
 
     def read(*shape: int) -> torch.Tensor:

@@ -5,10 +5,11 @@
 
 The same initial weights, images, crops, learning rates and order as of
 `python train.py --config=... --workdir=...` with the same configuration, which must be one with
-plain cross-entropy and SGD. PyTorch trains (torch_train.py, in a process of its own); its weights
-are evaluated by evaluation.py like ours. At the end it says how far the gradients of both, in
-float32, are from PyTorch's in float64, at PyTorch's weights on the last batch. Writes log.jsonl and
-peer.pth into FOLDER; `plot_runs.py ours=WORKDIR peer=FOLDER` draws both.
+plain cross-entropy and SGD. PyTorch trains (torch_train.py, in a process of its own) in the
+precision of config.model.dtype; its weights are evaluated by evaluation.py like ours. At the end it
+says how far the gradients of both, in float32, are from PyTorch's in float64, at PyTorch's weights
+on the last batch. Writes log.jsonl and peer.pth into FOLDER; `plot_runs.py ours=WORKDIR
+peer=FOLDER` draws both.
 """
 
 import itertools
@@ -37,7 +38,7 @@ flags.mark_flags_as_required(["config", "output"])
 def check(config) -> None:
     """Refuses what torch_train.py does not do."""
     expected = {
-        "head": "segmentation", "model.dtype": "float32", "optimizer.name": "sgd",
+        "head": "segmentation", "optimizer.name": "sgd",
         "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4, "optimizer.nesterov": False,
         "optimizer.accumulate": 1, "optimizer.ema_decay": 0.0, "optimizer.skip_nonfinite": 0,
         "loss.name": "cross_entropy", "loss.class_weights": None, "loss.label_smoothing": 0.0,
@@ -47,6 +48,8 @@ def check(config) -> None:
     for key, value in expected.items():
         if found[key] != value:
             raise app.UsageError(f"config.{key} must be {value!r} here, not {found[key]!r}")
+    if config.model.dtype == "bfloat16":
+        raise app.UsageError("config.model.dtype must be 'float32' or 'float64' here")
 
 
 def gradients(config, model, variables, batch) -> dict[str, np.ndarray]:
@@ -97,7 +100,7 @@ def main(argv: list[str]) -> None:
     script = str(Path(__file__).with_name("torch_train.py"))
     log = progress.RunLog(str(folder), 0)
     with subprocess.Popen(
-        [_PEER.value, script, config.variant, *shape, threads, str(weights)],
+        [_PEER.value, script, config.variant, config.model.dtype, *shape, threads, str(weights)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as peer:
@@ -116,7 +119,7 @@ def main(argv: list[str]) -> None:
         losses = []
         for step, batch in enumerate(batches, start=1):
             rate = learning_rates[step - 1]
-            losses.append(float(ask(f"step {rate:.9g}", batch["image"], batch["label"])))
+            losses.append(float(ask(f"step {float(rate)!r}", batch["image"], batch["label"])))
             evaluates = step % eval_every == 0 or step == num_steps
             if evaluates or step == 1 or step % config.log_every_steps == 0:
                 loss, epoch = float(np.mean(losses)), step / steps_per_epoch

@@ -48,17 +48,21 @@ class Generation:
 
     Attributes:
       hbm_bytes: memory of a chip.
-      dimensions: of its topologies, and `per_host` the chips of one host in each of them.
+      dimensions: of its topologies.
       example: a topology that exists.
+      chip_config: the compiler's name for how JAX uses its cores. The two of a v4 chip are one
+        device on TPU machines, but for the compiler, unless it is told so, two with half the
+        memory each; those of v5p are one in any case, the others have one core.
     """
 
     hbm_bytes: int
     dimensions: int
     example: str
+    chip_config: str = "default"
 
 
 GENERATIONS = {
-    "v4": Generation(32 * GIB, 3, "v4:2x2x4"),
+    "v4": Generation(32 * GIB, 3, "v4:2x2x4", "megacore"),
     "v5e": Generation(16 * GIB, 2, "v5e:16x16"),
     "v5p": Generation(95 * GIB, 3, "v5p:2x2x4"),
     "v6e": Generation(32 * GIB, 2, "v6e:4x4"),
@@ -124,7 +128,9 @@ def open_topology(name: str) -> Topology:
     ):
         os.environ.setdefault(variable, value)
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, chip_config_name=GENERATIONS[generation].chip_config
+        )
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

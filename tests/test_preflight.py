@@ -83,6 +83,15 @@ def test_topologies_that_do_not_exist():
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+    ("name", "chips"), [("v4:2x2x2", 8), ("v5e:2x4", 8), ("v5p:2x2x2", 8), ("v6e:2x2", 4)]
+)
+def test_a_chip_is_a_device(name, chips):
+    """As on TPU machines: the memory is that of a chip, and v4 has two cores."""
+    assert len(preflight.open_topology(name).devices) == chips
+
+
+@needs_compiler
 def test_report(config):
     topology = preflight.open_topology("v5e:2x2")
     config.mesh.space = 2

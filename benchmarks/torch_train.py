@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional as F
 from torch_hrnet import HRNet
 
-MEAN = torch.tensor([0.485, 0.456, 0.406])
-STD = torch.tensor([0.229, 0.224, 0.225])
+MEAN = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)
+STD = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)
 IGNORE_LABEL = 255
 
 
@@ -37,9 +37,9 @@ def main() -> None:
     variant, dtype = sys.argv[1:3]
     classes, batch, height, width, threads = map(int, sys.argv[3:8])
     torch.set_num_threads(threads)
-    model = HRNet(variant, classes)
+    model = HRNet(variant, classes).to(getattr(torch, dtype), memory_format=torch.channels_last)
     model.load_state_dict(torch.load(sys.argv[8], weights_only=True))
-    model = model.to(getattr(torch, dtype), memory_format=torch.channels_last).train()
+    model.train()
     optimizer = torch.optim.SGD(model.parameters(), 0.0, momentum=0.9, weight_decay=5e-4)
 
     def read(*shape: int) -> torch.Tensor:
@@ -55,7 +55,8 @@ def main() -> None:
             continue
         images, labels = read(batch, height, width, 3), read(batch, height, width).long()
         if line[0] == "gradients":
-            other = copy.deepcopy(model).to(getattr(torch, line[1]))
+            # At weights that float32 has exactly, whatever is trained in.
+            other = copy.deepcopy(model).float().to(getattr(torch, line[1]))
             other.zero_grad()
             backward(other, images, labels)
             torch.save({name: p.grad for name, p in other.named_parameters()}, line[2])

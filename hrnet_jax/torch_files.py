@@ -88,15 +88,17 @@ def _open(file: io.BufferedReader, stack: contextlib.ExitStack) -> Any:
         raise Refused(f"only {size} bytes, neither a PyTorch nor a safetensors file")
     head = file.read(16)
     file.seek(0)
+    data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    # First, for the length in front of it may begin like the others: with b"\x80" in every 32nd
+    # file. They have no brace there, but a byte of a magic number, or a zip archive's method, 0.
+    if head[8:9] == b"{":
+        return _open_safetensors(data)
+    if head.startswith(b"\x80"):
+        return _open_legacy(data)
     if head.startswith(b"PK\x03\x04"):
         with _damage_refused():
             archive = stack.enter_context(zipfile.ZipFile(file))
         return _open_zip(archive)
-    data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    if head.startswith(b"\x80"):
-        return _open_legacy(data)
-    if head[8:9] == b"{":
-        return _open_safetensors(data)
     raise Refused("neither a zip .pth, a legacy .pth nor a .safetensors file (by its first bytes)")
 
 

@@ -127,6 +127,17 @@ def test_written_files_read_back(tmp_path, suffix):
     assert os.listdir(tmp_path) == [path.name]
 
 
+def test_safetensors_whose_length_begins_like_a_pickle(tmp_path):
+    """The header's length is a multiple of 8; every 32nd begins with a pickle's first byte."""
+    path, first_bytes = tmp_path / "weights.safetensors", set()
+    for padding in range(0, 256, 8):
+        write_tensors(path, {"x": SIX}, {"note": " " * padding})
+        first_bytes.add(path.read_bytes()[:1])
+        np.testing.assert_array_equal(_read(path)["x"], SIX)
+    assert len(first_bytes) == 32
+    assert b"\x80" in first_bytes
+
+
 def test_write_refuses(tmp_path):
     with pytest.raises(ValueError, match=r"unknown suffix.*weights\.npz"):
         write_tensors(tmp_path / "weights.npz", ARRAYS)

@@ -12,7 +12,7 @@ official PyTorch code, trained so on two CPU cores at 55-88 s an epoch, reached 
 stays, so the run may be ended (SIGTERM) and continued at any time, and a moving average of the
 weights is what is evaluated. `:recipe=decay` ends it: from the averaged weights of such a run
 (`--config.init_from=OUT`), in whole frames over half of which classes of another frame are pasted,
-the learning rate falls to 0.
+the learning rate falls to 0; a tenth of BatchNorm's statistics is each image's own.
 
 `:runlocal` shrinks any of them to about a minute.
 """
@@ -80,6 +80,7 @@ def decay(config):
     config.data.allow_any_crop = True
     config.data.scale_min = 0.75
     config.data.class_mix = 0.5
+    config.model.image_statistics = 0.1
     config.optimizer.learning_rate = 0.001
     config.optimizer.poly_power = 1.0
     config.optimizer.ema_decay = 0.99

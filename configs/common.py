@@ -102,6 +102,8 @@ def get_config() -> ConfigDict:
     # What is compiled once and run in a loop: "none", a stage's "modules", or "blocks", too.
     # "auto": "none" on CPU, where loops are slow, and "modules" elsewhere.
     model.scan = "auto"
+    # Share of each image's own statistics in BatchNorm's where the network is not trained, 0..1.
+    model.image_statistics = 0.0
     model.align_corners = config_dict.placeholder(bool)  # None: as the head's official code
     model.init = (
         "kaiming"  # "normal": the official segmentation code's, for use with pretrained weights

@@ -52,7 +52,6 @@ FORMAT_VERSION = 2
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 METADATA_KEYS = ("format_version", "model", "classes", "config", "version")
-_MODEL_TYPES = {"variant": str, "num_classes": int, "head": str, "align_corners": bool}
 # Two, so that one remains if the newest turns out to be damaged.
 NUM_NEWEST = 2
 DTYPES = ("float64", "float32", "bfloat16", "float16", "int64", "int32", "uint32", "uint8", "bool")
@@ -75,7 +74,7 @@ class Checkpoint:
 
     Attributes:
       variables: {"params", "batch_stats"}; the moving averages where the run kept any.
-      metadata: "format_version", "model" {variant, num_classes, head, align_corners}, "classes",
+      metadata: "format_version", "model" (`HRNetModel.to_json`), "classes",
         "config" and "version" of the package that wrote it.
       step: number of optimizer steps.
       path: the step's folder, or the file.
@@ -719,7 +718,8 @@ def _metadata(folder: epath.Path) -> dict[str, Any]:
         metadata = json.loads((folder / "metadata" / "metadata").read_text())
         if missing := set(METADATA_KEYS) - metadata.keys():
             raise ValueError(f"lacks {sorted(missing)}")
-        if odd := [k for k, v in metadata["model"].items() if type(v) is not _MODEL_TYPES.get(k)]:
+        known = weight_files.MODEL_TYPES
+        if odd := [k for k, v in metadata["model"].items() if type(v) is not known.get(k)]:
             raise ValueError(f"unknown or of a wrong type in its model: {odd}")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"metadata of checkpoint {folder}: {_first_line(error)}") from None

@@ -1,7 +1,8 @@
 """A segmentation network as an ONNX graph, written from its specification and weights.
 
 The graph is the network as the paper draws it: one Conv per convolution with its batch
-normalisation folded in (float64, then rounded once), Resize and Add where streams meet. The head's
+normalisation folded in (float64, then rounded once), Resize and Add where streams meet. Where the
+images' own statistics take part (`image_statistics`), normalisation follows the Conv. The head's
 1x1 convolution is applied before upsampling, which is exact (see `layers.conv1x1_of_upsampled`).
 Tracing the JAX program instead would turn upsampling into dozens of small operations for which
 runtimes have no fused kernels.
@@ -27,8 +28,8 @@ OUTPUTS = ("labels", "probabilities", "logits")
 class _Graph:
     """Nodes and constants in order; every method returns the name of the tensor it makes."""
 
-    def __init__(self, arrays: dict[str, np.ndarray]):
-        self.arrays = arrays
+    def __init__(self, arrays: dict[str, np.ndarray], image_statistics: float):
+        self.arrays, self.image_statistics = arrays, image_statistics
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 
@@ -41,11 +42,14 @@ class _Graph:
         return name
 
     def folded(self, path: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Kernel [k, k, in, out] and bias of a convolution, its batch normalisation folded in."""
+        """Kernel [k, k, in, out] and bias of a convolution, its batch normalisation folded in.
+
+        With images' own statistics it cannot be, and `normalised` follows.
+        """
         conv = f"{path}/conv" if f"{path}/conv/kernel" in self.arrays else path
         kernel = self.arrays[f"{conv}/kernel"].astype(np.float64)
         bias = self.arrays.get(f"{conv}/bias")
-        if conv == path:
+        if conv == path or self.image_statistics:
             return kernel, bias
         scale, shift, mean, var = (
             self.arrays[f"{path}/bn/{k}"].astype(np.float64)
@@ -66,8 +70,39 @@ class _Graph:
         return self.node("Conv", inputs, name, **attributes)
 
     def conv(self, x: str, path: str, stride: int = 1, relu: bool = False) -> str:
-        y = self.conv_of(x, path, *self.folded(path), stride)
+        y = self.normalised(self.conv_of(x, path, *self.folded(path), stride), path)
         return self.relu(y) if relu else y
+
+    def normalised(self, x: str, path: str) -> str:
+        """What `BatchNorm.of_images` makes of [N, C, H, W]; x itself where `folded` did it."""
+        if not self.image_statistics or f"{path}/bn/scale" not in self.arrays:
+            return x
+        share, name = self.image_statistics, f"{path}/bn"
+        scale, shift, mean, var = (
+            self.constant(f"{name}/{k}", values[:, None, None])
+            for k, values in (
+                ("scale", self.arrays[f"{name}/scale"]),
+                ("shift", self.arrays[f"{name}/bias"]),
+                ("kept_mean", (1 - share) * self.arrays[f"{name}/mean"]),
+                ("kept_var", (1 - share) * self.arrays[f"{name}/var"] + BN_EPSILON),
+            )
+        )
+        axes, share = self.constant("positions", [2, 3], np.int64), self.constant("share", share)
+        own_mean = self.node("ReduceMean", [x, axes], f"{name}/own_mean")
+        centred = self.node("Sub", [x, own_mean], f"{name}/centred")
+        squares = self.node("Mul", [centred, centred], f"{name}/squares")
+        own_var = self.node("ReduceMean", [squares, axes], f"{name}/own_var")
+        own_mean = self.node("Mul", [own_mean, share], f"{name}/own_mean_share")
+        own_var = self.node("Mul", [own_var, share], f"{name}/own_var_share")
+        mean = self.node("Add", [mean, own_mean], f"{name}/mixed_mean")
+        std = self.node(
+            "Sqrt", [self.node("Add", [var, own_var], f"{name}/mixed_var")], f"{name}/std"
+        )
+        slope = self.node("Div", [scale, std], f"{name}/slope")
+        offset = self.node("Mul", [mean, slope], f"{name}/offset")
+        offset = self.node("Sub", [shift, offset], f"{name}/intercept")
+        y = self.node("Mul", [x, slope], f"{name}/scaled")
+        return self.node("Add", [y, offset], f"{name}/normalised")
 
     def relu(self, x: str) -> str:
         return self.node("Relu", [x], f"{x}/relu")
@@ -183,7 +218,7 @@ class _Network:
             part = kernel[:, :, offsets[k] : offsets[k + 1]]
             y = g.conv_of(x, f"{path}/stream{k}", part, None if k else bias)
             terms.append(self.resize(y, streams[0]) if k else y)
-        return g.relu(g.sum(terms, f"{path}/sum"))
+        return g.relu(g.normalised(g.sum(terms, f"{path}/sum"), path))
 
     def head(self, streams: list[str]) -> str:
         """Logits [N, C, h, w]."""
@@ -267,7 +302,7 @@ def build(
         for part in ("params", "batch_stats")
         for k, v in traverse_util.flatten_dict(variables[part], sep="/").items()
     }
-    g = _Graph(arrays)
+    g = _Graph(arrays, model.policy.image_statistics)
     network = _Network(model, g)
     x = g.node("Transpose", ["image"], "image/nchw", perm=[0, 3, 1, 2])
     x = g.node("Cast", [x], "image/float", to=TensorProto.FLOAT)

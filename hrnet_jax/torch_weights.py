@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -400,7 +401,8 @@ def to_torch(
         PyTorch does not use unless its momentum is None.
 
     Returns:
-      NumPy arrays by PyTorch key; `torch.from_numpy` makes tensors of them.
+      NumPy arrays by PyTorch key; `torch.from_numpy` makes tensors of them. A warning says where
+      their network is another one than ours: `image_statistics` is unknown there.
 
     Raises:
       ValueError: the head has no such layout, or the variables are not those of the model.
@@ -409,6 +411,12 @@ def to_torch(
     if layout not in choices:
         raise ValueError(
             f"no layout {layout!r} for the {model.head} head; known: {sorted(choices)}"
+        )
+    if share := model.policy.image_statistics:
+        warnings.warn(
+            f"image_statistics={share} has no place in a PyTorch file: there the network will"
+            " normalise with the running statistics alone, which gives other results",
+            stacklevel=2,
         )
     units = choices[layout].units(model.variant, model.num_classes)
     flat = {

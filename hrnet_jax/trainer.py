@@ -55,7 +55,10 @@ FREE_KEYS = (
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
 )  # fmt: skip
 # Keys that runs of earlier versions lack, and what those did.
-LATER_KEYS = {"data.color_jitter": 0.0, "data.class_mix": 0.0, "loss.label_smoothing": 0.0}
+LATER_KEYS = {
+    "data.color_jitter": 0.0, "data.class_mix": 0.0, "loss.label_smoothing": 0.0,
+    "model.image_statistics": 0.0,
+}  # fmt: skip
 BACKBONE_PARTS = (
     "stem", "layer1", "transition1", "stage2", "transition2", "stage3", "transition3", "stage4",
 )  # fmt: skip
@@ -418,6 +421,7 @@ def make_model(config: ConfigDict, num_classes: int, platform: str | None = None
         remat=config.model.remat,
         scan=scan,
         lanes=128 if platform == "tpu" else 0,
+        image_statistics=config.model.image_statistics,
     )
 
 
@@ -474,12 +478,7 @@ def make_metadata(config: ConfigDict, model: HRNetModel, source: Source) -> dict
     """What a checkpoint says about itself; see `checkpointing.Checkpoint`."""
     metadata = {
         "format_version": checkpointing.FORMAT_VERSION,
-        "model": {
-            "variant": config.variant,
-            "num_classes": model.num_classes,
-            "head": model.head,
-            "align_corners": model.align_corners,
-        },
+        "model": model.to_json(),
         "classes": source.classes.to_json(),
         "config": config.to_dict(),
         "version": hrnet_jax.__version__,

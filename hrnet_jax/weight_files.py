@@ -28,7 +28,11 @@ FOLDER = Path(__file__).parent / "weights"
 DTYPES = ("float32", "float16")
 _KEY = "hrnet_jax"
 _METADATA_TYPES = {"model": dict, "classes": dict, "config": dict, "version": str}
-_MODEL_TYPES = {"variant": str, "num_classes": int, "head": str, "align_corners": bool}
+# Of metadata["model"], which is `HRNetModel.to_json`.
+MODEL_TYPES = {
+    "variant": str, "num_classes": int, "head": str, "align_corners": bool,
+    "image_statistics": float,
+}  # fmt: skip
 # In a configuration: paths that mean nothing on another machine.
 _PLACES = ("root", "class_file", "compilation_cache", "init_from", "converted_from")
 
@@ -159,10 +163,11 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any], int, 
 def _check(about: Any) -> None:
     if about["format_version"] != VERSION:
         raise ValueError(f"version {about['format_version']!r}; this hrnet_jax reads {VERSION}")
-    for values, types in ((about, _METADATA_TYPES), (about["model"], _MODEL_TYPES)):
+    model = {"image_statistics": 0.0, **about["model"]}  # earlier files lack it
+    for values, types in ((about, _METADATA_TYPES), (model, MODEL_TYPES)):
         if odd := [key for key, kind in types.items() if type(values.get(key)) is not kind]:
             raise ValueError(f"missing or of a wrong type: {odd}")
-    if odd := sorted(about["model"].keys() - _MODEL_TYPES.keys()):
+    if odd := sorted(model.keys() - MODEL_TYPES.keys()):
         raise ValueError(f"unknown in its model: {odd}")
     score = about["score"]
     if type(about["step"]) is not int or not (score is None or math.isfinite(score)):

@@ -79,9 +79,10 @@ def test_every_pixel_counts_once_on_any_mesh(split, mesh_shape, batch_size):
     assert result.figures["num_pixels"] == sum(int((m != 255).sum()) for m in labels)
 
 
-def test_a_network_gives_one_matrix_on_any_mesh(split, tiny):
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_network_gives_one_matrix_on_any_mesh(split, tiny, share):
     source = split[0].take(range(5))
-    model = create_model(tiny, 3)
+    model = create_model(tiny, 3, image_statistics=share)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 40, 3)))
     results = [
         evaluation.evaluate(model, variables, source, batch_size=b, mesh=mesh, progress=False)

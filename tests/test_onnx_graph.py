@@ -34,15 +34,17 @@ def answer(proto, images):
 
 
 @pytest.mark.parametrize(
-    ("head", "align_corners", "size", "fixed"),
+    ("head", "align_corners", "size", "fixed", "share"),
     [
-        ("segmentation", False, (64, 96), True),
-        ("segmentation_v1", False, (64, 96), True),
-        ("ocr", True, (40, 72), False),
+        ("segmentation", False, (64, 96), True, 0.0),
+        ("segmentation", False, (64, 96), True, 0.25),
+        ("segmentation_v1", False, (64, 96), True, 0.0),
+        ("ocr", True, (40, 72), False, 0.0),
+        ("ocr", True, (40, 72), False, 0.25),
     ],
 )
-def test_graph_computes_what_the_network_does(tiny, head, align_corners, size, fixed):
-    model = create_model(tiny, 5, head, align_corners=align_corners)
+def test_graph_computes_what_the_network_does(tiny, head, align_corners, size, fixed, share):
+    model = create_model(tiny, 5, head, align_corners=align_corners, image_statistics=share)
     variables = random_variables(model, size)
     images = export.sample_images(size, 2)
     forward = jax.jit(lambda v, i: export.forward(model, v, i, export.OUTPUTS))

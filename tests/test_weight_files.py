@@ -15,7 +15,13 @@ from configs import common
 from hrnet_jax import checkpointing, torch_files, trainer, weight_files
 from hrnet_jax.models import create_model
 
-MODEL = {"variant": "tiny", "num_classes": 3, "head": "segmentation", "align_corners": True}
+MODEL = {
+    "variant": "tiny",
+    "num_classes": 3,
+    "head": "segmentation",
+    "align_corners": True,
+    "image_statistics": 0.25,
+}
 CLASSES = {
     "names": ["a", "b", "c"],
     "colors": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
@@ -105,7 +111,7 @@ def test_a_name_is_as_good_as_a_path(shipped, file):
     image = np.random.default_rng(0).integers(0, 256, (40, 48, 3)).astype(np.uint8)
     by_name = hrnet_jax.load(shipped)
     assert (by_name.step, by_name.classes.names) == (12, ("a", "b", "c"))
-    assert by_name.model.align_corners
+    assert by_name.model.to_json() == MODEL
     np.testing.assert_array_equal(
         by_name.predict_proba(image), hrnet_jax.load(file).predict_proba(image)
     )
@@ -127,6 +133,11 @@ def test_a_training_starts_from_it(shipped, variables):
     config.init_from = "camvid_tony"
     with pytest.raises(FileNotFoundError, match=r"camvid_tony.*: camvid_tiny"):
         trainer.load_initial_variables(config, network)
+
+
+def test_files_of_before_there_were_images_statistics(file):
+    _rewrite(file, lambda _, about: about["model"].pop("image_statistics"))
+    assert hrnet_jax.load(file).model.to_json() == MODEL | {"image_statistics": 0.0}
 
 
 def test_files_of_pytorch_are_told_apart(file, tmp_path):
@@ -164,6 +175,7 @@ KERNEL = "params/head/classifier/kernel"
         (lambda _, m: m["model"].update(variant="huge"), "unknown variant 'huge'"),
         (lambda _, m: m["model"].update(num_classes=-1), "description is damaged"),
         (lambda _, m: m["model"].update(num_classes=True), r"wrong type: \['num_classes'\]"),
+        (lambda _, m: m["model"].update(image_statistics=2.0), "must be between 0 and 1, not 2.0"),
         (lambda _, m: m["model"].pop("head"), r"wrong type: \['head'\]"),
         (lambda _, m: m["model"].update(dtype="float64"), r"unknown in its model: \['dtype'\]"),
         (lambda _, m: m.update(classes=[]), r"wrong type: \['classes'\]"),

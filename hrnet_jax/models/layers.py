@@ -66,7 +66,7 @@ TPU_RESIZING = lax.Precision.HIGH
 class Policy:
     """How every layer of one network computes.
 
-    Nothing here changes the variables or, but for rounding, the results.
+    Nothing here changes the variables or, but for rounding and `image_statistics`, the results.
 
     Attributes:
       dtype: of the arithmetic.
@@ -76,6 +76,8 @@ class Policy:
       scan: one of SCAN; less to compile. Loops are slow on CPU.
       lanes: channels that the machine computes with at a time, 128 on TPU: branches of fewer, and
         the convolution of the image, work on folded maps. 0: none do.
+      image_statistics: share of each image's own statistics in evaluation, see
+        `BatchNorm.of_images`.
     """
 
     dtype: Any = jnp.float32
@@ -84,6 +86,7 @@ class Policy:
     remat: str = "none"
     scan: str = "none"
     lanes: int = 0
+    image_statistics: float = 0.0
 
     def folds(self, x: jax.Array) -> int:
         """By how much to `fold` maps for a branch: the largest power of two that the lanes take."""
@@ -475,9 +478,27 @@ class BatchNorm(nn.Module):
         self.var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
 
     def affine(self) -> tuple[jax.Array, jax.Array]:
-        """(scale, shift) of the affine map that this layer is in evaluation."""
+        """(scale, shift) of the affine map that this layer is with the running statistics."""
         scale = self.scale * lax.rsqrt(self.var.value + BN_EPSILON)
         return scale, self.bias - self.mean.value * scale
+
+    def of_images(self, x: jax.Array) -> jax.Array:
+        """Normalises [N, H, W, C] with running statistics mixed with those of each image.
+
+        The mean is (1 - s) times the running one and s times the image's, so is the variance, with
+        s = `policy.image_statistics`: the mixture of arXiv 2006.16971, but of each image alone, so
+        that its result does not depend on its neighbours.
+        """
+        rows = x.reshape(x.shape[0], -1, self.features)  # of maps that are folded, too
+        rows = rows.astype(self.policy.statistics_dtype)
+        mean = jnp.mean(rows, axis=1, keepdims=True)
+        var = jnp.maximum(jnp.mean(rows * rows, axis=1, keepdims=True) - mean * mean, 0.0)
+        share = self.policy.image_statistics
+        mean = (1 - share) * self.mean.value + share * mean
+        var = (1 - share) * self.var.value + share * var
+        scale = self.scale * lax.rsqrt(var + BN_EPSILON)
+        y = rows * scale + (self.bias - mean * scale)
+        return y.astype(x.dtype).reshape(x.shape)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises with the batch's statistics and updates the running ones."""
@@ -551,7 +572,7 @@ class ConvBN(nn.Module):
     """Convolution, batch normalisation and, where `relu`, the activation.
 
     In evaluation the normalisation is an affine map and is folded into the kernel: exact up to
-    rounding, and one pass over the maps fewer.
+    rounding, and one pass over the maps fewer. Not where images' own statistics take part.
     """
 
     features: int
@@ -576,7 +597,12 @@ class ConvBN(nn.Module):
             name="conv",
         )
         bn = BatchNorm(self.features, self.policy, name="bn")
-        y = bn(checkpoint_name(conv(x), "convolution")) if train else conv(x, *bn.affine())
+        if train:
+            y = bn(checkpoint_name(conv(x), "convolution"))
+        elif self.policy.image_statistics:
+            y = bn.of_images(conv(x))
+        else:
+            y = conv(x, *bn.affine())
         return relu(y) if self.relu else y
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import zlib
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -47,6 +48,16 @@ class HRNetModel(nn.Module):
         head = make_head(self.head, self.num_classes, self.align_corners, self.dropout, self.policy)
         streams = backbone(images.astype(self.policy.dtype), train=train)
         return call(head, streams, "head", train=train)
+
+    def to_json(self) -> dict[str, Any]:
+        """The arguments of `create_model` that belong to the weights, as checkpoints keep them."""
+        return {
+            "variant": self.variant.name,
+            "num_classes": self.num_classes,
+            "head": self.head,
+            "align_corners": self.align_corners,
+            "image_statistics": self.policy.image_statistics,
+        }
 
     def init(self, rngs, *args, **kwargs) -> dict:
         """Linen's `init`, with the values drawn on the host.
@@ -99,6 +110,7 @@ def create_model(
     remat: str = "none",
     scan: str = "none",
     lanes: int = 0,
+    image_statistics: float = 0.0,
 ) -> HRNetModel:
     """Builds an HRNet as a Linen module.
 
@@ -121,9 +133,13 @@ def create_model(
       lanes: 128 for a network to train on TPU, where maps of fewer channels would leave a part of
         the machine idle: neighbours in a row then stand side by side in the channels. The same
         variables, and results up to rounding. The trainer sets it.
+      image_statistics: share of each image's own mean and variance in BatchNorm's statistics when
+        `train` is false, 0..1; 0 is the usual BatchNorm. The network adapts to the light, the
+        camera and the street of an image; see `layers.BatchNorm.of_images` and docs/results.md.
 
     Raises:
-      ValueError: unknown variant, head, initialisation, `remat` or `scan`, or fewer than one class.
+      ValueError: unknown variant, head, initialisation, `remat` or `scan`, fewer than one class, or
+        a share that is none.
     """
     if head not in HEADS:
         raise ValueError(f"unknown head {head!r}; known: {sorted(HEADS)}")
@@ -134,11 +150,16 @@ def create_model(
             raise ValueError(f"unknown {name} {value!r}; known: {list(known)}")
     if num_classes < 1 and HEADS[head].has_classes:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+    if not 0 <= image_statistics <= 1:
+        raise ValueError(f"image_statistics must be between 0 and 1, not {image_statistics}")
+    policy = Policy(
+        jnp.dtype(dtype), jnp.dtype(param_dtype), init, remat, scan, lanes, float(image_statistics)
+    )
     return HRNetModel(
         variant=get_variant(variant),
         num_classes=num_classes,
         head=head,
         align_corners=HEADS[head].align_corners if align_corners is None else align_corners,
         dropout=dropout,
-        policy=Policy(jnp.dtype(dtype), jnp.dtype(param_dtype), init, remat, scan, lanes),
+        policy=policy,
     )

@@ -111,12 +111,7 @@ def _metadata(model, source: str) -> dict[str, Any]:
         )
     return {
         "format_version": checkpointing.FORMAT_VERSION,
-        "model": {
-            "variant": model.variant.name,
-            "num_classes": model.num_classes,
-            "head": model.head,
-            "align_corners": model.align_corners,
-        },
+        "model": model.to_json(),
         "classes": classes.to_json(),
         # What evaluate.py takes as defaults.
         "config": {"data": _data_config(_CLASSES.value), "converted_from": source},

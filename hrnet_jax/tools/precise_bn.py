@@ -1,11 +1,12 @@
 """Measures BatchNorm's statistics anew on whole training images and writes the weights with them.
 
 python -m hrnet_jax.tools.precise_bn --checkpoint=RUN --output=FILE.safetensors [--data_root=DIR]
-    [--batch_size=8] [--max_images=N] [--dtype=float16]
+    [--batch_size=8] [--max_images=N] [--dtype=float16] [--image_statistics=0.2]
 
 What training leaves are the statistics of crops, scaled, coloured and mixed; those of the images as
-evaluation shows them often score better. FILE goes wherever a run's folder goes, and
-`evaluate.py --checkpoint=FILE --compare=RUN` says what it brings.
+evaluation shows them often score better. With --image_statistics those of each image that is
+predicted take part, too, which helps on streets and light that training did not show. FILE goes
+wherever a run's folder goes; `evaluate.py --checkpoint=FILE --compare=RUN` says what it brings.
 """
 
 from absl import flags
@@ -22,6 +23,13 @@ _DATA_ROOT = flags.DEFINE_string("data_root", "", "Folder of the data set; defau
 _SPLIT = flags.DEFINE_string("split", "", "Split of the images; default: the run's own.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images per step, over all devices.", 1)
 _MAX_IMAGES = flags.DEFINE_integer("max_images", 0, "Only so many, evenly spread; 0: all.", 0)
+_IMAGE_STATISTICS = flags.DEFINE_float(
+    "image_statistics",
+    None,
+    "Share of each image's own statistics when it is predicted; default: the checkpoint's.",
+    0.0,
+    1.0,
+)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", weight_files.DTYPES, "Of the kernels in the file.")
 flags.mark_flags_as_required(["checkpoint", "output"])
 
@@ -33,7 +41,10 @@ def run(arguments: list[str]) -> int:
     memory.keep_freed_pages()
     sharding.use_compilation_cache()
     checkpoint = checkpointing.load_checkpoint(_CHECKPOINT.value)
-    model = create_model(**checkpoint.metadata["model"])
+    about = dict(checkpoint.metadata["model"])
+    if _IMAGE_STATISTICS.value is not None:
+        about["image_statistics"] = _IMAGE_STATISTICS.value
+    model = create_model(**about)
     if model.head == "classification":
         raise ValueError(f"{checkpoint.path} classifies whole images; this is for segmentation")
     data = checkpoint.metadata["config"]["data"]
@@ -51,7 +62,7 @@ def run(arguments: list[str]) -> int:
     weight_files.write(
         _OUTPUT.value,
         variables,
-        checkpoint.metadata,
+        checkpoint.metadata | {"model": model.to_json()},
         step=checkpoint.step,
         score=None,
         dtype=_DTYPE.value,

@@ -145,6 +145,23 @@ def test_batch_norm_gradient_is_that_of_its_definition():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), actual, expected)
 
 
+def test_statistics_of_images_by_hand():
+    # Of the first image mean 2 and variance 4, of the second 7 and 1; the running ones are 4 and 8.
+    x = jnp.asarray([0.0, 4.0, 6.0, 8.0]).reshape(2, 1, 2, 1)
+    stats = {"mean": jnp.asarray([4.0]), "var": jnp.asarray([8.0])}
+    variables = {
+        "params": {"scale": jnp.asarray([3.0]), "bias": jnp.asarray([1.0])},
+        "batch_stats": stats,
+    }
+    bn = BatchNorm(1, Policy(image_statistics=0.25))
+    y = bn.apply(variables, x, method="of_images")
+    first, second = np.sqrt(0.75 * 8 + 0.25 * 4 + 1e-5), np.sqrt(0.75 * 8 + 0.25 * 1 + 1e-5)
+    expected = np.array([-3.5 / first, 0.5 / first, 1.25 / second, 3.25 / second])
+    np.testing.assert_allclose(y.ravel(), 3 * expected + 1, rtol=1e-6)
+    alone = bn.apply(variables, x[1:], method="of_images")
+    np.testing.assert_array_equal(y[1:], alone)
+
+
 def _random_like(tree, seed=0):
     rng = np.random.RandomState(seed)
     return jax.tree.map(lambda a: jnp.asarray(rng.uniform(0.5, 1.5, a.shape), a.dtype), tree)
@@ -181,14 +198,14 @@ def test_relu_and_its_gradient():
     np.testing.assert_array_equal(gradient, [0, 0, 5, 7])
 
 
-@pytest.mark.parametrize("by", [2, 4])
-def test_folded_branch(by):
+@pytest.mark.parametrize(("by", "share"), [(2, 0.0), (4, 0.0), (2, 0.5)])
+def test_folded_branch(by, share):
     """Neighbours side by side in the channels: the same results, statistics and gradients."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 8, 3)), jnp.float32)
-    plain = Branch(3, 2, Policy())
+    plain = Branch(3, 2, Policy(image_statistics=share))
     variables = plain.init(jax.random.key(0), x, train=False)
-    lanes = 3 * by + 1
-    assert Policy(lanes=lanes).folds(x) == by
+    policy = Policy(lanes=3 * by + 1, image_statistics=share)
+    assert policy.folds(x) == by
 
     def results(branch):
         def loss(params, x):
@@ -201,7 +218,7 @@ def test_folded_branch(by):
         return evaluated, jax.value_and_grad(loss, (0, 1), has_aux=True)(variables["params"], x)
 
     expected = jax.tree.leaves(fast_jit(lambda: results(plain))())
-    found = jax.tree.leaves(fast_jit(lambda: results(Branch(3, 2, Policy(lanes=lanes))))())
+    found = jax.tree.leaves(fast_jit(lambda: results(Branch(3, 2, policy)))())
     for f, e in zip(found, expected, strict=True):
         np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5 * np.abs(e).max())
 

@@ -150,3 +150,24 @@ def test_initial_values_follow_the_key_and_ignore_jit(tiny):
 def test_errors_name_the_choices(arguments, message):
     with pytest.raises(ValueError, match=message):
         create_model(*arguments)
+
+
+def test_own_statistics_alone_are_those_of_a_batch_of_one(tiny):
+    """Evaluation with image_statistics=1 is what training computes of each image by itself."""
+    model = create_model(tiny, 3, image_statistics=1.0)
+    x = jax.random.normal(jax.random.key(0), (2, 64, 96, 3))
+    variables = model.init(jax.random.key(1), x)
+    evaluated = fast_jit(lambda v, x: model.apply(v, x)["logits"])(variables, x)
+    trained = fast_jit(
+        lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])[0]["logits"]
+    )
+    expected = jnp.concatenate([trained(variables, x[k : k + 1]) for k in range(2)])
+    np.testing.assert_allclose(evaluated, expected, atol=1e-4 * np.abs(expected).max())
+    together = trained(variables, x)
+    assert np.abs(evaluated - together).max() > 1e-2 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_image_statistics_are_a_share(share):
+    with pytest.raises(ValueError, match=f"image_statistics must be between 0 and 1, not {share}"):
+        create_model("w18", image_statistics=share)

@@ -43,6 +43,7 @@ def test_there_and_back(tmp_path):
         "num_classes": 2,
         "head": "segmentation",
         "align_corners": True,
+        "image_statistics": 0.0,
     }
     assert checkpoint.metadata["classes"]["names"] == ["road", "sky"]
     assert checkpoint.metadata["config"]["data"]["name"] == "folder"

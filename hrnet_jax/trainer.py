@@ -255,6 +255,7 @@ def check_config(config: ConfigDict) -> None:
         ("optimizer.drop_factor", 0, 1),
         ("data.color_jitter", 0, 1),
         ("data.class_mix", 0, 1),
+        ("model.image_statistics", 0, 1),
         ("loss.label_smoothing", 0, 1),
         ("loss.ohem_threshold", 0, 1),
         ("eval.every_steps", 0, math.inf),

@@ -176,6 +176,7 @@ BAD_CONFIGS = [
     ("batch_size", -2, "config.batch_size=-2: must be at least 1"),
     ("batch_size", 3, r"config.batch_size=3 is not divisible by 2"),
     ("data.class_mix", 1.1, "config.data.class_mix=1.1: must be in 0..1"),
+    ("model.image_statistics", 2.0, "config.model.image_statistics=2.0: must be in 0..1"),
     ("optimizer.accumulate", 2, "not divisible by 4: mesh.data has 2 devices"),
     ("optimizer.ema_decay", 1.5, r"config.optimizer.ema_decay=1.5: must be in 0..1"),
     ("optimizer.learning_rate", 0.0, "not > 0"),

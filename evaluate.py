@@ -193,6 +193,7 @@ def write_results(
     """metrics.json, per_image.csv, comparison.json, report.html, and tables on the terminal."""
     classes, figures = source.classes, result.figures
     variant = checkpoint.metadata["model"]["variant"]
+    own = checkpoint.metadata["model"].get("image_statistics")
     intervals = metrics.intervals(result.image_counts, classes.names)
     contents = report.metrics_json(
         figures, result.confusion, step=checkpoint.step, variant=variant, intervals=intervals
@@ -207,6 +208,7 @@ def write_results(
     page = report.build_report(
         title=f"{variant} on {source.name} {source.split}",
         subtitle=f"step {checkpoint.step:,} of {checkpoint.path}; {method_flags.method()}; "
+        f"{f'image_statistics={own:g}; ' if own else ''}"
         f"{result.seconds:.0f} s on {jax.device_count()} {jax.default_backend()} device(s)",
         figures=figures,
         confusion=result.confusion,

@@ -1,7 +1,7 @@
 """Measures BatchNorm's statistics anew on whole training images and writes the weights with them.
 
 python -m hrnet_jax.tools.precise_bn --checkpoint=RUN --output=FILE.safetensors [--data_root=DIR]
-    [--batch_size=8] [--max_images=N] [--dtype=float16] [--image_statistics=0.2]
+    [--batch_size=8] [--max_images=N] [--dtype=float16] [--image_statistics=0.1]
 
 What training leaves are the statistics of crops, scaled, coloured and mixed; those of the images as
 evaluation shows them often score better. With --image_statistics those of each image that is

@@ -18,8 +18,11 @@ removed, it has another one. Orbax notices missing files but restores flipped bi
 the checksums: they are compared before anything is restored, and a damaged step is named and passed
 over for the one before.
 
-In a store such as gs:// nothing can be renamed. There the first process writes a step into a local
-folder, and copies it when it is complete, the manifest last: a step without one is none.
+The first process writes: every process has all arrays. A save counts once all files are written and
+each part could be opened again.
+
+In a store such as gs:// nothing can be renamed. There a step is written into a local folder, and
+copied when it is complete, the manifest last: a step without one is none.
 
 Inference reads `ema` or `variables` and the metadata, never the optimizer's part, and no code is
 loaded: all is JSON and plain arrays. The newest two steps and the best one by score are kept.
@@ -164,11 +167,6 @@ class CheckpointStore:
         self._root = paths.absolute(workdir) / FOLDER
         self._first = jax.process_index() == 0
         self._in_store = paths.in_store(self._root)
-        # Where Orbax writes.
-        self._local = self._root
-        if self._in_store:
-            self._staging = tempfile.TemporaryDirectory(prefix="hrnet_jax-")
-            self._local = epath.Path(self._staging.name)
         self._writing: int | None = None
         # Lists of the arrays, and the vectors into which they are copied: by structure, the last.
         self._described: dict[Any, tuple[dict[str, list[Entry]], dict[str, Any]]] = {}
@@ -176,20 +174,27 @@ class CheckpointStore:
             self._root.mkdir(parents=True, exist_ok=True)
             self._tidy()
         _wait_for_all("checkpoints opened")
-        # Every process has all arrays. Without a shared folder the first one is alone with it; the
-        # handler has to know, too, else it waits for the others.
-        together = ocp.options.MultiprocessingOptions(
-            active_processes={jax.process_index()} if self._in_store else None,
-            primary_host=jax.process_index() if self._in_store else 0,
+        # Where Orbax writes.
+        self._staging = contextlib.ExitStack()
+        self._local = epath.Path(
+            self._staging.enter_context(
+                tempfile.TemporaryDirectory(prefix="hrnet_jax-")
+                if self._in_store
+                else paths.plain(self._root)
+            )
+        )
+        # The handler has to know, too, else it waits for the other processes.
+        alone = ocp.options.MultiprocessingOptions(
+            active_processes={jax.process_index()}, primary_host=jax.process_index()
         )
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
-                composite_options=ocp.CompositeOptions(multiprocessing_options=together)
+                composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
             ),
             async_options=ocp.options.AsyncOptions(
                 post_finalization_callback=self._write_manifest,
             ),
-            multiprocessing_options=together,
+            multiprocessing_options=alone,
         )
 
     def _tidy(self) -> None:
@@ -234,7 +239,7 @@ class CheckpointStore:
             raise ValueError(f"checkpoint metadata lacks {sorted(missing)}")
         self.wait()
         items = _items(state)
-        if self._in_store and not self._first:
+        if not self._first:
             return
         self._check_room(int(state.step), items)
         leaves, structure = jax.tree.flatten(items)
@@ -287,8 +292,7 @@ class CheckpointStore:
         except SaveError as error:
             logger.error("%s", error)
         self._checkpointer.close()
-        if self._in_store:
-            self._staging.cleanup()
+        self._staging.close()
 
     def score(self, step: int) -> tuple[float | None] | None:
         """(score,) if `step` was evaluated, None inside where it was not finite; else None."""
@@ -340,6 +344,9 @@ class CheckpointStore:
     def _write_manifest(self) -> None:
         """Called when all files are written, before the folder gets its name."""
         folder = self._local / f"{self._writing}{_UNFINISHED}"
+        for name in json.loads((folder / "arrays" / "metadata").read_text()):
+            with _opened(folder, name):
+                pass
         files = {name: [size, _checksum(file)] for name, file, size in _files(folder)}
         _write_manifest(folder, {"files": files, "score": None, "evaluated": False})
         if self._in_store:
@@ -361,15 +368,13 @@ class CheckpointStore:
             folder.rmtree()
 
     def _check_room(self, step: int, items: Mapping[str, Any]) -> None:
-        if not self._first:
-            return
         # Uncompressed, as random numbers would be.
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items)) + _BLOCK
         free = shutil.disk_usage(self._local).free
         if free < needed:
             raise SaveError(
                 f"no room for the checkpoint of step {step}: it needs up to {needed / 1e6:.0f} MB,"
-                f" the disk of {self._local} has {free / 1e6:.0f} MB free; {self._left()}"
+                f" the disk of {self._root} has {free / 1e6:.0f} MB free; {self._left()}"
             )
 
     def _failure(self, error: Exception) -> SaveError:
@@ -628,20 +633,30 @@ def _restore(folder: epath.Path, name: str) -> list[np.ndarray]:
     Raises:
       ValueError: naming the folder, if it does not hold what its list says.
     """
-    entries = _read_entries(folder, name)
+    with _opened(folder, name) as (handler, part, template):
+        vectors = handler.restore(part, args=ocp.args.StandardRestore(template))
+    return _unpack(vectors, _read_entries(folder, name))
+
+
+@contextlib.contextmanager
+def _opened(folder: epath.Path, name: str) -> Iterator[tuple[Any, epath.Path, dict[str, Any]]]:
+    """A part opened for reading: Orbax's handler, where the part is and room for its vectors.
+
+    Raises:
+      ValueError: naming the folder, if the part cannot be opened or read, or does not hold what its
+        list says.
+    """
+    wanted = {k: ((n,), np.dtype(k)) for k, n in _lengths(_read_entries(folder, name)).items()}
     handler = ocp.StandardCheckpointHandler()
     try:
         with paths.local(folder / name) as part:
             part = epath.Path(part)
             found = {k: (x.shape, np.dtype(x.dtype)) for k, x in handler.metadata(part).items()}
-            wanted = {k: ((n,), np.dtype(k)) for k, n in _lengths(entries).items()}
             if found != wanted:
                 raise ValueError(f"holds {found}, its list says {wanted}")
-            template = {k: np.empty(*description) for k, description in wanted.items()}
-            vectors = handler.restore(part, args=ocp.args.StandardRestore(template))
+            yield handler, part, {k: np.empty(*description) for k, description in wanted.items()}
     except Exception as error:  # whatever contents that are none provoke in the reader
         raise ValueError(f"{folder / name} cannot be read: {_first_line(error)}") from error
-    return _unpack(vectors, entries)
 
 
 def _place(array: np.ndarray, template: Any) -> jax.Array:

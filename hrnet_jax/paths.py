@@ -10,6 +10,7 @@ whole-or-nothing in both places.
 
 import contextlib
 import functools
+import glob
 import importlib.util
 import os
 import pathlib
@@ -37,13 +38,29 @@ def path(path: str | os.PathLike) -> epath.Path:
     """The path, with ~ as the user's folder.
 
     Raises:
-      ValueError: for a store that is not known, or whose package is not installed.
+      ValueError: for a store that is not known, or whose package is not installed; for a name that
+        is not UTF-8, which neither logs nor JSON can hold.
     """
-    text = os.fspath(path)
+    text = check_name(os.fspath(path))
     if "://" in text:
         _store(text.split("://")[0])
         return epath.Path(text)
     return epath.Path(os.path.expanduser(text))
+
+
+def check_name(name: str) -> str:
+    """The name itself.
+
+    Raises:
+      ValueError: if its bytes are not UTF-8. The message shows them escaped.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"the name of {os.fsencode(name)!r} is not UTF-8; rename the file or folder"
+        ) from None
+    return name
 
 
 def absolute(path_: str | os.PathLike) -> epath.Path:
@@ -193,12 +210,16 @@ def _listing(folder: str) -> dict[str, str]:
 
 
 def files_in(folder: str | os.PathLike, pattern: str) -> list[str]:
-    """What lies below a folder and fits a pattern of `pathlib` without **, in order of names."""
+    """What lies below a folder and fits a pattern of `pathlib` without **, in order of names.
+
+    Raises:
+      ValueError: for a name that is not UTF-8.
+    """
     folder = os.fspath(folder)
     if not in_store(folder):
-        return [str(p) for p in sorted(pathlib.Path(folder).glob(pattern))]
+        return [check_name(str(p)) for p in sorted(pathlib.Path(folder).glob(pattern))]
     with _named(folder):
-        names = _store_of(folder).glob(f"{folder}/{pattern}")
+        names = _store_of(folder).glob(f"{glob.escape(folder)}/{pattern}")
     return [f"{folder.split('://')[0]}://{n}" for n in sorted(names, key=lambda n: n.split("/"))]
 
 
@@ -217,6 +238,9 @@ def names_below(folder: str | os.PathLike, suffixes: Sequence[str] = ()) -> list
     Args:
       folder: nothing is found where there is none.
       suffixes: in small letters, as in ".png"; only files with one of these, in any case.
+
+    Raises:
+      ValueError: for a name that is not UTF-8.
     """
     folder = os.fspath(folder)
     if in_store(folder):
@@ -227,6 +251,8 @@ def names_below(folder: str | os.PathLike, suffixes: Sequence[str] = ()) -> list
             for parent, _, names in os.walk(folder)
             for name in names
         ]
+    for name in found:
+        check_name(os.path.join(folder, name))
     if suffixes:
         found = [name for name in found if os.path.splitext(name)[1].lower() in suffixes]
     return sorted(found, key=lambda name: name.split("/"))
@@ -234,13 +260,16 @@ def names_below(folder: str | os.PathLike, suffixes: Sequence[str] = ()) -> list
 
 @contextlib.contextmanager
 def local(file: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A file for libraries that read local ones only: itself, or for a while a copy.
+    """A file or folder for libraries that read local ones only: itself, or for a while a copy.
+
+    A local path with characters that libraries take for a pattern is given as a link to it.
 
     Raises:
       OSError: as `read_bytes`.
     """
     if not in_store(file):
-        yield pathlib.Path(file)
+        with plain(file) as path_:
+            yield path_
         return
     file = os.fspath(file)
     with tempfile.TemporaryDirectory() as folder:
@@ -252,6 +281,23 @@ def local(file: str | os.PathLike) -> Iterator[pathlib.Path]:
             with _named(file):
                 _store_of(file).get_file(f"{file}/{name}" if name else file, str(target))
         yield copy
+
+
+@contextlib.contextmanager
+def plain(path_: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A local path without characters of patterns: itself, or for a while a link to it.
+
+    etils, with which Orbax lists folders, takes the whole path for a pattern: below "run[1]" it
+    finds nothing.
+    """
+    path_ = pathlib.Path(path_)
+    if not set("*?[]\\") & set(str(path_)):
+        yield path_
+        return
+    with tempfile.TemporaryDirectory(prefix="hrnet_jax-") as folder:
+        link = pathlib.Path(folder, "link")
+        link.symlink_to(path_.absolute(), target_is_directory=path_.is_dir())
+        yield link
 
 
 # ---- writing

@@ -1,6 +1,7 @@
 """What is kept, what is chosen, what is refused; bitwise contents also across devices."""
 
 import json
+import os
 import resource
 import shutil
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from hrnet_jax import checkpointing, optim, sharding
@@ -66,6 +68,50 @@ def test_without_scores_the_newest_is_taken_and_any_path_will_do(tmp_path):
         state = _state(2)
         _equal(checkpoint.variables, {"params": state.params, "batch_stats": state.batch_stats})
     assert checkpointing.load_checkpoint(tmp_path, step=1).step == 1
+
+
+# All printable characters, and what is not ASCII.
+NAMES = (
+    "run[lr=0.01]", "a**b?", "back\\slash", "!\"#$%&'()+,-.", ":;<=>@^_`{|}~", " two  words ",
+    "tab\tline\nfeed", "straße 道路", "%5Bx%5D", "file:x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_of_a_folder_works(tmp_path, name):
+    workdir = tmp_path / name
+    _write(workdir, {1: 0.5, 2: None})
+    assert checkpointing.load_checkpoint(workdir).step == 1
+    store = checkpointing.CheckpointStore(workdir)
+    _equal(store.restore(_state(0)), _state(2))
+    store.close()
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    workdir = os.fsdecode(os.fsencode(tmp_path) + b"/run\xff")
+    with pytest.raises(ValueError, match=r"run\\xff' is not UTF-8"):
+        checkpointing.CheckpointStore(workdir)
+
+
+def test_what_cannot_be_opened_again_is_not_saved(tmp_path, monkeypatch):
+    store = checkpointing.CheckpointStore(tmp_path)
+    store.save(_state(1), METADATA)
+    store.wait()
+    written = ocp.CompositeCheckpointHandler.finalize
+
+    def lose(self, directory):
+        written(self, directory)
+        shutil.rmtree(directory / "variables.orbax-checkpoint-tmp", ignore_errors=True)
+        for file in directory.glob("variables/*"):
+            file.rmtree() if file.is_dir() else file.unlink()
+
+    monkeypatch.setattr(ocp.CompositeCheckpointHandler, "finalize", lose)
+    with pytest.raises(checkpointing.SaveError, match=r"step 2 could not be written.*variables"):
+        store.save(_state(2), METADATA)
+        store.wait()
+    assert store.steps() == [1]
+    store.close()
 
 
 def test_averages_are_preferred_and_all_comes_back_bitwise(tmp_path):

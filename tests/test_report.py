@@ -230,7 +230,9 @@ def test_log_is_read_line_by_line(tmp_path):
     assert report.read_log(tmp_path / "none") == {}
 
 
-def test_overlays(tmp_path):
+@pytest.mark.parametrize("name", ["plain", "a[1]*"])
+def test_overlays(tmp_path, name):
+    tmp_path = tmp_path / name
     report.save_overlay(tmp_path, "worst_1", example(), CLASSES)
     report.save_overlay(tmp_path, "best_2", example("c"), CLASSES)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best_2_c.png", "worst_1_a_b.png"]

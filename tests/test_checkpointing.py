@@ -107,8 +107,8 @@ def test_what_cannot_be_opened_again_is_not_saved(tmp_path, monkeypatch):
             file.rmtree() if file.is_dir() else file.unlink()
 
     monkeypatch.setattr(ocp.CompositeCheckpointHandler, "finalize", lose)
+    store.save(_state(2), METADATA)
     with pytest.raises(checkpointing.SaveError, match=r"step 2 could not be written.*variables"):
-        store.save(_state(2), METADATA)
         store.wait()
     assert store.steps() == [1]
     store.close()

@@ -29,13 +29,9 @@ from rich.console import Console
 from hrnet_jax import (
     checkpointing,
     classification,
-    distributed,
     evaluation,
-    memory,
     metrics,
-    paths,
     report,
-    sharding,
     submission,
     weight_files,
 )
@@ -43,6 +39,7 @@ from hrnet_jax.data import open_images
 from hrnet_jax.data.image_folder import ImageClasses
 from hrnet_jax.data.source import Classes, Source
 from hrnet_jax.models import create_model
+from hrnet_jax.runtime import distributed, memory, sharding, storage
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a run or of one of its steps, a file of weights, or a name."
@@ -117,7 +114,7 @@ def evaluator(checkpoint: checkpointing.Checkpoint, source: Source) -> Evaluate:
 
 def other_counts(path: str, source: Source) -> Callable[[], np.ndarray]:
     """What gives the counts per image of what --compare names, which is opened at once."""
-    folder, file = paths.path(path), weight_files.find(path)
+    folder, file = storage.path(path), weight_files.find(path)
     if file is None and not folder.exists():
         raise FileNotFoundError(f"--compare={path}: no such file or folder; {weight_files.known()}")
     scores = (folder.parent if folder.is_file() else folder) / evaluation.IMAGE_SCORES
@@ -217,13 +214,13 @@ def write_results(
         comparison=comparison,
         other=_COMPARE.value,
         pictures=[(picture, result.image_counts[i]) for i, picture in pictures],
-        curves=report.read_log(paths.path(checkpoint.path).parent.parent / "log.jsonl"),
+        curves=report.read_log(storage.path(checkpoint.path).parent.parent / "log.jsonl"),
     )
-    paths.write_text(output / "report.html", page)
+    storage.write_text(output / "report.html", page)
 
 
 def write_json(path: epath.Path, contents: dict[str, Any]) -> None:
-    paths.write_text(path, json.dumps(contents, indent=1, allow_nan=False) + "\n")
+    storage.write_text(path, json.dumps(contents, indent=1, allow_nan=False) + "\n")
 
 
 def classify(checkpoint: checkpointing.Checkpoint, output: epath.Path) -> int:
@@ -273,7 +270,7 @@ def run(arguments: list[str]) -> int:
     sharding.use_compilation_cache()
     if _NUM_OVERLAYS.value < 0:
         raise ValueError(f"--num_overlays={_NUM_OVERLAYS.value}: must be 0 or more")
-    output = paths.path(_OUTPUT.value)
+    output = storage.path(_OUTPUT.value)
     checkpoint = checkpointing.load_checkpoint(_CHECKPOINT.value, step=_STEP.value)
     # The newest one of a run that is going on may be another one a moment later.
     distributed.check_same("checkpoints", {"step": checkpoint.step})

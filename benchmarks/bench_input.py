@@ -34,8 +34,8 @@ import tensorflow as tf
 from absl import app, flags
 from PIL import Image
 
-from hrnet_jax import memory
 from hrnet_jax.data import open_source, pipeline, synthetic, tiles
+from hrnet_jax.runtime import memory
 
 CROP = (512, 1024)
 BATCH = 4

@@ -27,7 +27,8 @@ import onnxruntime
 from absl import app, flags, logging
 
 import hrnet_jax
-from hrnet_jax import losses, memory, onnx_graph, optim, sharding
+from hrnet_jax import losses, onnx_graph, optim
+from hrnet_jax.runtime import memory, sharding
 
 _ONLY = flags.DEFINE_list("only", [], "Names of the works to run; empty: all.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the figures.")

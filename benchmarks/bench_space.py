@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from hrnet_jax import sharding
 from hrnet_jax.models import create_model
+from hrnet_jax.runtime import sharding
 from hrnet_jax.tools import script
 
 _SIZE = flags.DEFINE_string("size", "1024x2048", "Height and width of the image.")

@@ -62,8 +62,9 @@ def child(arguments: list[str]) -> None:
     """train.py with the tiny network; SOAK_* of the environment makes things go wrong in it."""
     import resource
 
-    from hrnet_jax import sharding, trainer
+    from hrnet_jax import trainer
     from hrnet_jax.models import Variant, variants
+    from hrnet_jax.runtime import sharding
 
     variants.VARIANTS["tiny"] = Variant(
         "tiny", width=4, layer1_blocks=1, layer1_planes=4, num_modules=(1, 1, 1), num_blocks=1
@@ -448,8 +449,9 @@ def not_finite(lab: Lab) -> str:
 def topology(lab: Lab) -> str:
     import jax
 
-    from hrnet_jax import checkpointing, optim, sharding
+    from hrnet_jax import checkpointing, optim
     from hrnet_jax.models import Variant, create_model
+    from hrnet_jax.runtime import sharding
     from hrnet_jax.train_step import create_state
 
     tiny = Variant(
@@ -548,8 +550,9 @@ class _Strongest:
 def evaluations(lab: Lab) -> str:
     import jax.numpy as jnp
 
-    from hrnet_jax import evaluation, sharding
+    from hrnet_jax import evaluation
     from hrnet_jax.data import open_source
+    from hrnet_jax.runtime import sharding
 
     source = open_source("cityscapes", root=str(lab.streets), split="val").take(range(7))
     found = []

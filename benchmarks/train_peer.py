@@ -26,7 +26,14 @@ from absl import app, flags
 from ml_collections import config_flags
 
 import hrnet_jax
-from hrnet_jax import evaluation, progress, sharding, torch_files, torch_weights, trainer
+from hrnet_jax import (
+    evaluation,
+    progress,
+    torch_files,
+    torch_weights,
+    trainer,
+)
+from hrnet_jax.runtime import sharding
 from hrnet_jax.train_step import create_state, make_train_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "As for train.py.")

@@ -47,7 +47,8 @@ from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from hrnet_jax import paths, sharding, weight_files
+from hrnet_jax import weight_files
+from hrnet_jax.runtime import sharding, storage
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def load_checkpoint(path: str, step: int | None = None, which: str = "best") -> 
         raise ValueError(f"unknown checkpoint choice {which!r}; known: ['best', 'latest']")
     if file := weight_files.find(path):
         return _read_file(file, step)
-    root = paths.absolute(path)
+    root = storage.absolute(path)
     if not root.exists():
         raise FileNotFoundError(
             f"no checkpoint at {path}: the folder does not exist (looked for {root});"
@@ -164,9 +165,9 @@ class CheckpointStore:
         Raises:
           ValueError: if the folder has a layout of another version.
         """
-        self._root = paths.absolute(workdir) / FOLDER
+        self._root = storage.absolute(workdir) / FOLDER
         self._first = jax.process_index() == 0
-        self._in_store = paths.in_store(self._root)
+        self._in_store = storage.in_store(self._root)
         self._writing: int | None = None
         # Lists of the arrays, and the vectors into which they are copied: by structure, the last.
         self._described: dict[Any, tuple[dict[str, list[Entry]], dict[str, Any]]] = {}
@@ -180,7 +181,7 @@ class CheckpointStore:
             self._staging.enter_context(
                 tempfile.TemporaryDirectory(prefix="hrnet_jax-")
                 if self._in_store
-                else paths.plain(self._root)
+                else storage.plain(self._root)
             )
         )
         # The handler has to know, too, else it waits for the other processes.
@@ -350,7 +351,7 @@ class CheckpointStore:
         files = {name: [size, _checksum(file)] for name, file, size in _files(folder)}
         _write_manifest(folder, {"files": files, "score": None, "evaluated": False})
         if self._in_store:
-            paths.upload(folder, self._root / str(self._writing), last=MANIFEST)
+            storage.upload(folder, self._root / str(self._writing), last=MANIFEST)
 
     def _prune(self) -> None:
         """Removes steps that are neither new nor the best."""
@@ -400,8 +401,8 @@ def _files(folder: epath.Path) -> Iterator[tuple[str, epath.Path, int]]:
 
     Neither the manifest itself nor Orbax's file of times, which it completes after the manifest.
     """
-    if paths.in_store(folder):
-        for name, size in sorted(paths.sizes_below(str(folder)).items()):
+    if storage.in_store(folder):
+        for name, size in sorted(storage.sizes_below(str(folder)).items()):
             if not name.startswith((MANIFEST, "_CHECKPOINT_METADATA")):
                 yield name, folder / name, size
         return
@@ -429,7 +430,7 @@ def _checksum(file: epath.Path) -> str:
 def _write_manifest(folder: epath.Path, manifest: dict[str, Any]) -> None:
     body = json.dumps(manifest, sort_keys=True)
     text = json.dumps({"manifest": manifest, "checksum": xxhash.xxh3_64_hexdigest(body.encode())})
-    paths.write_text(folder / MANIFEST, text)
+    storage.write_text(folder / MANIFEST, text)
 
 
 def _manifest(folder: epath.Path) -> dict[str, Any]:
@@ -649,7 +650,7 @@ def _opened(folder: epath.Path, name: str) -> Iterator[tuple[Any, epath.Path, di
     wanted = {k: ((n,), np.dtype(k)) for k, n in _lengths(_read_entries(folder, name)).items()}
     handler = ocp.StandardCheckpointHandler()
     try:
-        with paths.local(folder / name) as part:
+        with storage.local(folder / name) as part:
             part = epath.Path(part)
             found = {k: (x.shape, np.dtype(x.dtype)) for k, x in handler.metadata(part).items()}
             if found != wanted:

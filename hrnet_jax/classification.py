@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from hrnet_jax import preprocess, sharding
+from hrnet_jax import preprocess
 from hrnet_jax.data import image_pipeline
 from hrnet_jax.data.image_folder import ImageSource
+from hrnet_jax.runtime import sharding
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from hrnet_jax import inference, metrics, paths, sharding
+from hrnet_jax import inference, metrics
 from hrnet_jax.data import open_source, pipeline
 from hrnet_jax.data.source import Source
+from hrnet_jax.runtime import sharding, storage
 
 OnBatch = Callable[[dict[str, np.ndarray], np.ndarray], None]
 
@@ -72,7 +73,7 @@ def save_image_scores(path: str | os.PathLike, result: EvalResult, names: tuple[
     for name, pair, counts in zip(result.ids, scores, result.image_counts, strict=True):
         shown = ("" if np.isnan(v) else f"{v:.6f}" for v in pair)
         writer.writerow([name, *shown, *counts.ravel().tolist()])
-    paths.write_text(path, file.getvalue())
+    storage.write_text(path, file.getvalue())
 
 
 def read_image_counts(
@@ -84,7 +85,7 @@ def read_image_counts(
         FileNotFoundError: if there is no such file.
         ValueError: for another list of classes, or if images are missing.
     """
-    text = paths.read_bytes(os.fspath(path)).decode()
+    text = storage.read_bytes(os.fspath(path)).decode()
     header, *rows = csv.reader(io.StringIO(text, newline=""))
     expected = [*_SCORES, *(f"{kind}:{n}" for kind in _COUNTS for n in names)]
     if header != expected:
@@ -107,7 +108,7 @@ def open_split(data: Mapping[str, Any], *, root: str, split: str) -> Source:
         FileNotFoundError, ValueError: if the folder or the split is not there.
     """
     root = root or data["root"]
-    if not root or not paths.path(root).is_dir():
+    if not root or not storage.path(root).is_dir():
         raise FileNotFoundError(f"no data set folder {root!r}; name it with --data_root=DIR")
     return open_source(data["name"], root=root, split=split, class_file=data["class_file"])
 

@@ -27,7 +27,8 @@ import numpy as np
 from PIL import Image
 
 import hrnet_jax
-from hrnet_jax import inference, paths, preprocess, sharding
+from hrnet_jax import inference, preprocess
+from hrnet_jax.runtime import sharding, storage
 
 SUFFIXES = (".onnx", ".stablehlo", ".savedmodel")
 OUTPUTS = ("labels", "probabilities", "logits")
@@ -244,7 +245,7 @@ def export_model(
             other than single scale, or a package that the format needs and is not there.
         Disagreement: if the model does not agree; nothing is left behind then.
     """
-    path = paths.path(path)
+    path = storage.path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown format {path.suffix!r}; known suffixes: {SUFFIXES}")
     if not outputs or set(outputs) - set(OUTPUTS):
@@ -259,7 +260,7 @@ def export_model(
     if not predictor.method.is_single:
         raise ValueError(f"an exported model tests one scale, not {predictor.method}")
     write, run = _FORMATS[path.suffix]
-    with paths.written(path) as partial:
+    with storage.written(path) as partial:
         write(predictor, partial, size, batch_size, tuple(outputs))
         images = sample_images(size or OPEN_SIZE, batch_size or 2)
         ours = _jitted_forward()(predictor.model, predictor.variables, images, OUTPUTS)
@@ -271,5 +272,5 @@ def export_model(
             )
     if path.suffix != ".onnx":
         about = json.dumps(describe(predictor, size, outputs), indent=1)
-        paths.write_text(path.with_name(f"{path.name}.json"), about + "\n")
+        storage.write_text(path.with_name(f"{path.name}.json"), about + "\n")
     return agreement

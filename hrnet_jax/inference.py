@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from hrnet_jax import memory, paths, preprocess, sharding
+from hrnet_jax import preprocess
 from hrnet_jax.models import create_model
 from hrnet_jax.models.layers import resize
+from hrnet_jax.runtime import memory, sharding, storage
 
 AVERAGES = ("softmax", "exp")
 # Heads whose logits are maps of classes.
@@ -312,8 +313,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         ValueError: naming the file, if it is no image, damaged, or of another kind (16 bit,
             transparent, CMYK, ...).
     """
-    if paths.in_store(path):
-        data = paths.read_bytes(os.fspath(path))
+    if storage.in_store(path):
+        data = storage.read_bytes(os.fspath(path))
         return decode_image(io.BytesIO(data), os.fspath(path))
     path = Path(path)
     if not path.exists():

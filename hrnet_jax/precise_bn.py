@@ -16,10 +16,11 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from hrnet_jax import inference, preprocess, sharding
+from hrnet_jax import inference, preprocess
 from hrnet_jax.data import pipeline
 from hrnet_jax.data.source import Source
 from hrnet_jax.models.layers import BN_MOMENTUM
+from hrnet_jax.runtime import sharding
 
 
 def measure(

@@ -13,7 +13,8 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from hrnet_jax import inference, paths, visualize
+from hrnet_jax import inference, visualize
+from hrnet_jax.runtime import storage
 from hrnet_jax.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
 
 SUFFIXES = (*inference.IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
@@ -47,7 +48,7 @@ def list_inputs(given: Sequence[str | os.PathLike]) -> tuple[list[Input], list[E
         raise ValueError("no images given; name image or video files, or folders of them")
     inputs: dict[str, Input] = {}
     failures: list[Exception] = []
-    for path in map(paths.path, given):
+    for path in map(storage.path, given):
         if not path.exists():
             failures.append(FileNotFoundError(f"{path}: no such image or folder"))
             continue
@@ -55,7 +56,7 @@ def list_inputs(given: Sequence[str | os.PathLike]) -> tuple[list[Input], list[E
         if path.is_dir():
             found = [
                 (path / name, os.path.splitext(name)[0])
-                for name in paths.names_below(path, SUFFIXES)
+                for name in storage.names_below(path, SUFFIXES)
             ]
             if not found:
                 message = f"{path}: no images or videos (suffixes {', '.join(SUFFIXES)}) in it"
@@ -95,7 +96,7 @@ class _Writer:
 
 
 def _save_array(path: epath.Path, array: np.ndarray) -> None:
-    with paths.written(path) as file:
+    with storage.written(path) as file:
         np.savez_compressed(file, probabilities=array.astype(np.float16))
 
 
@@ -189,7 +190,7 @@ class Job:
                 overlay = None
                 if "overlay" in self.outputs:
                     path = self.output / f"{item.name}_overlay.mp4"
-                    file = stack.enter_context(paths.written(path))
+                    file = stack.enter_context(storage.written(path))
                     overlay = stack.enter_context(VideoWriter(file, frames.rate))
                 bar = tqdm(
                     total=frames.num_frames,

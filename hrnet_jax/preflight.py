@@ -22,8 +22,16 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hrnet_jax import __version__, hlo, inference, metrics, paths, preprocess, sharding, trainer
+from hrnet_jax import (
+    __version__,
+    hlo,
+    inference,
+    metrics,
+    preprocess,
+    trainer,
+)
 from hrnet_jax.models.layers import REMAT, resize
+from hrnet_jax.runtime import sharding, storage
 from hrnet_jax.tasks import task_of
 from hrnet_jax.train_step import create_state
 
@@ -184,7 +192,7 @@ def num_classes_of(config: ConfigDict) -> int:
     Raises:
       ValueError: if only the data could tell.
     """
-    if config.data.root and paths.path(config.data.root).is_dir():
+    if config.data.root and storage.path(config.data.root).is_dir():
         source = task_of(config.head).open(config, config.data.train_split)
         return source.classes.num_classes
     if config.data.name not in NUM_CLASSES:

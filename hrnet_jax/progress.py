@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import tensorflow as tf
 
-from hrnet_jax import paths
+from hrnet_jax.runtime import storage
 
 logger = logging.getLogger(__name__)
 
@@ -163,15 +163,15 @@ class RunLog:
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        folder = paths.path(workdir)
+        folder = storage.path(workdir)
         self._file = folder / "log.jsonl"
         text = self._file.read_text() if self._file.exists() else ""
         lines = [line for line in text.splitlines() if _is_before(line, start_step, evaluated)]
-        paths.write_text(self._file, "".join(line + "\n" for line in lines))
+        storage.write_text(self._file, "".join(line + "\n" for line in lines))
         self._events = folder / "tensorboard"
         self._copied = time.monotonic()
         self._staging = None
-        if paths.in_store(folder):
+        if storage.in_store(folder):
             self._staging = tempfile.TemporaryDirectory(prefix="hrnet_jax-")
         self._summary = tf.summary.create_file_writer(
             self._staging.name if self._staging else str(self._events)
@@ -183,13 +183,13 @@ class RunLog:
             return
         values = {f"{prefix}/{name}": value for name, value in values.items()}
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        paths.append_text(self._file, json.dumps({"step": step} | finite) + "\n")
+        storage.append_text(self._file, json.dumps({"step": step} | finite) + "\n")
         with self._summary.as_default(step=step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
         self._summary.flush()
         if self._staging and time.monotonic() - self._copied > _COPY_SECONDS:
-            paths.upload(self._staging.name, self._events)
+            storage.upload(self._staging.name, self._events)
             self._copied = time.monotonic()
 
     def pictures(self, step: int, pictures: list[np.ndarray]) -> None:
@@ -204,7 +204,7 @@ class RunLog:
             return
         self._summary.close()
         if self._staging:
-            paths.upload(self._staging.name, self._events)
+            storage.upload(self._staging.name, self._events)
             self._staging.cleanup()
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
-from hrnet_jax import metrics, paths, visualize
+from hrnet_jax import metrics, visualize
+from hrnet_jax.runtime import storage
 
 # Pictures in the page: wide enough to judge, small enough that 500 of a street fit into a page
 # that can be mailed.
@@ -173,7 +174,7 @@ def read_log(path: str | os.PathLike) -> dict[str, list[tuple[int, float]]]:
 
     Only finite numbers count; lines cut short by a crash are left out. {} if there is no file.
     """
-    path = paths.path(path)
+    path = storage.path(path)
     curves: dict[str, list[tuple[int, float]]] = {}
     if not path.exists():
         return curves
@@ -193,10 +194,10 @@ def read_log(path: str | os.PathLike) -> dict[str, list[tuple[int, float]]]:
 
 def remove_overlays(folder: str | os.PathLike) -> None:
     """Removes what `save_overlay` wrote there."""
-    folder = paths.path(folder)
+    folder = storage.path(folder)
     # Not by epath's own glob, which takes "[" in the folder's name for a pattern.
-    for old in paths.files_in(folder, "worst_*.png") + paths.files_in(folder, "best_*.png"):
-        paths.path(old).unlink()
+    for old in storage.files_in(folder, "worst_*.png") + storage.files_in(folder, "best_*.png"):
+        storage.path(old).unlink()
 
 
 def save_overlay(folder: str | os.PathLike, place: str, example: Example, classes: Any) -> None:
@@ -204,7 +205,7 @@ def save_overlay(folder: str | os.PathLike, place: str, example: Example, classe
     e = example
     panel = visualize.panel(e.image, e.labels, e.predictions, classes, title=e.title)
     name = e.name.replace("/", "_")
-    visualize.save(paths.path(folder) / f"{place}_{name}.png", panel)
+    visualize.save(storage.path(folder) / f"{place}_{name}.png", panel)
 
 
 def _swatch(color: Sequence[int]) -> str:

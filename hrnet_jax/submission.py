@@ -11,9 +11,10 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from hrnet_jax import inference, paths, visualize
+from hrnet_jax import inference, visualize
 from hrnet_jax.data import decode
 from hrnet_jax.data.source import Source
+from hrnet_jax.runtime import storage
 
 SUFFIX = "_pred_labelIds.png"
 # What the server counts. Fewer files than this are refused there, after hours of uploading.
@@ -33,7 +34,7 @@ class Writer:
     """
 
     def __init__(self, folder: str | os.PathLike, source: Source):
-        self.folder, self.source = paths.path(folder), source
+        self.folder, self.source = storage.path(folder), source
         self._worker = ThreadPoolExecutor(1)
         self._waiting: list[Any] = []
 
@@ -55,7 +56,7 @@ class Writer:
 
 def _problem(path: epath.Path, size: tuple[int, int], label_ids: Sequence[int]) -> str:
     """What is wrong with a prediction, or ""."""
-    with Image.open(io.BytesIO(paths.read_bytes(str(path)))) as image:
+    with Image.open(io.BytesIO(storage.read_bytes(str(path)))) as image:
         if image.mode != "L":
             return f"{path}: mode {image.mode!r}, must be 'L' (8-bit grey)"
         if image.size != size:
@@ -73,7 +74,7 @@ def check(folder: str | os.PathLike, source: Source) -> None:
     Raises:
         ValueError: with what is missing, too much or wrong.
     """
-    folder = paths.path(folder)
+    folder = storage.path(folder)
     expected_count = OFFICIAL_COUNTS.get((source.name.removeprefix("tfds_"), source.split))
     if expected_count and len(source) != expected_count:
         raise ValueError(
@@ -81,7 +82,7 @@ def check(folder: str | os.PathLike, source: Source) -> None:
             f"{source.name} {source.split}"
         )
     expected = {file_name(i) for i in source.ids}
-    found = set(paths.names_below(folder))
+    found = set(storage.names_below(folder))
     for what, names in (("missing", expected - found), ("unexpected", found - expected)):
         if names:
             raise ValueError(
@@ -107,9 +108,11 @@ def pack(folder: str | os.PathLike, source: Source, path: str | os.PathLike) -> 
         raise ValueError(f"names that occur in more than one folder: {', '.join(twice[:5])}")
     # Stored, not deflated: PNGs do not get smaller.
     with (
-        paths.written(path) as partial,
+        storage.written(path) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
     ):
         for sample_id, name in zip(source.ids, names, strict=True):
-            archive.writestr(name, paths.read_bytes(str(paths.path(folder) / file_name(sample_id))))
-    return paths.path(path)
+            archive.writestr(
+                name, storage.read_bytes(str(storage.path(folder) / file_name(sample_id)))
+            )
+    return storage.path(path)

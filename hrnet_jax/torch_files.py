@@ -21,7 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from hrnet_jax import paths
+from hrnet_jax.runtime import storage
 from hrnet_jax.torch_pickle import (
     STORAGES,
     Interpreter,
@@ -75,7 +75,7 @@ def open_tensors(path: str | os.PathLike) -> Iterator[Any]:
 @contextlib.contextmanager
 def _reading(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
     """The file, or a copy of one in a store: `mmap` needs a local one."""
-    with paths.local(path) as local:
+    with storage.local(path) as local:
         if not local.is_file():
             raise FileNotFoundError(f"no weight file {os.fspath(path)!r}")
         with open(local, "rb") as file:
@@ -142,7 +142,7 @@ def write_tensors(
       ValueError: unknown suffix, metadata for another one than `.safetensors`, or an array of a
         type that PyTorch has not.
     """
-    path = paths.path(path)
+    path = storage.path(path)
     writers = {".safetensors": _write_safetensors} | dict.fromkeys(
         (".pth", ".pt", ".bin"), _write_zip
     )
@@ -157,7 +157,7 @@ def write_tensors(
     for name, array in tensors.items():
         if array.dtype not in _SAFETENSORS_DTYPES.values():
             raise ValueError(f"{name!r} holds {array.dtype}, which these files cannot")
-    with paths.written(path) as unfinished:
+    with storage.written(path) as unfinished:
         writers[path.suffix](unfinished, tensors)
 
 

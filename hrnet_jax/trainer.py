@@ -24,13 +24,9 @@ import hrnet_jax
 from hrnet_jax import (
     checkpointing,
     diagnosis,
-    distributed,
     losses,
     optim,
-    paths,
     preemption,
-    run_lock,
-    sharding,
     torch_weights,
     weight_files,
 )
@@ -39,6 +35,7 @@ from hrnet_jax.data.source import Source
 from hrnet_jax.models import HEADS, HRNetModel, create_model, get_variant
 from hrnet_jax.models.layers import REMAT, SCAN
 from hrnet_jax.progress import NonFiniteError, Pace, RunLog, duration
+from hrnet_jax.runtime import distributed, run_lock, sharding, storage
 from hrnet_jax.tasks import task_of
 from hrnet_jax.train_step import TrainState, create_state, make_train_step
 
@@ -328,11 +325,11 @@ def with_fake_data(config: ConfigDict, workdir: str) -> ConfigDict:
         return config
     config = config.copy_and_resolve_references()
     config.data.name = "cityscapes"
-    root = paths.path(workdir) / "fake_data"
+    root = storage.path(workdir) / "fake_data"
     config.data.root = str(root)
     if jax.process_index() == 0 and not root.exists():
         height, width = (int(side) for side in config.data.crop_size)
-        with paths.written(root) as unfinished:
+        with storage.written(root) as unfinished:
             synthetic.write_cityscapes(
                 unfinished, {"train": 8, "val": 4}, size=(height, width), seed=config.seed
             )
@@ -439,7 +436,7 @@ def load_initial_variables(config: ConfigDict, model: HRNetModel) -> Any | None:
     path = config.init_from
     if not path:
         return None
-    if weight_files.find(path) is None and not paths.path(path).exists():
+    if weight_files.find(path) is None and not storage.path(path).exists():
         raise FileNotFoundError(
             f"config.init_from={path!r}: no such file or folder; {weight_files.known()}"
         )

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from hrnet_jax import paths
+from hrnet_jax.runtime import storage
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 # Visibly lossless for flat colours over a street; H.264 plays everywhere.
@@ -39,7 +39,7 @@ class VideoReader:
     def __init__(self, path: str | os.PathLike):
         self._path, self._errors = path, _av().error.FFmpegError
         self._copy = contextlib.ExitStack()
-        file = self._copy.enter_context(paths.local(path))
+        file = self._copy.enter_context(storage.local(path))
         try:
             self._container = _av().open(str(file))
         except self._errors as error:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from hrnet_jax import paths
+from hrnet_jax.runtime import storage
 
 IGNORE_COLOR = (0, 0, 0)
 BACKGROUND = (24, 26, 31)
@@ -248,5 +248,5 @@ def _with_margin(picture: np.ndarray, margin: int) -> np.ndarray:
 
 def save(path: str | os.PathLike, picture: np.ndarray) -> None:
     """Writes uint8 [H, W, 3] or [H, W] to `path` (format by suffix); makes the folder."""
-    with paths.written(path) as file:
+    with storage.written(path) as file:
         Image.fromarray(picture).save(file)

@@ -18,8 +18,9 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
-from hrnet_jax import paths, torch_files
+from hrnet_jax import torch_files
 from hrnet_jax.models import create_model
+from hrnet_jax.runtime import storage
 
 VERSION = 1
 SUFFIX = ".safetensors"
@@ -44,7 +45,7 @@ def names() -> tuple[str, ...]:
 
 def find(path_or_name: str | os.PathLike) -> epath.Path | None:
     """The file of a path or of the name of shipped weights; None where it is neither."""
-    path = paths.path(path_or_name)
+    path = storage.path(path_or_name)
     if path.exists():
         return path if path.is_file() else None
     return epath.Path(FOLDER / f"{path}{SUFFIX}") if str(path_or_name) in names() else None
@@ -70,7 +71,7 @@ def check_path(path: str | os.PathLike) -> epath.Path:
     Raises:
       ValueError: for another suffix.
     """
-    path = paths.path(path)
+    path = storage.path(path)
     if path.suffix != SUFFIX:
         raise ValueError(f"{path}: weights are written to a {SUFFIX} file")
     return path

@@ -18,8 +18,8 @@ os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 import pytest  # noqa: E402
 from compiling import FAST_COMPILE  # noqa: E402
 
-from hrnet_jax import sharding  # noqa: E402
 from hrnet_jax.models import Variant, variants  # noqa: E402
+from hrnet_jax.runtime import sharding  # noqa: E402
 
 
 @pytest.fixture(scope="session")

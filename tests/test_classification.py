@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from configs import common, imagenet
-from hrnet_jax import checkpointing, classification, sharding, tasks, trainer
+from hrnet_jax import checkpointing, classification, tasks, trainer
 from hrnet_jax.data import open_images
+from hrnet_jax.runtime import sharding
 
 COLORS = {"blue": (30, 40, 220), "green": (40, 200, 30), "red": (220, 50, 40)}
 

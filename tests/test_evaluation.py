@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hrnet_jax import evaluation, sharding
+from hrnet_jax import evaluation
 from hrnet_jax.data import Classes, Source
 from hrnet_jax.models import create_model
+from hrnet_jax.runtime import sharding
 
 CLASSES = Classes(("a", "b", "c"), ((9, 0, 0), (0, 9, 0), (0, 0, 9)), (7, 8, 11), (0,))
 # Two sizes, neither count divisible by the batches below.

@@ -8,9 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from hrnet_jax import export, inference, sharding
+from hrnet_jax import export, inference
 from hrnet_jax.data import Classes
 from hrnet_jax.models import create_model
+from hrnet_jax.runtime import sharding
 
 CLASSES = Classes(
     ("road", "sky", "boat"), ((128, 64, 128), (70, 130, 180), (0, 60, 100)), (7, 8, 9)

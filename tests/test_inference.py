@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hrnet_jax import inference, memory, preprocess
+from hrnet_jax import inference, preprocess
 from hrnet_jax.data import Classes
 from hrnet_jax.inference import Method
 from hrnet_jax.models import create_model
 from hrnet_jax.models.layers import resize
+from hrnet_jax.runtime import memory
 
 CLASSES = Classes(("a", "b", "c"), ((1, 0, 0), (0, 1, 0), (0, 0, 1)), (7, 8, 11))
 SIZE = (33, 47)

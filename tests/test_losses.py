@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hrnet_jax import losses, sharding
+from hrnet_jax import losses
+from hrnet_jax.runtime import sharding
 
 
 def _batch(seed=0, shape=(2, 6, 8), classes=5, ignored=0.2, scale=3.0):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from hrnet_jax import metrics, sharding
+from hrnet_jax import metrics
 from hrnet_jax.data import Classes
+from hrnet_jax.runtime import sharding
 
 
 def make_classes(names, categories=()):

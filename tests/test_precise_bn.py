@@ -8,9 +8,10 @@ import pytest
 from compiling import fast_jit
 from jax import lax
 
-from hrnet_jax import precise_bn, preprocess, sharding
+from hrnet_jax import precise_bn, preprocess
 from hrnet_jax.data import open_source, pipeline, synthetic
 from hrnet_jax.models import create_model
+from hrnet_jax.runtime import sharding
 
 COUNT = 9
 

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from hrnet_jax import preprocess, sharding
+from hrnet_jax import preprocess
+from hrnet_jax.runtime import sharding
 
 
 def _images(n=4, size=(64, 8)):

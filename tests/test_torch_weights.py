@@ -1,12 +1,11 @@
 """Conversion of PyTorch checkpoints: every layout, strict both ways."""
 
-import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import official
 import pytest
 
 from hrnet_jax import from_torch, to_torch
@@ -14,9 +13,6 @@ from hrnet_jax.models import HEADS, VARIANTS, create_model
 from hrnet_jax.torch_files import write_tensors
 from hrnet_jax.torch_layouts import LAYOUTS, leaves
 from hrnet_jax.torch_weights import convert
-
-sys.path.append(str(pathlib.Path(__file__).parent / "parity"))
-import official
 
 SMALL = VARIANTS["w18_small_v1"]
 CASES = {f"{layout.name}-{layout.head}": layout for layout in LAYOUTS}

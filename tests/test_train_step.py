@@ -11,8 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from hrnet_jax import losses, optim, preprocess, sharding
+from hrnet_jax import losses, optim, preprocess
 from hrnet_jax.models.layers import ConvBN, Policy
+from hrnet_jax.runtime import sharding
 from hrnet_jax.train_step import create_state, make_train_step
 
 SIZE = (32, 64)

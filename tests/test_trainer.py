@@ -14,13 +14,13 @@ import hrnet_jax
 from configs import camvid, common, fake_data, imagenet
 from hrnet_jax import (
     checkpointing,
-    run_lock,
     torch_files,
     torch_weights,
     trainer,
 )
 from hrnet_jax.data import synthetic
 from hrnet_jax.models import create_model
+from hrnet_jax.runtime import run_lock
 from hrnet_jax.tasks import task_of
 
 

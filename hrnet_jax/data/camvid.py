@@ -8,8 +8,8 @@ The files are in the folder CamVid of the repository alexgkendall/SegNet-Tutoria
 
 import os
 
-from hrnet_jax import paths
 from hrnet_jax.data.source import Classes, Source, describe_folder
+from hrnet_jax.runtime import storage
 
 SPLITS = ("train", "val", "test", "trainval")
 LAYOUT = "ROOT/SPLIT/NAME.png and ROOT/SPLITannot/NAME.png"
@@ -46,10 +46,10 @@ def open_camvid(root: str | os.PathLike, split: str) -> Source:
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r} of camvid; known: {SPLITS}")
-    root = paths.path(root)
+    root = storage.path(root)
     images, labels, ids = [], [], []
     for part in ("train", "val") if split == "trainval" else (split,):
-        found = paths.files_in(root / part, "*.png")
+        found = storage.files_in(root / part, "*.png")
         if not found:
             raise FileNotFoundError(
                 f"no CamVid images: looked for {root / part}/*.png; {describe_folder(root)}. "
@@ -61,7 +61,7 @@ def open_camvid(root: str | os.PathLike, split: str) -> Source:
             images.append(image)
             labels.append(f"{root / part}annot/{name}")
             ids.append(f"{part}/{stem}" if split == "trainval" else stem)
-    if missing := paths.missing(labels):
+    if missing := storage.missing(labels):
         raise FileNotFoundError(
             f"{len(missing)} of {len(labels)} images of camvid {split!r} have no label; the first "
             f"one looked for is {missing[0]} (layout: {LAYOUT})"

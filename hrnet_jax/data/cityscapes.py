@@ -11,8 +11,8 @@ import os
 
 from etils import epath
 
-from hrnet_jax import paths
 from hrnet_jax.data.source import Classes, Source, describe_folder
+from hrnet_jax.runtime import storage
 
 SPLITS = ("train", "val", "test", "trainval")
 COARSE_SPLITS = ("train", "val", "train_extra")
@@ -74,11 +74,11 @@ def open_cityscapes(root: str | os.PathLike, split: str, *, coarse: bool = False
         raise ValueError(f"unknown split {split!r} of {name}; known: {known}")
     suffix = f"_{kind}_labelIds.png"
     layout = f"ROOT/leftImg8bit/SPLIT/CITY/*{_IMAGE_SUFFIX} and ROOT/{kind}/SPLIT/CITY/*{suffix}"
-    root = paths.path(root)
+    root = storage.path(root)
     images, labels, ids = [], [], []
     for part in ("train", "val") if split == "trainval" else (split,):
         folder = root / "leftImg8bit" / part
-        found = paths.files_in(folder, f"*/*{_IMAGE_SUFFIX}")
+        found = storage.files_in(folder, f"*/*{_IMAGE_SUFFIX}")
         if not found:
             raise FileNotFoundError(_nothing_found(root, folder, layout))
         for image in found:
@@ -90,7 +90,7 @@ def open_cityscapes(root: str | os.PathLike, split: str, *, coarse: bool = False
     if split == "test":
         # The official test labels are dummies: nothing may be trained on or scored against them.
         labels = []
-    elif missing := paths.missing(labels):
+    elif missing := storage.missing(labels):
         raise FileNotFoundError(
             f"{len(missing)} of {len(labels)} images of {name} {split!r} have no label; "
             f"the first one looked for is {missing[0]} (layout: {layout})"

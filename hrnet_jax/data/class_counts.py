@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hrnet_jax import paths
 from hrnet_jax.data import audit
 from hrnet_jax.data.source import Source
+from hrnet_jax.runtime import storage
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def _by_class(source: Source, counts: np.ndarray) -> np.ndarray:
 def _fingerprint(source: Source) -> str:
     digest = hashlib.sha256()
     if source.label_paths:
-        for path, stamp in zip(source.label_paths, paths.stamps(source.label_paths), strict=True):
+        for path, stamp in zip(source.label_paths, storage.stamps(source.label_paths), strict=True):
             digest.update(f"{path} {stamp}\n".encode())
     else:
         for index in range(len(source)):

@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from hrnet_jax import paths
 from hrnet_jax.data import png
 from hrnet_jax.data.headers import check_label_header, parse_header, read_header
 from hrnet_jax.data.source import IGNORE_LABEL, UNKNOWN_LABEL, Sample, Source, Window
+from hrnet_jax.runtime import storage
 
 
 def decode_image(data: bytes, name: str, rows: int | None = None) -> np.ndarray:
@@ -106,8 +106,8 @@ def open_sample(source: Source, index: int) -> Sample:
     """
     if source.records is not None:
         return source.records.open(index)
-    label = paths.read_bytes(source.label_paths[index]) if source.label_paths else None
-    image = paths.read_bytes(source.image_paths[index])
+    label = storage.read_bytes(source.label_paths[index]) if source.label_paths else None
+    image = storage.read_bytes(source.image_paths[index])
     return EncodedSample(image, label, source.image_name(index), source.label_name(index))
 
 
@@ -130,7 +130,7 @@ def read_label(source: Source, index: int) -> np.ndarray:
     """
     if source.records is not None:
         return source.records.open(index).label()
-    return decode_label(paths.read_bytes(source.label_paths[index]), source.label_paths[index])
+    return decode_label(storage.read_bytes(source.label_paths[index]), source.label_paths[index])
 
 
 def count_ids(label: np.ndarray) -> np.ndarray:

@@ -24,8 +24,8 @@ import json
 import os
 from typing import Any
 
-from hrnet_jax import paths
 from hrnet_jax.data.source import Classes, Source, describe_folder
+from hrnet_jax.runtime import storage
 
 LAYOUT = (
     "ROOT/images/SPLIT/**/NAME.{png,jpg,jpeg}, ROOT/labels/SPLIT/**/NAME.png, ROOT/classes.json"
@@ -45,10 +45,10 @@ def open_folder(root: str | os.PathLike, split: str, class_file: str | os.PathLi
         FileNotFoundError: if the class file, the images or a label are not there.
         ValueError: if the class file is not sound, or two images share a name.
     """
-    root = paths.path(root)
+    root = storage.path(root)
     classes = read_class_file(class_file or root / "classes.json")
     folder = root / "images" / split
-    found = paths.names_below(folder, _IMAGE_SUFFIXES)
+    found = storage.names_below(folder, _IMAGE_SUFFIXES)
     if not split or not found:
         raise FileNotFoundError(
             f"no images in split {split!r}: looked for {folder}/**/*{{.png,.jpg,.jpeg}}; "
@@ -61,7 +61,7 @@ def open_folder(root: str | os.PathLike, split: str, class_file: str | os.PathLi
     labels = []
     if (root / "labels" / split).is_dir():
         labels = [f"{root / 'labels' / split}/{i}.png" for i in ids]
-        if missing := paths.missing(labels):
+        if missing := storage.missing(labels):
             raise FileNotFoundError(
                 f"{len(missing)} of {len(labels)} images in {folder} have no label; the first one "
                 f"looked for is {missing[0]} (layout: {LAYOUT})"
@@ -83,7 +83,7 @@ def read_class_file(path: str | os.PathLike) -> Classes:
         FileNotFoundError: if there is none.
         ValueError: naming the file and what is wrong in it.
     """
-    path = paths.path(path)
+    path = storage.path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"no class file {path}: a JSON file with at least "

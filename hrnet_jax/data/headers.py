@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from hrnet_jax import paths
+from hrnet_jax.runtime import storage
 
 # 67 Mpixels: four times the largest street images in use, 200 MB as RGB.
 MAX_PIXELS = 2**26
@@ -94,10 +94,10 @@ def read_header(path: str) -> Header:
     Raises:
         FileNotFoundError, ValueError: naming the file.
     """
-    (data,) = paths.read_spans(path, [(0, 64)])
+    (data,) = storage.read_spans(path, [(0, 64)])
     if data.startswith(b"\xff\xd8"):
         # The frame header follows embedded profiles and previews of any length.
-        data = paths.read_bytes(path)
+        data = storage.read_bytes(path)
     return parse_header(data, path)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hrnet_jax import paths
 from hrnet_jax.data.source import describe_folder
+from hrnet_jax.runtime import storage
 
 LAYOUT = "ROOT/SPLIT/CLASS/**/NAME.{jpg,jpeg,png}"
 _SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -109,7 +109,7 @@ class Files:
     labels: tuple[int, ...]
 
     def read(self, number: int) -> tuple[bytes, int]:
-        return paths.read_bytes(self.paths[number]), self.labels[number]
+        return storage.read_bytes(self.paths[number]), self.labels[number]
 
     def name(self, number: int) -> str:
         return self.paths[number]
@@ -123,7 +123,7 @@ def open_image_folder(root: str | os.PathLike, split: str) -> ImageSource:
         ValueError: for a class without images, images outside of the class folders, or fewer than
             two classes.
     """
-    root = paths.path(root)
+    root = storage.path(root)
     folder = root / split
     if not split or not folder.is_dir():
         raise FileNotFoundError(
@@ -146,7 +146,7 @@ def open_image_folder(root: str | os.PathLike, split: str) -> ImageSource:
         )
     ids, labels = [], []
     for label, name in enumerate(names):
-        found = sorted(filter(_is_image, paths.names_below(folder / name)))
+        found = sorted(filter(_is_image, storage.names_below(folder / name)))
         if not found:
             raise ValueError(
                 f"class folder {folder / name} holds no images ({', '.join(_SUFFIXES)}); "

@@ -20,8 +20,8 @@ from absl import app, flags
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-from hrnet_jax import paths
 from hrnet_jax.data.cityscapes import CLASSES
+from hrnet_jax.runtime import storage
 
 Color = tuple[float, float, float]
 Point = tuple[float, float]
@@ -998,9 +998,9 @@ def write_cityscapes(
             ("leftImg8bit", "leftImg8bit", image),
             ("gtFine", "gtFine_labelIds", label),
         ):
-            folder = paths.path(root) / kind / split / "synthetic"
+            folder = storage.path(root) / kind / split / "synthetic"
             name = f"synthetic_{seed:06d}_{number:06d}_{suffix}.png"
-            with paths.written(folder / name) as file:
+            with storage.written(folder / name) as file:
                 Image.fromarray(pixels).save(file, compress_level=4)
 
     with ThreadPoolExecutor(2) as pool:

@@ -15,8 +15,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
-from hrnet_jax import paths
 from hrnet_jax.data.source import describe_folder
+from hrnet_jax.runtime import storage
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Prepared:
             FileNotFoundError: if nothing is prepared there; it says how to.
             ValueError: if it lacks one of the `features`.
         """
-        info = tfds.builder_from_directory(str(self._folder(paths.path(root)))).info
+        info = tfds.builder_from_directory(str(self._folder(storage.path(root)))).info
         if missing := set(features) - set(info.features):
             raise ValueError(
                 f"{info.data_dir} lacks the features {sorted(missing)}: not {self.name}"
@@ -53,7 +53,7 @@ class Prepared:
         """The newest prepared version under `root`."""
         if (root / "dataset_info.json").is_file():
             return root
-        found = paths.files_in(root / self.name, "*/dataset_info.json")
+        found = storage.files_in(root / self.name, "*/dataset_info.json")
         versions = [epath.Path(p).parent for p in found]
         if not versions:
             raise FileNotFoundError(
@@ -92,7 +92,7 @@ class Prepared:
         return Shards(self.name, tuple(ids), tuple(names), tuple(shards), tuple(places))
 
     def _open_shard(self, path: str, file_format: str):
-        if paths.missing([path]):
+        if storage.missing([path]):
             raise FileNotFoundError(
                 f"shard {path} is missing; prepare the data set again: {self.command}"
             )
@@ -127,7 +127,7 @@ class TFRecordShard:
         Raises:
             ValueError: if the file ends inside a record.
         """
-        size = paths.size(self.path)
+        size = storage.size(self.path)
         spans, position = [], 0
         with epath.Path(self.path).open("rb") as f:
             while position < size:
@@ -148,7 +148,7 @@ class TFRecordShard:
 
     def __getitem__(self, index: int) -> bytes:
         offset, length = self.spans[index]
-        (record,) = paths.read_spans(self.path, [(offset, offset + length)])
+        (record,) = storage.read_spans(self.path, [(offset, offset + length)])
         return record
 
 

@@ -25,8 +25,8 @@ import numpy as np
 import zstandard
 from etils import epath
 
-from hrnet_jax import paths
 from hrnet_jax.data.source import Classes, Source, Window, describe_folder
+from hrnet_jax.runtime import storage
 
 FORMAT_VERSION = 1
 # (height, width)
@@ -191,7 +191,7 @@ class TileSample:
         path = self.records.paths[index["shard"][self.row]]
         parts = [slice(row * per_row + left, row * per_row + right) for row in rows]
         spans = [(int(ends[p][0] - lengths[p][0]), int(ends[p][-1])) for p in parts]
-        for part, data in zip(parts, paths.read_spans(path, spans), strict=True):
+        for part, data in zip(parts, storage.read_spans(path, spans), strict=True):
             view = memoryview(data)
             splits = np.cumsum(lengths[part]).tolist()
             yield [view[a:b] for a, b in zip([0, *splits], splits, strict=False)]
@@ -223,9 +223,9 @@ def index_path(folder: epath.Path, split: str) -> epath.Path:
 def find_tiles(root: str | os.PathLike, name: str) -> epath.Path | None:
     """The folder with tiles of a data set, if `root` is one, or a data_dir of TFDS with one."""
     built = [f"tiles/{kind}/*/tiles_*.json" for kind in (name, f"{name}_beam")]
-    root = paths.path(root)
+    root = storage.path(root)
     for pattern in (*reversed(built), "tiles_*.json"):
-        if found := paths.files_in(root, pattern):
+        if found := storage.files_in(root, pattern):
             return epath.Path(found[-1]).parent
     return None
 
@@ -252,7 +252,7 @@ def open_tiles(folder: epath.Path, name: str, split: str) -> Source:
     for shard in manifest["files"]:
         check_size(path, folder / shard["name"], shard["bytes"])
     arrays = index_path(folder, split)
-    data = paths.read_bytes(str(arrays))
+    data = storage.read_bytes(str(arrays))
     if hashlib.sha256(data).hexdigest() != manifest["files"][0]["sha256"]:
         raise ValueError(f"{arrays} is not the file that {path} describes; prepare it again")
     with np.load(io.BytesIO(data)) as file:
@@ -285,7 +285,7 @@ def read_manifest(folder: epath.Path, split: str) -> dict:
     """
     path = manifest_path(folder, split)
     if not path.is_file():
-        found = map(epath.Path, paths.files_in(folder, "tiles_*.json"))
+        found = map(epath.Path, storage.files_in(folder, "tiles_*.json"))
         prepared = [p.stem.removeprefix("tiles_") for p in found]
         unfinished = " (begun, not finished)" if unfinished_folder(folder, split).is_dir() else ""
         raise FileNotFoundError(
@@ -318,7 +318,7 @@ def unfinished_folder(folder: epath.Path, split: str) -> epath.Path:
 def check_size(manifest: epath.Path, path: epath.Path, expected: int) -> None:
     """Raises FileNotFoundError or ValueError unless a file has the size its manifest says."""
     try:
-        size = paths.size(str(path))
+        size = storage.size(str(path))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is missing, which {manifest} lists; prepare it again"

@@ -28,9 +28,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 
-from hrnet_jax import paths
 from hrnet_jax.data import SOURCES, audit, decode, open_source, tile_store
 from hrnet_jax.data.source import UNKNOWN_LABEL, Source
+from hrnet_jax.runtime import storage
 
 VERSION = "1.0.0"
 # About 200 MB of streets: what is lost at most when a preparation is killed.
@@ -114,7 +114,7 @@ def estimate(source: Source, output: epath.Path, samples: int = 4) -> Estimate:
     stored = sum(len(e["image"]) + len(e["label"]) for e in examples)
     share = stored / sum(math.prod(sizes[i]) for i in chosen)
     pixels = sum(math.prod(size) for size in sizes)
-    free = None if paths.in_store(output) else shutil.disk_usage(output).free
+    free = None if storage.in_store(output) else shutil.disk_usage(output).free
     return Estimate(len(source), int(share * pixels), free)
 
 
@@ -147,7 +147,7 @@ def prepare(
         raise ValueError(f"{source.name!r} {source.split!r} are tiles already")
     if shard_images < 1:
         raise ValueError(f"shard_images must be 1 or more, got {shard_images}")
-    output = paths.path(output)
+    output = storage.path(output)
     output.mkdir(parents=True, exist_ok=True)
     path = tile_store.manifest_path(output, source.split)
     plan = _fingerprint(source, shard_images)
@@ -202,7 +202,7 @@ def _write_shards(source, shards, missing, shard_images, work, progress) -> None
     with contextlib.closing(records):
         for done, k in enumerate(missing):
             complete = f"{len(shards) - len(missing) + done} of {len(shards)} shards"
-            with _disk_errors(shards[k], complete), paths.written(shards[k]) as part:
+            with _disk_errors(shards[k], complete), storage.written(shards[k]) as part:
                 with tf.io.TFRecordWriter(str(part)) as writer:
                     for _ in members[k]:
                         writer.write(next(records))
@@ -228,13 +228,13 @@ def _is_complete(shard: epath.Path, work: epath.Path) -> bool:
     if not shard.is_file():
         return False
     try:
-        return int(_read_part(work, shard)["bytes"]) == paths.size(str(shard))
+        return int(_read_part(work, shard)["bytes"]) == storage.size(str(shard))
     except (OSError, ValueError, KeyError):
         return False
 
 
 def _read_part(work: epath.Path, shard: epath.Path) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(paths.read_bytes(str(work / f"{shard.name}.npz")))) as file:
+    with np.load(io.BytesIO(storage.read_bytes(str(work / f"{shard.name}.npz")))) as file:
         return dict(file)
 
 
@@ -246,7 +246,7 @@ def _pack(arrays: dict[str, Any]) -> bytes:
 
 def _write(path: epath.Path, data: bytes) -> None:
     """Whole or not at all, also if the power fails."""
-    with paths.written(path) as part:
+    with storage.written(path) as part:
         part.write_bytes(data)
         _sync(part)
 
@@ -261,7 +261,7 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(work: epath.Path) -> Iterator[None]:
-    if paths.in_store(work):  # which has no locks
+    if storage.in_store(work):  # which has no locks
         yield
         return
     with open(work / "lock", "w") as file:
@@ -278,7 +278,7 @@ def _fingerprint(source: Source, shard_images: int) -> str:
     options = [tile_store.FORMAT_VERSION, source.name, source.split, tile_store.TILE]
     options += [tile_store.LEVEL, shard_images, source.classes.to_json(), source.ids]
     digest.update(json.dumps(options).encode())
-    for stamp in paths.stamps((*source.image_paths, *source.label_paths)):
+    for stamp in storage.stamps((*source.image_paths, *source.label_paths)):
         digest.update(f"{stamp}\n".encode())
     return digest.hexdigest()
 
@@ -420,8 +420,8 @@ def describe_for_tfds(folder: epath.Path) -> None:
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder, dataset_name="tiles", filetype_suffix="tfrecord"
     )
-    for path in paths.files_in(folder, "tiles_*.json"):
-        manifest = json.loads(paths.read_bytes(path))
+    for path in storage.files_in(folder, "tiles_*.json"):
+        manifest = json.loads(storage.read_bytes(path))
         shards = manifest["files"][1:]
         infos.append(
             tfds.core.SplitInfo(
@@ -449,7 +449,7 @@ def verify(folder: str | os.PathLike, split: str, *, progress: bool = True) -> i
     Raises:
         FileNotFoundError, ValueError: naming the first file that is missing or differs.
     """
-    folder = paths.path(folder)
+    folder = storage.path(folder)
     manifest = tile_store.read_manifest(folder, split)
     path = tile_store.manifest_path(folder, split)
 
@@ -518,7 +518,7 @@ class Tiles(tfds.core.GeneratorBasedBuilder):
             shards = [epath.Path(path) for path in self.info.splits[split].filepaths]
             parts = []
             for shard in shards:
-                with paths.local(shard) as file:
+                with storage.local(shard) as file:
                     parts.append(index_shard(file))
             folder = epath.Path(self.data_dir)
             _write_manifest(folder, source, shards, parts, plan="tfds build")

@@ -19,11 +19,17 @@ from absl import flags
 from etils import epath
 
 import hrnet_jax
-from hrnet_jax import checkpointing, paths, torch_files, torch_weights, weight_files
+from hrnet_jax import (
+    checkpointing,
+    torch_files,
+    torch_weights,
+    weight_files,
+)
 from hrnet_jax.data import camvid, cityscapes
 from hrnet_jax.data.folder import read_class_file
 from hrnet_jax.data.source import Classes
 from hrnet_jax.models import create_model
+from hrnet_jax.runtime import storage
 from hrnet_jax.tools import script
 from hrnet_jax.train_step import TrainState
 
@@ -50,7 +56,7 @@ flags.mark_flag_as_required("output")
 def run(arguments: list[str]) -> int:
     if len(arguments) != 1:
         raise ValueError(f"one file or checkpoint to convert, not {arguments}; see --help")
-    source, output = arguments[0], paths.path(_OUTPUT.value)
+    source, output = arguments[0], storage.path(_OUTPUT.value)
     if weight_files.is_foreign(source):
         model, variables = _read_foreign(source)
         checkpoint = None

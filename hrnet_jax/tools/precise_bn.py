@@ -11,8 +11,14 @@ wherever a run's folder goes; `evaluate.py --checkpoint=FILE --compare=RUN` says
 
 from absl import flags
 
-from hrnet_jax import checkpointing, evaluation, memory, precise_bn, sharding, weight_files
+from hrnet_jax import (
+    checkpointing,
+    evaluation,
+    precise_bn,
+    weight_files,
+)
 from hrnet_jax.models import create_model
+from hrnet_jax.runtime import memory, sharding
 from hrnet_jax.tools import script
 
 _CHECKPOINT = flags.DEFINE_string(

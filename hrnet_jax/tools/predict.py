@@ -13,7 +13,8 @@ import sys
 
 from absl import flags
 
-from hrnet_jax import inference, memory, paths, prediction, serve, sharding
+from hrnet_jax import inference, prediction, serve
+from hrnet_jax.runtime import memory, sharding, storage
 from hrnet_jax.tools import method_flags, script
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -48,7 +49,7 @@ def run(arguments: list[str]) -> int:
     inputs, failures = prediction.list_inputs(arguments)
     job = prediction.Job(
         inference.load(_CHECKPOINT.value, method=method_flags.method(), space=method_flags.space()),
-        paths.path(_OUTPUT.value),
+        storage.path(_OUTPUT.value),
         tuple(_OUTPUTS.value),
         _BATCH_SIZE.value,
         _ALPHA.value,

@@ -27,7 +27,8 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 from absl import flags
 from ml_collections import config_flags
 
-from hrnet_jax import paths, preflight
+from hrnet_jax import preflight
+from hrnet_jax.runtime import storage
 from hrnet_jax.tools import script
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
@@ -90,7 +91,7 @@ def run(arguments: list[str]) -> int:
     if _JSON.value:
         print(text)
     if _OUTPUT.value:
-        paths.write_text(_OUTPUT.value, text + "\n")
+        storage.write_text(_OUTPUT.value, text + "\n")
     return 0 if fits else 1
 
 

@@ -10,8 +10,8 @@ the same, and so is every bit of the training.
 
 from absl import flags
 
-from hrnet_jax import memory, paths
 from hrnet_jax.data import SOURCES, open_source, tiles
+from hrnet_jax.runtime import memory, storage
 from hrnet_jax.tools import script
 
 _NAME = flags.DEFINE_enum("name", None, SOURCES, "Data set.")
@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
     for source in sources:
         say = lambda text, split=source.split: print(f"{split}: {text}", flush=True)  # noqa: E731
         tiles.prepare(source, _OUTPUT.value, shard_images=_SHARD_IMAGES.value, say=say)
-    print(f"Done. Train with --config.data.root={paths.absolute(_OUTPUT.value)}")
+    print(f"Done. Train with --config.data.root={storage.absolute(_OUTPUT.value)}")
     return 0
 
 

@@ -4,7 +4,7 @@ from types import ModuleType
 
 from absl import flags
 
-from hrnet_jax import distributed
+from hrnet_jax.runtime import distributed
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from hrnet_jax import distributed
+from hrnet_jax.runtime import distributed
 
 
 def fail(message: object, code: int = 2) -> int:

@@ -11,7 +11,8 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from hrnet_jax import paths, preprocess, trainer, visualize
+from hrnet_jax import preprocess, trainer, visualize
+from hrnet_jax.runtime import storage
 from hrnet_jax.tools import script
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
@@ -38,7 +39,7 @@ def run(arguments: list[str]) -> int:
         visualize.panel(image, label, None, source.classes, title=f"step {_STEP.value}, slot {k}")
         for k, (image, label) in enumerate(pairs)
     ]
-    path = paths.path(_OUTPUT.value) / f"batch_{_STEP.value}.png"
+    path = storage.path(_OUTPUT.value) / f"batch_{_STEP.value}.png"
     visualize.save(path, visualize.grid(panels, columns=2))
     print(f"Wrote {len(panels)} samples to {path}")
     return 0

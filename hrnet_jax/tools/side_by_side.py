@@ -8,7 +8,8 @@ A and B are runs, files of weights or names of weights that come with the packag
 
 from absl import flags
 
-from hrnet_jax import inference, paths, sharding, visualize, weight_files
+from hrnet_jax import inference, visualize, weight_files
+from hrnet_jax.runtime import sharding, storage
 from hrnet_jax.tools import script
 
 _CHECKPOINTS = flags.DEFINE_list("checkpoints", [], "Networks, separated by commas.")
@@ -29,7 +30,7 @@ def run(arguments: list[str]) -> int:
     for image in images:
         seen = [(name, p.predict(image), p.classes) for name, p in predictors.items()]
         drawn.append(visualize.side_by_side(image, seen, width=_WIDTH.value))
-    output = paths.path(_OUTPUT.value)
+    output = storage.path(_OUTPUT.value)
     visualize.save(output, visualize.grid(drawn, columns=1))
     print(f"Wrote {output}: {', '.join(names)} on {len(images)} picture(s)")
     return 0

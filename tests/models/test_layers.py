@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from compiling import fast_jit
 
-from hrnet_jax import sharding
 from hrnet_jax.models import layers
 from hrnet_jax.models.hrnet import Branch, Stem
 from hrnet_jax.models.layers import BatchNorm, Conv, ConvBN, Policy, relu, resize
+from hrnet_jax.runtime import sharding
 
 
 def _row(values):

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+_TESTS = Path(__file__).parents[1]
+sys.path += map(str, (_TESTS, _TESTS / "checkpoints", _TESTS / "evaluation"))
 
 import jax
 import numpy as np
@@ -13,7 +15,8 @@ import test_checkpointing
 import test_evaluation
 import test_partitioning
 
-from hrnet_jax import checkpointing, distributed, sharding
+from hrnet_jax import checkpointing
+from hrnet_jax.runtime import distributed, sharding
 
 
 def main(coordinator: str, num_processes: str, process_id: str, folder: str, bucket: str) -> None:

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from etils import epath
 
-from hrnet_jax import paths
+from hrnet_jax.runtime import storage
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def locked(workdir: str) -> Iterator[None]:
     Raises:
       ValueError: naming host and process, if another run holds it.
     """
-    folder = paths.absolute(workdir)
+    folder = storage.absolute(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FILE
     me = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
@@ -67,7 +67,7 @@ def locked(workdir: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _flock(file: epath.Path) -> Iterator[bool | None]:
     """Takes the kernel's lock: True, False if another process has it, None if there is no such."""
-    if paths.in_store(file):
+    if storage.in_store(file):
         yield None
         return
     with open(file, "a") as stream:
@@ -110,7 +110,7 @@ def _changes(file: epath.Path, holder: dict[str, Any]) -> bool:
 
 def _read(file: epath.Path) -> dict[str, Any] | None:
     try:
-        holder = json.loads(paths.read_bytes(str(file)))
+        holder = json.loads(storage.read_bytes(str(file)))
         return holder | {"host": str(holder["host"])}
     except (OSError, ValueError, KeyError, TypeError):  # released, or cut short by a crash
         return None
@@ -121,8 +121,8 @@ def _renew(file: epath.Path, me: dict[str, Any]) -> None:
 
 
 def _write(file: epath.Path, text: str) -> None:
-    if paths.in_store(file):
-        paths.write_text(file, text)
+    if storage.in_store(file):
+        storage.write_text(file, text)
     else:  # into the file that is locked, which no other one may replace
         file.write_text(text)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hrnet_jax import distributed
-from hrnet_jax.distributed import find_job
+from hrnet_jax.runtime import distributed
+from hrnet_jax.runtime.distributed import find_job
 
 SLURM = {
     "SLURM_JOB_ID": "4097", "SLURM_STEP_NODELIST": "node[003-005,9],other", "SLURM_NTASKS": "4",
@@ -119,7 +119,7 @@ def test_a_process_that_fails_ends_all(tmp_path, script, arguments, faulty, faul
                 *("--num_processes=2", f"--process_id={i}"),
             ],
             env=os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"},
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

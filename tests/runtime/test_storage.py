@@ -1,12 +1,14 @@
 from pathlib import Path
 
-from hrnet_jax import paths
+from hrnet_jax.runtime import storage
 
 
 def test_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
-    found = [str(paths.absolute(p)) for p in ("run", Path("a/b"), "~/run", "/r", "gs://bucket/run")]
+    found = [
+        str(storage.absolute(p)) for p in ("run", Path("a/b"), "~/run", "/r", "gs://bucket/run")
+    ]
     assert found == [
         f"{tmp_path}/run",
         f"{tmp_path}/a/b",

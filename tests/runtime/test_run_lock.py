@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from hrnet_jax import run_lock
+from hrnet_jax.runtime import run_lock
 
 HOLDER = """
 import sys, time
-from hrnet_jax import run_lock
+from hrnet_jax.runtime import run_lock
 with run_lock.locked(sys.argv[1]):
     print("locked", flush=True)
     time.sleep(600)

@@ -14,7 +14,7 @@ from test_checkpointing import _equal, _state
 from test_evaluation import run, split  # noqa: F401  (a fixture)
 from test_partitioning import _batch, train_once
 
-from hrnet_jax import sharding
+from hrnet_jax.runtime import sharding
 
 WORKER = Path(__file__).with_name("processes_worker.py")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from hrnet_jax import memory
 from hrnet_jax.models import create_model
+from hrnet_jax.runtime import memory
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_keeps_freed_pages():
     again causes page faults only without it, and is known to be free with it."""
     script = """
 import ctypes, resource, sys
-from hrnet_jax import memory
+from hrnet_jax.runtime import memory
 if sys.argv[1] == "keep" and not memory.keep_freed_pages(single_arena=True):
     sys.exit("no glibc")
 libc = ctypes.CDLL("libc.so.6")
@@ -102,7 +102,7 @@ script.script.run(script.run)
     command = [sys.executable, "-c", script, name, instead_of, *arguments]
     environment = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
     environment |= {"JAX_PLATFORMS": "cpu"}
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("<heap nr=") == 1, run.stdout

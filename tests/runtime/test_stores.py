@@ -21,15 +21,14 @@ from hrnet_jax import (
     checkpointing,
     evaluation,
     optim,
-    paths,
     prediction,
     report,
-    run_lock,
     submission,
     trainer,
     weight_files,
 )
 from hrnet_jax.data import decode, open_images, open_source, synthetic, tile_store, tiles
+from hrnet_jax.runtime import run_lock, storage
 from hrnet_jax.train_step import TrainState
 
 
@@ -44,43 +43,43 @@ def streets(bucket, tmp_path_factory):
 
 def test_files(bucket, tmp_path):
     root = f"{bucket}/files"
-    paths.write_bytes(f"{root}/a/x.bin", b"0123456789")
-    paths.write_text(f"{root}/a/b/y.txt", "one")
-    paths.append_text(f"{root}/a/b/y.txt", " two")
-    with paths.written(f"{root}/c.d") as folder:
+    storage.write_bytes(f"{root}/a/x.bin", b"0123456789")
+    storage.write_text(f"{root}/a/b/y.txt", "one")
+    storage.append_text(f"{root}/a/b/y.txt", " two")
+    with storage.written(f"{root}/c.d") as folder:
         folder.mkdir()
         (folder / "z").write_text("z")
-    assert paths.read_bytes(f"{root}/a/b/y.txt") == b"one two"
-    assert list(paths.read_spans(f"{root}/a/x.bin", [(2, 4), (6, 20)])) == [b"23", b"6789"]
-    assert paths.size(f"{root}/a/x.bin") == 10
-    assert sorted(paths.names_below(root)) == ["a/b/y.txt", "a/x.bin", "c.d/z"]
-    assert paths.sizes_below(f"{root}/a") == {"b/y.txt": 7, "x.bin": 10}
-    assert paths.files_in(root, "*/*.bin") == [f"{root}/a/x.bin"]
-    assert paths.files_in(f"{root}/none", "*") == []
+    assert storage.read_bytes(f"{root}/a/b/y.txt") == b"one two"
+    assert list(storage.read_spans(f"{root}/a/x.bin", [(2, 4), (6, 20)])) == [b"23", b"6789"]
+    assert storage.size(f"{root}/a/x.bin") == 10
+    assert sorted(storage.names_below(root)) == ["a/b/y.txt", "a/x.bin", "c.d/z"]
+    assert storage.sizes_below(f"{root}/a") == {"b/y.txt": 7, "x.bin": 10}
+    assert storage.files_in(root, "*/*.bin") == [f"{root}/a/x.bin"]
+    assert storage.files_in(f"{root}/none", "*") == []
     given = [f"{root}/a/x.bin", f"{root}/a/none", f"{root}/none/x"]
-    assert paths.missing(given) == given[1:]
-    before = paths.stamps(given[:1])
-    paths.write_bytes(f"{root}/a/x.bin", b"9876543210")
-    assert paths.stamps(given[:1]) != before
-    with paths.local(f"{root}/a") as copy:
+    assert storage.missing(given) == given[1:]
+    before = storage.stamps(given[:1])
+    storage.write_bytes(f"{root}/a/x.bin", b"9876543210")
+    assert storage.stamps(given[:1]) != before
+    with storage.local(f"{root}/a") as copy:
         assert (copy / "b" / "y.txt").read_text() == "one two"
     with (
         pytest.raises(FileNotFoundError, match="no_such_file"),
-        paths.written(f"{root}/half") as file,
+        storage.written(f"{root}/half") as file,
     ):
         shutil.copy("no_such_file", file)
-    assert not paths.path(f"{root}/half").exists()
+    assert not storage.path(f"{root}/half").exists()
     with pytest.raises(FileNotFoundError, match=f"{root}/none: no such file"):
-        paths.read_bytes(f"{root}/none")
+        storage.read_bytes(f"{root}/none")
 
 
 def test_stores_that_cannot_be_reached_say_what_is_missing(monkeypatch):
     with pytest.raises(ValueError, match=r"unknown store ftp://; known: \['gs://', 's3://'"):
-        paths.path("ftp://host/run")
-    monkeypatch.setitem(paths.PACKAGES, "s3", "no_such_package")
-    monkeypatch.setattr(paths, "_store", paths._store.__wrapped__)
+        storage.path("ftp://host/run")
+    monkeypatch.setitem(storage.PACKAGES, "s3", "no_such_package")
+    monkeypatch.setattr(storage, "_store", storage._store.__wrapped__)
     with pytest.raises(ValueError, match=r"needs no_such_package.*pip install 'hrnet_jax\[stores"):
-        paths.path("s3://bucket/run")
+        storage.path("s3://bucket/run")
     assert importlib.util.find_spec("gcsfs")
 
 
@@ -96,13 +95,13 @@ def test_data_are_those_of_a_folder(bucket, streets, tmp_path):
         ):
             np.testing.assert_array_equal(a, b)
     assert decode.image_size(there, 0) == (48, 80)
-    paths.path(here.label_paths[1]).unlink()
-    paths.path(there.label_paths[1]).unlink()
+    storage.path(here.label_paths[1]).unlink()
+    storage.path(there.label_paths[1]).unlink()
     for root in streets:
         with pytest.raises(FileNotFoundError, match=f"1 of 4 images .* is {root}/gtFine/train"):
             open_source("cityscapes", root=root, split="train")
     for source in (there, here):
-        with paths.written(source.label_paths[1]) as file:
+        with storage.written(source.label_paths[1]) as file:
             Image.fromarray(np.full((48, 80), 7, np.uint8)).save(file)
     with pytest.raises(FileNotFoundError, match=f"looked for {bucket}/none/leftImg8bit"):
         open_source("cityscapes", root=f"{bucket}/none", split="train")
@@ -112,14 +111,14 @@ def test_data_are_those_of_a_folder(bucket, streets, tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(image, "PNG")
     label = io.BytesIO()
     Image.fromarray(np.ones((8, 8), np.uint8)).save(label, "PNG")
-    paths.write_bytes(f"{bucket}/mine/images/val/a/b.png", image.getvalue())
-    paths.write_bytes(f"{bucket}/mine/labels/val/a/b.png", label.getvalue())
-    paths.write_text(f"{bucket}/mine/classes.json", '{"names": ["no", "yes"]}')
+    storage.write_bytes(f"{bucket}/mine/images/val/a/b.png", image.getvalue())
+    storage.write_bytes(f"{bucket}/mine/labels/val/a/b.png", label.getvalue())
+    storage.write_text(f"{bucket}/mine/classes.json", '{"names": ["no", "yes"]}')
     source = open_source("folder", root=f"{bucket}/mine", split="val")
     assert source.ids == ("a/b",)
     np.testing.assert_array_equal(decode.read_sample(source, 0)[1], np.ones((8, 8)))
     for kind in ("cat", "dog"):
-        paths.write_bytes(f"{bucket}/animals/train/{kind}/x/1.png", image.getvalue())
+        storage.write_bytes(f"{bucket}/animals/train/{kind}/x/1.png", image.getvalue())
     source = open_images("image_folder", root=f"{bucket}/animals", split="train")
     assert (source.ids, source.read(1)) == (("cat/x/1.png", "dog/x/1.png"), (image.getvalue(), 1))
 
@@ -133,11 +132,11 @@ def test_tiles(bucket, streets, tmp_path):
         tiles.prepare(source, output, shard_images=3, progress=False, say=said.append)
         assert said[-1].endswith("complete, nothing to do")
         assert tiles.verify(output, "train", progress=False) == 3
-    names = paths.names_below(f"{bucket}/tiles")
-    assert sorted(names) == sorted(paths.names_below(local))
+    names = storage.names_below(f"{bucket}/tiles")
+    assert sorted(names) == sorted(storage.names_below(local))
     for name in names:
         if name.startswith(("tiles-", "tiles_")):
-            assert paths.read_bytes(f"{bucket}/tiles/{name}") == (local / name).read_bytes()
+            assert storage.read_bytes(f"{bucket}/tiles/{name}") == (local / name).read_bytes()
     cut = open_source("cityscapes", root=f"{bucket}/tiles", split="train")
     assert isinstance(cut.records, tile_store.TileRecords)
     window = slice(5, 40), slice(10, 77)
@@ -165,13 +164,13 @@ def test_checkpoints_that_are_half_there(bucket, caplog):
         store.save(_state(step), metadata)
         store.set_score(step, score)
     store.close()
-    root = paths.path(workdir) / "checkpoints"
+    root = storage.path(workdir) / "checkpoints"
     assert sorted(p.name for p in root.iterdir()) == ["2", "3", "4"]
     assert checkpointing.load_checkpoint(workdir).step == 2
 
     (root / "3" / "manifest.json").unlink()  # as a killed save or removal leaves it
-    name = next(n for n in paths.names_below(root / "2") if n.startswith("variables/d/"))
-    paths.write_bytes(root / "2" / name, b"rotten")
+    name = next(n for n in storage.names_below(root / "2") if n.startswith("variables/d/"))
+    storage.write_bytes(root / "2" / name, b"rotten")
     found = checkpointing.load_checkpoint(workdir)
     assert (found.step, float(found.variables["params"]["kernel"][0, 0])) == (4, 4.0)
     assert f"skipping the damaged checkpoint {root}/2" in caplog.text
@@ -183,7 +182,7 @@ def test_checkpoints_that_are_half_there(bucket, caplog):
 def test_one_run_per_folder(bucket, monkeypatch):
     workdir = f"{bucket}/locked"
     with run_lock.locked(workdir):
-        holder = json.loads(paths.read_bytes(f"{workdir}/{run_lock.FILE}"))
+        holder = json.loads(storage.read_bytes(f"{workdir}/{run_lock.FILE}"))
         assert holder["pid"] == os.getpid()
         monkeypatch.setattr(run_lock, "_changes", lambda *_: True)  # it gives signs of life
         refusal = pytest.raises(ValueError, match=f"{workdir} is in use by process {os.getpid()}")
@@ -218,9 +217,9 @@ def test_run_in_a_store(bucket, streets, quick, caplog, tmp_path):
     config.data.root = streets[1]
     whole = trainer.train(config, str(tmp_path / "run"))
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
-    lines = paths.read_bytes(f"{workdir}/log.jsonl").decode().splitlines()
+    lines = storage.read_bytes(f"{workdir}/log.jsonl").decode().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 2]
-    assert paths.names_below(f"{workdir}/tensorboard")
+    assert storage.names_below(f"{workdir}/tensorboard")
     assert report.read_log(f"{workdir}/log.jsonl").keys() >= {"train/loss", "eval/miou"}
 
     # What can be done with it.
@@ -230,9 +229,9 @@ def test_run_in_a_store(bucket, streets, quick, caplog, tmp_path):
     inputs, failures = prediction.list_inputs([f"{streets[0]}/leftImg8bit/val", f"{bucket}/none"])
     assert [str(f) for f in failures] == [f"{bucket}/none: no such image or folder"]
     outputs = ("overlay", "labels", "probabilities")
-    job = prediction.Job(predictor, paths.path(f"{bucket}/out"), outputs, progress=False)
+    job = prediction.Job(predictor, storage.path(f"{bucket}/out"), outputs, progress=False)
     assert job.run(inputs) == 2
-    assert len(paths.names_below(f"{bucket}/out")) == 6
+    assert len(storage.names_below(f"{bucket}/out")) == 6
     with submission.Writer(f"{bucket}/predictions", source) as writer:
         for index, one in enumerate(labels):
             writer.add(index, one)

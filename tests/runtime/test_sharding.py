@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from hrnet_jax import sharding
+from hrnet_jax.runtime import sharding
 
 
 def test_meshes():

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from hrnet_jax import distributed
+from hrnet_jax.runtime import distributed
 
 # Bytes of intermediate results per pixel of the image and unit of the variant's width, float32:
 # XLA's own analysis says 16.6 to 17.8 for w18_small_v1, w18 and w48 on CPU.

@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from hrnet_jax import preprocess
 from hrnet_jax.data import image_pipeline
 from hrnet_jax.data.image_folder import ImageSource
+from hrnet_jax.models import normalize
 from hrnet_jax.runtime import sharding
 
 
@@ -172,7 +172,7 @@ def evaluate(
 def _jitted_ranks(mesh: Mesh):
     # Made at the first call: the options depend on the backend, which importing must not start.
     def index_ranks_labels(model, variables, batch):
-        images = preprocess.normalize(batch["image"])
+        images = normalize.normalize(batch["image"])
         logits = model.apply(variables, images, train=False)["logits"]
         return batch["index"], ranks(logits, batch["label"]), batch["label"]
 

@@ -27,7 +27,8 @@ import numpy as np
 from PIL import Image
 
 import hrnet_jax
-from hrnet_jax import inference, preprocess
+from hrnet_jax import inference
+from hrnet_jax.models import normalize
 from hrnet_jax.runtime import sharding, storage
 
 SUFFIXES = (".onnx", ".stablehlo", ".savedmodel")
@@ -85,7 +86,7 @@ def forward(
     model: Any, variables: Any, images: jax.Array, outputs: tuple[str, ...]
 ) -> dict[str, jax.Array]:
     """What an exported model computes: uint8 [N, H, W, 3] -> its outputs by name."""
-    logits = model.apply(variables, preprocess.normalize(images), train=False)["logits"]
+    logits = model.apply(variables, normalize.normalize(images), train=False)["logits"]
     found = {"logits": logits}
     if outputs != ("logits",):
         full = inference.full_size_logits(logits, images.shape[1:3], model.align_corners)

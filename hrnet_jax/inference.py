@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from hrnet_jax import preprocess
-from hrnet_jax.models import create_model
+from hrnet_jax.models import create_model, normalize
 from hrnet_jax.models.layers import resize
 from hrnet_jax.runtime import memory, sharding, storage
 
@@ -96,7 +95,7 @@ def _jitted_network():
 @functools.partial(jax.jit, static_argnames="size")
 def _prepare(images: jax.Array, size: tuple[int, int]) -> jax.Array:
     """uint8 [N, H, W, 3] -> normalised [N, *size, 3]."""
-    return resize(preprocess.normalize(images), size)
+    return resize(normalize.normalize(images), size)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "align_corners"))

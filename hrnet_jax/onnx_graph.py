@@ -15,7 +15,7 @@ import onnx
 from flax import traverse_util
 from onnx import TensorProto, helper, numpy_helper
 
-from hrnet_jax import preprocess
+from hrnet_jax.models import normalize
 from hrnet_jax.models.heads import HEADS, OCR_KEY_CHANNELS
 from hrnet_jax.models.layers import BN_EPSILON
 
@@ -306,7 +306,7 @@ def build(
     network = _Network(model, g)
     x = g.node("Transpose", ["image"], "image/nchw", perm=[0, 3, 1, 2])
     x = g.node("Cast", [x], "image/float", to=TensorProto.FLOAT)
-    scale, shift = 1 / (255 * preprocess.STD), -preprocess.MEAN / preprocess.STD
+    scale, shift = 1 / (255 * normalize.STD), -normalize.MEAN / normalize.STD
     x = g.node("Mul", [x, g.constant("pixel_scale", scale[:, None, None])], "image/scaled")
     x = g.node("Add", [x, g.constant("pixel_shift", shift[:, None, None])], "image/normalised")
     maps = network.head(network.backbone(x))  # [N, C, h, w]

@@ -16,9 +16,10 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from hrnet_jax import inference, preprocess
+from hrnet_jax import inference
 from hrnet_jax.data import pipeline
 from hrnet_jax.data.source import Source
+from hrnet_jax.models import normalize
 from hrnet_jax.models.layers import BN_MOMENTUM
 from hrnet_jax.runtime import sharding
 
@@ -94,7 +95,7 @@ def _of_batch(model, variables, image: jax.Array) -> Any:
     zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
     _, updated = model.apply(
         {"params": variables["params"], "batch_stats": zeros},
-        preprocess.normalize(image, model.policy.dtype),
+        normalize.normalize(image, model.policy.dtype),
         train=True,
         mutable=["batch_stats"],
         rngs={"dropout": jax.random.key(0)},

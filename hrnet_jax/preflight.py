@@ -22,14 +22,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hrnet_jax import (
-    __version__,
-    hlo,
-    inference,
-    metrics,
-    preprocess,
-    trainer,
-)
+from hrnet_jax import __version__, hlo, inference, metrics, trainer
+from hrnet_jax.models import normalize
 from hrnet_jax.models.layers import REMAT, resize
 from hrnet_jax.runtime import sharding, storage
 from hrnet_jax.tasks import task_of
@@ -471,7 +465,7 @@ def make_evaluation_step(model: Any) -> Callable[[Any, dict[str, jax.Array]], ja
     in several programs."""
 
     def evaluation_step(variables, batch):
-        images = preprocess.normalize(batch["image"], model.policy.dtype)
+        images = normalize.normalize(batch["image"], model.policy.dtype)
         logits = model.apply(variables, images, train=False)["logits"]
         size = batch["label"].shape[1:3]
         predictions = inference.labels_of(resize(logits, size, align_corners=model.align_corners))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hrnet_jax import inference, preprocess
+from hrnet_jax import inference
 from hrnet_jax.data import Classes
 from hrnet_jax.inference import Method
-from hrnet_jax.models import create_model
+from hrnet_jax.models import create_model, normalize
 from hrnet_jax.models.layers import resize
 from hrnet_jax.runtime import memory
 
@@ -62,7 +62,7 @@ def image():
 def expected_logits(network, image):
     """Full-size logits computed step by step."""
     model, variables = network
-    x = preprocess.normalize(image[None])
+    x = normalize.normalize(image[None])
     logits = jax.jit(lambda v, x: model.apply(v, x, train=False)["logits"])(variables, x)
     assert logits.shape == (1, 9, 12, 3)
     return np.asarray(resize(logits, SIZE))[0]
@@ -108,7 +108,7 @@ def test_any_size(size):
 def test_align_corners_of_the_model_is_used(image):
     for align in (False, True):
         model = Pointwise(stride=4, align_corners=align)
-        logits = np.asarray(preprocess.normalize(image[None]))[:, ::4, ::4]
+        logits = np.asarray(normalize.normalize(image[None]))[:, ::4, ::4]
         expected = np.asarray(resize(logits, SIZE, align_corners=align))[0]
         result = inference.predict_probabilities(model, {"gain": 1.0}, image[None])
         np.testing.assert_allclose(result[0], softmax(expected), atol=1e-5)
@@ -127,7 +127,7 @@ def views(model, variables, x, scale, average):
 def test_scales_and_flip_average_softmax(image):
     model, variables = Pointwise(stride=4), {"gain": 2.0}
     method = Method(scales=(0.5, 1.0, 1.3), flip=True)
-    x = preprocess.normalize(image[None])
+    x = normalize.normalize(image[None])
     expected = 0
     for scale in method.scales:
         pair = views(model, variables, x, scale, "softmax")
@@ -144,7 +144,7 @@ def test_scales_and_flip_average_softmax(image):
 def test_scales_and_flip_average_exp_as_the_official_test(image):
     model, variables = Pointwise(stride=4), {"gain": 2.0}
     method = Method(scales=(0.5, 1.0), flip=True, average="exp")
-    x = preprocess.normalize(image[None])
+    x = normalize.normalize(image[None])
     expected = 0
     for scale in method.scales:
         logits = sum(views(model, variables, x, scale, "exp")) / 2

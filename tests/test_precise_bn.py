@@ -8,9 +8,9 @@ import pytest
 from compiling import fast_jit
 from jax import lax
 
-from hrnet_jax import precise_bn, preprocess
+from hrnet_jax import precise_bn
 from hrnet_jax.data import open_source, pipeline, synthetic
-from hrnet_jax.models import create_model
+from hrnet_jax.models import create_model, normalize
 from hrnet_jax.runtime import sharding
 
 COUNT = 9
@@ -45,7 +45,7 @@ def test_first_layer_by_hand(network, source, measure):
     whole = next(pipeline.eval_batches(source, batch_size=COUNT))["image"]
     kernel = variables["params"]["backbone"]["stem"]["conv1"]["conv"]["kernel"]
     maps = lax.conv_general_dilated(
-        preprocess.normalize(whole),
+        normalize.normalize(whole),
         kernel,
         (2, 2),
         ((1, 1), (1, 1)),
@@ -63,7 +63,7 @@ def test_with_those_of_one_batch_evaluation_computes_what_training_does(network,
     model, variables = network
     stats, _ = measure(batch_size=COUNT)
     images = next(pipeline.eval_batches(source, batch_size=COUNT))["image"]
-    images = preprocess.normalize(images)
+    images = normalize.normalize(images)
     train = functools.partial(model.apply, train=True, mutable=["batch_stats"])
     trained, _ = fast_jit(train)(variables, images)
     evaluate = fast_jit(model.apply)

@@ -11,10 +11,10 @@ import pytest
 
 from configs import cityscapes
 from hrnet_jax import preflight, trainer
+from hrnet_jax.models.backbone import Branch, Stem
 from hrnet_jax.models.heads import SegmentationHead
-from hrnet_jax.models.hrnet import Branch, Stem
 from hrnet_jax.models.layers import Policy
-from hrnet_jax.models.repetition import call
+from hrnet_jax.models.remat_scan import call
 
 # What is compiled for other machines is kept, too, but cannot be used again.
 pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")

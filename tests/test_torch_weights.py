@@ -1,6 +1,5 @@
 """Conversion of PyTorch checkpoints: every layout, strict both ways."""
 
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes

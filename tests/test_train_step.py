@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from hrnet_jax import losses, optim, preprocess
+from hrnet_jax import losses, optim
+from hrnet_jax.models import normalize
 from hrnet_jax.models.layers import ConvBN, Policy
 from hrnet_jax.runtime import sharding
 from hrnet_jax.train_step import create_state, make_train_step
@@ -80,7 +81,7 @@ def test_step_is_sgd_on_the_loss_of_the_normalised_images(model):
         def loss(params):
             out, updated = model.apply(
                 {"params": params, "batch_stats": batch_stats},
-                preprocess.normalize(batch["image"]),
+                normalize.normalize(batch["image"]),
                 train=True,
                 mutable=["batch_stats"],
             )
@@ -161,8 +162,8 @@ def test_accumulation_is_the_mean_of_the_parts(model, unroll):
 def test_colours_are_those_of_the_step_and_the_place(model):
     """In parts, too, which take every other image."""
     state, batch = _state(model).replace(step=jnp.int32(9)), _batch(4)
-    factors = preprocess.color_factors(0, 9, 4, 0.5)
-    adjusted = batch | {"image": preprocess.adjust_color(batch["image"], factors)}
+    factors = normalize.color_factors(0, 9, 4, 0.5)
+    adjusted = batch | {"image": normalize.adjust_color(batch["image"], factors)}
     step = _compiled(model, accumulate=2)
     expected, _ = step(state, adjusted)
     got, _ = _compiled(model, accumulate=2, color_jitter=0.5)(state, batch)
@@ -175,7 +176,7 @@ def test_colours_are_those_of_the_step_and_the_place(model):
 def test_classes_are_mixed_over_the_whole_batch(model):
     """Before it is computed in parts, each of which takes every other image."""
     state, batch = _state(model).replace(step=jnp.int32(9)), _batch(4)
-    mixed = preprocess.mix_classes(batch["image"], batch["label"], 0, 9, 1.0)
+    mixed = normalize.mix_classes(batch["image"], batch["label"], 0, 9, 1.0)
     assert np.any(mixed[1] != batch["label"])
     expected, _ = _compiled(model, accumulate=2)(
         state, dict(zip(("image", "label"), mixed, strict=True))

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hrnet_jax.models.hrnet import Streams
+from hrnet_jax.models.backbone import Streams
 from hrnet_jax.models.layers import Bottleneck, Conv, ConvBN, Policy, resize, uniform
 
 # Widths that the official models share whatever the variant.

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from hrnet_jax.models.backbone import HRNet
 from hrnet_jax.models.heads import HEADS, make_head
-from hrnet_jax.models.hrnet import HRNet
 from hrnet_jax.models.layers import INITS, REMAT, SCAN, Policy, bias_bound, kernel_std
-from hrnet_jax.models.repetition import call
+from hrnet_jax.models.remat_scan import call
 from hrnet_jax.models.variants import Variant, get_variant
 
 

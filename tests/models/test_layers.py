@@ -9,7 +9,7 @@ import pytest
 from compiling import fast_jit
 
 from hrnet_jax.models import layers
-from hrnet_jax.models.hrnet import Branch, Stem
+from hrnet_jax.models.backbone import Branch, Stem
 from hrnet_jax.models.layers import BatchNorm, Conv, ConvBN, Policy, relu, resize
 from hrnet_jax.runtime import sharding
 

@@ -8,7 +8,8 @@ import pytest
 from compiling import FAST_COMPILE, fast_jit
 
 import hrnet_jax
-from hrnet_jax import losses, optim, preprocess
+from hrnet_jax import losses, optim
+from hrnet_jax.models import normalize
 from hrnet_jax.train_step import create_state, make_train_step
 
 _WEIGHT_DECAY = 5e-4
@@ -22,7 +23,7 @@ def _batches(num_steps, size):
     images = np.random.RandomState(2).standard_normal((num_steps, 2, 3, *size)).astype(np.float32)
     labels = np.random.RandomState(1).randint(0, 20, (num_steps, 2, *size))
     images = images.transpose(0, 1, 3, 4, 2).astype(np.float64)
-    images = (images * preprocess.STD + preprocess.MEAN) * 255
+    images = (images * normalize.STD + normalize.MEAN) * 255
     return [
         {"image": jnp.asarray(x), "label": jnp.asarray(np.where(y == 19, 255, y))}
         for x, y in zip(images, labels, strict=True)

@@ -1,5 +1,7 @@
 """One of several processes of `test_processes.py`; its arguments are those of `main`."""
 
+# ruff: noqa: E402
+
 import os
 import pickle
 import sys

@@ -15,8 +15,8 @@ from compiling import FAST_COMPILE, fast_jit
 
 from hrnet_jax import hlo, losses, optim
 from hrnet_jax.models import create_model, layers
+from hrnet_jax.models.backbone import Stage, Stem, Transition
 from hrnet_jax.models.heads import make_head
-from hrnet_jax.models.hrnet import Stage, Stem, Transition
 from hrnet_jax.models.layers import Policy
 from hrnet_jax.runtime import sharding
 from hrnet_jax.train_step import create_state, make_train_step

@@ -9,7 +9,7 @@ import pytest
 from compiling import fast_jit
 from jax.ad_checkpoint import print_saved_residuals
 
-from hrnet_jax.models.hrnet import Layer1, Stage
+from hrnet_jax.models.backbone import Layer1, Stage
 from hrnet_jax.models.layers import Policy
 
 

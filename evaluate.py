@@ -36,8 +36,8 @@ from hrnet_jax import (
     weight_files,
 )
 from hrnet_jax.data import open_images
-from hrnet_jax.data.image_folder import ImageClasses
-from hrnet_jax.data.source import Classes, Source
+from hrnet_jax.data.sources.image_folder import ImageClasses
+from hrnet_jax.data.sources.source import Classes, Source
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import distributed, memory, sharding, storage
 

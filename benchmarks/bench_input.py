@@ -34,7 +34,10 @@ import tensorflow as tf
 from absl import app, flags
 from PIL import Image
 
-from hrnet_jax.data import open_source, pipeline, synthetic, tiles
+from hrnet_jax.data import open_source
+from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.synthetic import write as synthetic
+from hrnet_jax.data.tiles import prepare as tiles
 from hrnet_jax.runtime import memory
 
 CROP = (512, 1024)
@@ -115,8 +118,8 @@ def alone(function: Callable, *arguments):
 def measure_crops(root: Path, num_batches: int, started: float) -> dict:
     """Crops per second after two batches to warm up, seconds to the first, peak memory."""
     source = open_source("cityscapes", root=root, split="train")
-    dataset = pipeline.train_dataset(source, batch_size=BATCH, crop_size=CROP, seed=0)
-    batches = pipeline.iterate(dataset)
+    dataset = segmentation_data.train_dataset(source, batch_size=BATCH, crop_size=CROP, seed=0)
+    batches = segmentation_data.iterate(dataset)
     next(batches)
     first = time.time() - started
     next(batches)
@@ -132,7 +135,7 @@ def measure_evaluation(root: Path, started: float) -> float:
     """Whole images per second."""
     source = open_source("cityscapes", root=root, split="train")
     start = time.perf_counter()
-    for _ in pipeline.eval_batches(source, batch_size=1):
+    for _ in segmentation_data.eval_batches(source, batch_size=1):
         pass
     return len(source) / (time.perf_counter() - start)
 

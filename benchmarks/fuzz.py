@@ -63,8 +63,8 @@ def png(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     """An image and its label of a data set; one of them damaged."""
     from PIL import Image
 
-    from hrnet_jax.data import decode
-    from hrnet_jax.data.source import Classes, Source
+    from hrnet_jax.data.images import decode
+    from hrnet_jax.data.sources.source import Classes, Source
 
     classes = Classes(("a", "b"), ((0, 0, 0), (9, 9, 9)), (0, 1))
     pixels = rng.integers(0, 256, (12, 20, 3)).astype(np.uint8)
@@ -89,7 +89,10 @@ _tiles: list[tuple[pathlib.Path, list[np.ndarray], list[np.ndarray]]] = []  # wr
 @kind
 def tile_shard(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     """A folder of tiles with a damaged, deleted or emptied file: shard, index or manifest."""
-    from hrnet_jax.data import decode, open_source, synthetic, tiles
+    from hrnet_jax.data import open_source
+    from hrnet_jax.data.images import decode
+    from hrnet_jax.data.synthetic import write as synthetic
+    from hrnet_jax.data.tiles import prepare as tiles
 
     if not _tiles:
         root = pathlib.Path(tempfile.mkdtemp())
@@ -210,7 +213,7 @@ def checkpoint(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
 @kind
 def class_file(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     """Bytes damaged, or a value of a wrong type in a wrong place."""
-    from hrnet_jax.data.folder import read_class_file
+    from hrnet_jax.data.sources.folder import read_class_file
 
     contents = {
         "names": ["soil", "leaf"],
@@ -238,7 +241,7 @@ def config(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     from ml_collections import config_flags
 
     from hrnet_jax import trainer
-    from hrnet_jax.data import synthetic
+    from hrnet_jax.data.synthetic import write as synthetic
 
     root = folder / "streets"
     synthetic.write_cityscapes(root, {"train": 2, "val": 1}, size=(32, 64), progress=False)

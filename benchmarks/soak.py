@@ -123,7 +123,7 @@ class Lab:
     """A folder with a data set, and runs in it."""
 
     def __init__(self, folder: pathlib.Path, short: bool, seed: int = 0, kills: int = 20):
-        from hrnet_jax.data import synthetic
+        from hrnet_jax.data.synthetic import write as synthetic
 
         self.folder, self.short, self.random = folder, short, random.Random(seed)
         self.kills = kills
@@ -500,14 +500,15 @@ def topology(lab: Lab) -> str:
 
 
 def hosts(lab: Lab) -> str:
-    from hrnet_jax.data import open_source, pipeline
+    from hrnet_jax.data import open_source
+    from hrnet_jax.data.pipeline import segmentation as segmentation_data
 
     source = open_source("cityscapes", root=str(lab.streets), split="train")
 
     def batches(count: int, steps: int) -> list[bytes]:
         parts = [
-            pipeline.iterate(
-                pipeline.train_dataset(
+            segmentation_data.iterate(
+                segmentation_data.train_dataset(
                     source,
                     batch_size=4,
                     crop_size=(32, 64),
@@ -576,7 +577,8 @@ def evaluations(lab: Lab) -> str:
 def data_files(lab: Lab) -> str:
     from PIL import Image
 
-    from hrnet_jax.data import audit, open_source
+    from hrnet_jax.data import open_source
+    from hrnet_jax.data.pipeline import audit
 
     pixels = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
     ids = np.zeros((12, 20), np.uint8)

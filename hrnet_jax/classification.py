@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from hrnet_jax.data import image_pipeline
-from hrnet_jax.data.image_folder import ImageSource
+from hrnet_jax.data.pipeline import classification as classification_data
+from hrnet_jax.data.sources.image_folder import ImageSource
 from hrnet_jax.models import normalize
 from hrnet_jax.runtime import sharding
 
@@ -108,7 +108,7 @@ def evaluate(
         variables: parameters and statistics.
         source: the images.
         batch_size: images per step over all devices; rounded up to a multiple of the 'data' axis.
-        crop_size: see `image_pipeline.eval_batches`, as is `short_side`.
+        crop_size: see `classification_data.eval_batches`, as is `short_side`.
         short_side: to which images are resized.
         mesh: of `sharding.make_mesh`.
         progress: show a bar with rate and time left (on the first host).
@@ -143,7 +143,7 @@ def evaluate(
         bar.update(int((index >= 0).sum()))
 
     share, shares = sharding.share_of_batch(mesh)
-    batches = image_pipeline.eval_batches(
+    batches = classification_data.eval_batches(
         source,
         batch_size=batch_size,
         crop_size=crop_size,

@@ -15,8 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from hrnet_jax import inference, metrics
-from hrnet_jax.data import open_source, pipeline
-from hrnet_jax.data.source import Source
+from hrnet_jax.data import open_source
+from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.sources.source import Source
 from hrnet_jax.runtime import sharding, storage
 
 OnBatch = Callable[[dict[str, np.ndarray], np.ndarray], None]
@@ -197,8 +198,8 @@ def evaluate(
         average: "softmax" or "exp".
         progress: show a bar with rate and time left (on the first host).
         max_images: see `spread`.
-        on_batch: called with every batch of `pipeline.eval_batches` (this host's rows, of which
-            those with valid_mask count) and its predictions uint8 [b, H, W].
+        on_batch: called with every batch of `segmentation_data.eval_batches` (this host's rows, of
+            which those with valid_mask count) and its predictions uint8 [b, H, W].
 
     Raises:
         ValueError: for a model whose head or classes do not fit, a split without labels, or
@@ -241,7 +242,7 @@ def evaluate(
         bar.update(int((index >= 0).sum()))
 
     share = sharding.share_of_batch(mesh)
-    batches = pipeline.eval_batches(
+    batches = segmentation_data.eval_batches(
         source,
         batch_size=batch_size,
         process_index=share[0],

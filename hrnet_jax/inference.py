@@ -472,7 +472,7 @@ def load(
         ValueError: if it is damaged, or the checkpoint's head gives no label maps.
     """
     from hrnet_jax import checkpointing
-    from hrnet_jax.data.source import Classes
+    from hrnet_jax.data.sources.source import Classes
 
     checkpoint = checkpointing.load_checkpoint(path_or_name, step=step, which=which)
     classes = Classes.from_json(checkpoint.metadata["classes"])

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from hrnet_jax import inference
-from hrnet_jax.data import pipeline
-from hrnet_jax.data.source import Source
+from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.sources.source import Source
 from hrnet_jax.models import normalize
 from hrnet_jax.models.layers import BN_MOMENTUM
 from hrnet_jax.runtime import sharding
@@ -58,7 +58,9 @@ def measure(
         total=len(source), desc=f"statistics of {source.split}", unit="image", disable=not progress
     )
     with bar:
-        for batch in pipeline.eval_batches(source.take(order.tolist()), batch_size=batch_size):
+        for batch in segmentation_data.eval_batches(
+            source.take(order.tolist()), batch_size=batch_size
+        ):
             bar.update(int(batch["valid_mask"].sum()))
             if not batch["valid_mask"].all():
                 continue

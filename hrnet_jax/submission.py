@@ -12,8 +12,8 @@ from etils import epath
 from PIL import Image
 
 from hrnet_jax import inference, visualize
-from hrnet_jax.data import decode
-from hrnet_jax.data.source import Source
+from hrnet_jax.data.images import decode
+from hrnet_jax.data.sources.source import Source
 from hrnet_jax.runtime import storage
 
 SUFFIX = "_pred_labelIds.png"

@@ -13,17 +13,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hrnet_jax import classification, evaluation, inference, visualize
-from hrnet_jax.data import (
-    IMAGE_SOURCES,
-    SOURCES,
+from hrnet_jax.data import IMAGE_SOURCES, SOURCES, open_images, open_source
+from hrnet_jax.data.pipeline import (
     audit,
-    image_pipeline,
-    open_images,
-    open_source,
-    pipeline,
 )
-from hrnet_jax.data.mixture import Mixture, open_mixture
-from hrnet_jax.data.source import IGNORE_LABEL
+from hrnet_jax.data.pipeline import (
+    classification as classification_data,
+)
+from hrnet_jax.data.pipeline import (
+    segmentation as segmentation_data,
+)
+from hrnet_jax.data.pipeline.mixture import Mixture, open_mixture
+from hrnet_jax.data.sources.source import IGNORE_LABEL
 
 # Labels or images looked at before the first step.
 AUDITED_IMAGES = 500
@@ -108,7 +109,7 @@ def _segmentation_dataset(
     config: ConfigDict, source, start_step: int, share: tuple[int, int]
 ) -> tf.data.Dataset:
     data = config.data
-    return pipeline.train_dataset(
+    return segmentation_data.train_dataset(
         source,
         batch_size=config.batch_size,
         crop_size=tuple(data.crop_size),
@@ -178,15 +179,15 @@ def _mix_classification(config: ConfigDict, source):
 
 
 def _audit_classification(source) -> str:
-    return image_pipeline.audit_images(source, AUDITED_IMAGES)
+    return classification_data.audit_images(source, AUDITED_IMAGES)
 
 
 def _classification_dataset(
     config: ConfigDict, source, start_step: int, share: tuple[int, int]
 ) -> tf.data.Dataset:
     data = config.data
-    image_pipeline.check_center(tuple(data.crop_size), data.eval_short_side)
-    return image_pipeline.train_dataset(
+    classification_data.check_center(tuple(data.crop_size), data.eval_short_side)
+    return classification_data.train_dataset(
         source,
         batch_size=config.batch_size,
         crop_size=tuple(data.crop_size),

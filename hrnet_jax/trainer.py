@@ -30,8 +30,10 @@ from hrnet_jax import (
     torch_weights,
     weight_files,
 )
-from hrnet_jax.data import IMAGE_SOURCES, SOURCES, pipeline, synthetic
-from hrnet_jax.data.source import Source
+from hrnet_jax.data import IMAGE_SOURCES, SOURCES
+from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.sources.source import Source
+from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import HEADS, HRNetModel, create_model, get_variant
 from hrnet_jax.models.layers import REMAT, SCAN
 from hrnet_jax.progress import NonFiniteError, Pace, RunLog, duration
@@ -519,7 +521,9 @@ def make_batches(
 ) -> Iterator[dict]:
     """This process's share of the batches; all of them without a mesh."""
     share = sharding.share_of_batch(mesh)
-    return pipeline.iterate(task_of(config.head).dataset(config, source, start_step, share))
+    return segmentation_data.iterate(
+        task_of(config.head).dataset(config, source, start_step, share)
+    )
 
 
 def log_setting(config, mesh: Mesh, train_source, eval_source, num_steps: int) -> None:

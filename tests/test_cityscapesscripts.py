@@ -16,7 +16,8 @@ from PIL import Image
 
 from configs import cityscapes as cityscapes_config
 from hrnet_jax import checkpointing, inference, metrics, trainer, visualize
-from hrnet_jax.data import cityscapes, open_source
+from hrnet_jax.data import open_source
+from hrnet_jax.data.sources import cityscapes
 from hrnet_jax.train_step import TrainState
 
 ROOT = Path(__file__).parent.parent

@@ -136,7 +136,7 @@ def test_agrees_with_cityscapes_scripts():
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
     from cityscapesscripts.helpers.labels import category2labels, id2label
 
-    from hrnet_jax.data.cityscapes import CLASSES
+    from hrnet_jax.data.sources.cityscapes import CLASSES
 
     confusion = np.random.default_rng(0).integers(0, 1000, (19, 19))
     confusion[14] = confusion[:, 14] = 0

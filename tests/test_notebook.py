@@ -13,8 +13,8 @@ from nbclient import NotebookClient
 
 import hrnet_jax
 from hrnet_jax import checkpointing
-from hrnet_jax.data import synthetic
-from hrnet_jax.data.cityscapes import CLASSES
+from hrnet_jax.data.sources.cityscapes import CLASSES
+from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import create_model
 from hrnet_jax.train_step import TrainState
 

@@ -9,7 +9,9 @@ from compiling import fast_jit
 from jax import lax
 
 from hrnet_jax import precise_bn
-from hrnet_jax.data import open_source, pipeline, synthetic
+from hrnet_jax.data import open_source
+from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import create_model, normalize
 from hrnet_jax.runtime import sharding
 
@@ -42,7 +44,7 @@ def test_first_layer_by_hand(network, source, measure):
     _, variables = network
     stats, images = measure(batch_size=3)
     assert images == COUNT
-    whole = next(pipeline.eval_batches(source, batch_size=COUNT))["image"]
+    whole = next(segmentation_data.eval_batches(source, batch_size=COUNT))["image"]
     kernel = variables["params"]["backbone"]["stem"]["conv1"]["conv"]["kernel"]
     maps = lax.conv_general_dilated(
         normalize.normalize(whole),
@@ -62,7 +64,7 @@ def test_first_layer_by_hand(network, source, measure):
 def test_with_those_of_one_batch_evaluation_computes_what_training_does(network, source, measure):
     model, variables = network
     stats, _ = measure(batch_size=COUNT)
-    images = next(pipeline.eval_batches(source, batch_size=COUNT))["image"]
+    images = next(segmentation_data.eval_batches(source, batch_size=COUNT))["image"]
     images = normalize.normalize(images)
     train = functools.partial(model.apply, train=True, mutable=["batch_stats"])
     trained, _ = fast_jit(train)(variables, images)

@@ -18,7 +18,7 @@ from hrnet_jax import (
     torch_weights,
     trainer,
 )
-from hrnet_jax.data import synthetic
+from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import run_lock
 from hrnet_jax.tasks import task_of

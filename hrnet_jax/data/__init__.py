@@ -5,10 +5,10 @@ Importing this package does not import TensorFlow; `pipeline`, `decode` and `aud
 
 import os
 
-from hrnet_jax.data.folder import open_folder, read_class_file
-from hrnet_jax.data.image_folder import ImageSource, open_image_folder
-from hrnet_jax.data.source import IGNORE_LABEL, Classes, Source
-from hrnet_jax.data.tile_store import find_tiles, open_tiles
+from hrnet_jax.data.sources.folder import open_folder, read_class_file
+from hrnet_jax.data.sources.image_folder import ImageSource, open_image_folder
+from hrnet_jax.data.sources.source import IGNORE_LABEL, Classes, Source
+from hrnet_jax.data.tiles.format import find_tiles, open_tiles
 
 __all__ = [
     "IGNORE_LABEL",
@@ -52,16 +52,16 @@ def open_source(name: str, *, root: str | os.PathLike, split: str, class_file: s
             raise ValueError(f"the tiles in {folder} have other classes than {class_file}")
         return source
     if name.startswith("cityscapes"):
-        from hrnet_jax.data.cityscapes import open_cityscapes
+        from hrnet_jax.data.sources.cityscapes import open_cityscapes
 
         return open_cityscapes(root, split, coarse=name == "cityscapes_coarse")
     if name == "camvid":
-        from hrnet_jax.data.camvid import open_camvid
+        from hrnet_jax.data.sources.camvid import open_camvid
 
         return open_camvid(root, split)
     if name == "folder":
         return open_folder(root, split, class_file)
-    from hrnet_jax.data.tfds_cityscapes import open_tfds_cityscapes
+    from hrnet_jax.data.sources.tfds_cityscapes import open_tfds_cityscapes
 
     return open_tfds_cityscapes(root, split)
 
@@ -84,6 +84,6 @@ def open_images(name: str, *, root: str | os.PathLike, split: str) -> ImageSourc
         raise ValueError(f"data set {name!r} needs its folder: --config.data.root=DIR")
     if name == "image_folder":
         return open_image_folder(root, split)
-    from hrnet_jax.data.tfds_imagenet import open_tfds_imagenet
+    from hrnet_jax.data.sources.tfds_imagenet import open_tfds_imagenet
 
     return open_tfds_imagenet(root, split)

@@ -25,9 +25,9 @@ from hrnet_jax import (
     torch_weights,
     weight_files,
 )
-from hrnet_jax.data import camvid, cityscapes
-from hrnet_jax.data.folder import read_class_file
-from hrnet_jax.data.source import Classes
+from hrnet_jax.data.sources import camvid, cityscapes
+from hrnet_jax.data.sources.folder import read_class_file
+from hrnet_jax.data.sources.source import Classes
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import storage
 from hrnet_jax.tools import script

@@ -10,7 +10,8 @@ the same, and so is every bit of the training.
 
 from absl import flags
 
-from hrnet_jax.data import SOURCES, open_source, tiles
+from hrnet_jax.data import SOURCES, open_source
+from hrnet_jax.data.tiles import prepare as tiles
 from hrnet_jax.runtime import memory, storage
 from hrnet_jax.tools import script
 

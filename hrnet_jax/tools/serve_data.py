@@ -13,9 +13,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from hrnet_jax import trainer
-from hrnet_jax.data import pipeline
-from hrnet_jax.data.mixture import Mixture
-from hrnet_jax.data.service import Server
+from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.pipeline.mixture import Mixture
+from hrnet_jax.data.pipeline.service import Server
 from hrnet_jax.tools import script
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
@@ -30,8 +30,10 @@ def run(arguments: list[str]) -> int:
     data, seed = _CONFIG.value.data, _CONFIG.value.seed
     source, _ = trainer.open_sources(_CONFIG.value)
     keys = ("scale_min", "scale_max", "scale_step", "flip", "brightness")
-    augmentation = pipeline.Augmentation(tuple(data.crop_size), **{k: data[k] for k in keys})
-    samples = pipeline.TrainingSamples(Mixture.of(source), augmentation, seed)
+    augmentation = segmentation_data.Augmentation(
+        tuple(data.crop_size), **{k: data[k] for k in keys}
+    )
+    samples = segmentation_data.TrainingSamples(Mixture.of(source), augmentation, seed)
     server = Server(samples, _PORT.value, _HOST.value)
     print(f"serving {samples.description} at {server.address}", flush=True)
     server.join()

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hrnet_jax.data import Source, synthetic
-from hrnet_jax.data.source import Classes
+from hrnet_jax.data import Source
+from hrnet_jax.data.sources.source import Classes
+from hrnet_jax.data.synthetic import write as synthetic
 
 CLASSES = Classes(
     names=("ground", "tree", "sky"),

@@ -27,7 +27,11 @@ from hrnet_jax import (
     trainer,
     weight_files,
 )
-from hrnet_jax.data import decode, open_images, open_source, synthetic, tile_store, tiles
+from hrnet_jax.data import open_images, open_source
+from hrnet_jax.data.images import decode
+from hrnet_jax.data.synthetic import write as synthetic
+from hrnet_jax.data.tiles import format as tile_format
+from hrnet_jax.data.tiles import prepare as tiles
 from hrnet_jax.runtime import run_lock, storage
 from hrnet_jax.train_step import TrainState
 
@@ -138,7 +142,7 @@ def test_tiles(bucket, streets, tmp_path):
         if name.startswith(("tiles-", "tiles_")):
             assert storage.read_bytes(f"{bucket}/tiles/{name}") == (local / name).read_bytes()
     cut = open_source("cityscapes", root=f"{bucket}/tiles", split="train")
-    assert isinstance(cut.records, tile_store.TileRecords)
+    assert isinstance(cut.records, tile_format.TileRecords)
     window = slice(5, 40), slice(10, 77)
     for index in range(4):
         cut_sample, sample = decode.open_sample(cut, index), decode.open_sample(source, index)

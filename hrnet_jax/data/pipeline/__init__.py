@@ -1,0 +1,1 @@
+"""From sources to batches, in an order that depends on the step alone."""

@@ -1,0 +1,1 @@
+"""A data set cut into tiles once, for reading many times."""

@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from hrnet_jax.data import open_source
+from hrnet_jax.data.sources.camvid import CLASSES
+
+
+@pytest.fixture
+def camvid(tmp_path):
+    for split, names in (("train", ("a", "b")), ("val", ("c",))):
+        for folder, pixels in ((split, np.zeros((4, 6, 3))), (f"{split}annot", np.zeros((4, 6)))):
+            (tmp_path / folder).mkdir()
+            for name in names:
+                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / folder / f"{name}.png")
+    return tmp_path
+
+
+def test_classes():
+    assert CLASSES.names[:4] == ("sky", "building", "pole", "road")
+    assert CLASSES.names[-1] == "bicyclist"
+    assert list(CLASSES.lookup()[:13]) == [*range(11), 255, 254]
+
+
+def test_splits(camvid):
+    source = open_source("camvid", root=camvid, split="train")
+    assert source.ids == ("a", "b")
+    assert source.label_paths[1] == str(camvid / "trainannot" / "b.png")
+    assert open_source("camvid", root=camvid, split="trainval").ids == (
+        "train/a",
+        "train/b",
+        "val/c",
+    )
+
+
+def test_errors(camvid):
+    with pytest.raises(FileNotFoundError, match=r"test/\*.png; .* holds train, trainannot"):
+        open_source("camvid", root=camvid, split="test")
+    with pytest.raises(ValueError, match="unknown split 'all'"):
+        open_source("camvid", root=camvid, split="all")
+    (camvid / "trainannot" / "b.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images .*trainannot/b.png"):
+        open_source("camvid", root=camvid, split="train")

@@ -27,14 +27,14 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 
 from hrnet_jax import (
-    checkpointing,
     classification,
     evaluation,
     metrics,
     report,
     submission,
-    weight_files,
 )
+from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints import weights_file
 from hrnet_jax.data import open_images
 from hrnet_jax.data.sources.image_folder import ImageClasses
 from hrnet_jax.data.sources.source import Classes, Source
@@ -114,11 +114,11 @@ def evaluator(checkpoint: checkpointing.Checkpoint, source: Source) -> Evaluate:
 
 def other_counts(path: str, source: Source) -> Callable[[], np.ndarray]:
     """What gives the counts per image of what --compare names, which is opened at once."""
-    folder, file = storage.path(path), weight_files.find(path)
+    folder, file = storage.path(path), weights_file.find(path)
     if file is None and not folder.exists():
-        raise FileNotFoundError(f"--compare={path}: no such file or folder; {weight_files.known()}")
+        raise FileNotFoundError(f"--compare={path}: no such file or folder; {weights_file.known()}")
     scores = (folder.parent if folder.is_file() else folder) / evaluation.IMAGE_SCORES
-    if scores.exists() and (file is None or weight_files.is_foreign(file)):
+    if scores.exists() and (file is None or weights_file.is_foreign(file)):
         known = evaluation.read_image_counts(scores, source.ids, source.classes.names)
         return lambda: known
     checkpoint = checkpointing.load_checkpoint(path)

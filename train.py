@@ -26,7 +26,8 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from configs import common
-from hrnet_jax import checkpointing, preemption, trainer
+from hrnet_jax import preemption, trainer
+from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.runtime import memory
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hrnet_jax import checkpointing, losses, optim
+from hrnet_jax import losses, optim
+from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import sharding
 from hrnet_jax.train_step import create_state, make_train_step

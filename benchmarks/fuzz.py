@@ -125,7 +125,7 @@ def tile_shard(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
 
 
 def _weights(rng: np.random.Generator, path: pathlib.Path) -> Reader:
-    from hrnet_jax import torch_files
+    from hrnet_jax.pytorch import files as torch_files
 
     tensors = {
         f"layer{k}.weight": rng.standard_normal((3, k + 1)).astype(np.float32) for k in range(4)
@@ -162,7 +162,7 @@ def checkpoint(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     """A step's folder with a damaged, deleted, emptied or replaced file."""
     import jax
 
-    from hrnet_jax import checkpointing
+    from hrnet_jax.checkpoints import store as checkpointing
     from hrnet_jax.train_step import TrainState
 
     values = np.arange(600, dtype=np.float32)

@@ -197,7 +197,7 @@ class Lab:
 
     def digest(self, name: str) -> dict:
         """All that a run leaves and that has to be the same again."""
-        from hrnet_jax import checkpointing
+        from hrnet_jax.checkpoints import store as checkpointing
 
         root = checkpointing.epath.Path(self.at(name) / checkpointing.FOLDER)
         manifests = checkpointing._complete_steps(root)
@@ -370,7 +370,7 @@ def several_processes(lab: Lab) -> str:
 
 
 def rot(lab: Lab) -> str:
-    from hrnet_jax import checkpointing
+    from hrnet_jax.checkpoints import store as checkpointing
 
     settings = {"num_steps": 12, "checkpoint_every_steps": 5, "eval__every_steps": 12}
     lab.reference(**settings)
@@ -428,7 +428,7 @@ def full_disk(lab: Lab) -> str:
 
 
 def not_finite(lab: Lab) -> str:
-    from hrnet_jax import checkpointing
+    from hrnet_jax.checkpoints import store as checkpointing
 
     settings = {"num_steps": 9, "checkpoint_every_steps": 3}
     poisoned = {"SOAK_POISONED_STEP": "5"}
@@ -449,7 +449,8 @@ def not_finite(lab: Lab) -> str:
 def topology(lab: Lab) -> str:
     import jax
 
-    from hrnet_jax import checkpointing, optim
+    from hrnet_jax import optim
+    from hrnet_jax.checkpoints import store as checkpointing
     from hrnet_jax.models import Variant, create_model
     from hrnet_jax.runtime import sharding
     from hrnet_jax.train_step import create_state
@@ -617,7 +618,7 @@ def data_files(lab: Lab) -> str:
 
 
 def archives(lab: Lab) -> str:
-    from hrnet_jax import torch_files
+    from hrnet_jax.pytorch import files as torch_files
 
     folder = lab.at("archives")
     folder.mkdir()
@@ -655,8 +656,9 @@ class _Payload:
 
 def weights(lab: Lab) -> str:
     import hrnet_jax
-    from hrnet_jax import torch_files, torch_weights
     from hrnet_jax.models import create_model
+    from hrnet_jax.pytorch import convert
+    from hrnet_jax.pytorch import files as torch_files
 
     marker = lab.at("executed")
     payload = pickle.dumps({"state_dict": _Payload(marker)}, protocol=2)
@@ -679,7 +681,7 @@ def weights(lab: Lab) -> str:
     model = create_model("w18_small_v1", 3)
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
     variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
-    tensors = dict(torch_weights.to_torch(model, variables))
+    tensors = dict(convert.to_torch(model, variables))
     name = next(iter(tensors))
     for what, change in {
         "missing": {k: v for k, v in tensors.items() if k != name},

@@ -26,13 +26,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 import hrnet_jax
-from hrnet_jax import (
-    evaluation,
-    progress,
-    torch_files,
-    torch_weights,
-    trainer,
-)
+from hrnet_jax import evaluation, progress, trainer
+from hrnet_jax.pytorch import convert
+from hrnet_jax.pytorch import files as torch_files
 from hrnet_jax.runtime import sharding
 from hrnet_jax.train_step import create_state, make_train_step
 
@@ -67,7 +63,7 @@ def gradients(config, model, variables, batch) -> dict[str, np.ndarray]:
     step = make_train_step(model, keeping, optax.constant_schedule(0.0), loss, seed=0)
     state, _ = jax.jit(step)(state, batch)
     variables = {"params": state.opt_state.trace, "batch_stats": state.batch_stats}
-    return torch_weights.to_torch(model, variables, "official")
+    return convert.to_torch(model, variables, "official")
 
 
 def distance(found: Mapping, expected: Mapping[str, np.ndarray]) -> float:
@@ -98,7 +94,7 @@ def main(argv: list[str]) -> None:
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "peer.pth"
-    torch_files.write_tensors(weights, torch_weights.to_torch(model, variables, "official"))
+    torch_files.write_tensors(weights, convert.to_torch(model, variables, "official"))
     learning_rates = jax.device_get(jax.vmap(schedule)(np.arange(num_steps)))
     eval_every = config.eval.every_steps or round(config.eval.every_epochs * steps_per_epoch)
 

@@ -10,8 +10,8 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "create_model": "hrnet_jax.models",
-    "from_torch": "hrnet_jax.torch_weights",
-    "to_torch": "hrnet_jax.torch_weights",
+    "from_torch": "hrnet_jax.pytorch.convert",
+    "to_torch": "hrnet_jax.pytorch.convert",
     "load": "hrnet_jax.inference",
 }
 __all__ = [*_EXPORTS, "losses"]

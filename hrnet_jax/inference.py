@@ -461,7 +461,7 @@ def load(
     Args:
         path_or_name: a workdir, its checkpoints folder or the folder of one step; a file that
             `tools.convert_weights --to=weights` wrote; or the name of one that is in the package,
-            such as "camvid_w18_small_v1" (`weight_files.names` lists them).
+            such as "camvid_w18_small_v1" (`weights_file.names` lists them).
         step: the step to take; None chooses by `which`.
         which: "best" (by mIoU) or "latest".
         method: how images are tested; single scale by default.
@@ -471,7 +471,7 @@ def load(
         FileNotFoundError: if there is no such folder, file or name.
         ValueError: if it is damaged, or the checkpoint's head gives no label maps.
     """
-    from hrnet_jax import checkpointing
+    from hrnet_jax.checkpoints import store as checkpointing
     from hrnet_jax.data.sources.source import Classes
 
     checkpoint = checkpointing.load_checkpoint(path_or_name, step=step, which=which)

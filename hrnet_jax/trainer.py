@@ -21,15 +21,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import hrnet_jax
-from hrnet_jax import (
-    checkpointing,
-    diagnosis,
-    losses,
-    optim,
-    preemption,
-    torch_weights,
-    weight_files,
-)
+from hrnet_jax import diagnosis, losses, optim, preemption
+from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints import weights_file
 from hrnet_jax.data import IMAGE_SOURCES, SOURCES
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.sources.source import Source
@@ -37,6 +31,7 @@ from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import HEADS, HRNetModel, create_model, get_variant
 from hrnet_jax.models.layers import REMAT, SCAN
 from hrnet_jax.progress import NonFiniteError, Pace, RunLog, duration
+from hrnet_jax.pytorch import convert
 from hrnet_jax.runtime import distributed, run_lock, sharding, storage
 from hrnet_jax.tasks import task_of
 from hrnet_jax.train_step import TrainState, create_state, make_train_step
@@ -438,12 +433,12 @@ def load_initial_variables(config: ConfigDict, model: HRNetModel) -> Any | None:
     path = config.init_from
     if not path:
         return None
-    if weight_files.find(path) is None and not storage.path(path).exists():
+    if weights_file.find(path) is None and not storage.path(path).exists():
         raise FileNotFoundError(
-            f"config.init_from={path!r}: no such file or folder; {weight_files.known()}"
+            f"config.init_from={path!r}: no such file or folder; {weights_file.known()}"
         )
-    if weight_files.is_foreign(path):
-        _, variables = torch_weights.from_torch(path)
+    if weights_file.is_foreign(path):
+        _, variables = convert.from_torch(path)
     else:
         variables = checkpointing.load_checkpoint(path).variables
     fresh = model.init(jax.random.key(config.seed), jnp.zeros((1, 64, 64, 3)))

@@ -15,7 +15,8 @@ from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as offic
 from PIL import Image
 
 from configs import cityscapes as cityscapes_config
-from hrnet_jax import checkpointing, inference, metrics, trainer, visualize
+from hrnet_jax import inference, metrics, trainer, visualize
+from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.data import open_source
 from hrnet_jax.data.sources import cityscapes
 from hrnet_jax.train_step import TrainState

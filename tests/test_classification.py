@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from configs import common, imagenet
-from hrnet_jax import checkpointing, classification, tasks, trainer
+from hrnet_jax import classification, tasks, trainer
+from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.data import open_images
 from hrnet_jax.runtime import sharding
 

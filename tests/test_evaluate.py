@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 import hrnet_jax
-from hrnet_jax import checkpointing, metrics
+from hrnet_jax import metrics
+from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.data import Classes
 from hrnet_jax.models import create_model
 from hrnet_jax.train_step import TrainState

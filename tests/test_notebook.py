@@ -12,7 +12,7 @@ from compiling import FAST_COMPILE
 from nbclient import NotebookClient
 
 import hrnet_jax
-from hrnet_jax import checkpointing
+from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.data.sources.cityscapes import CLASSES
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import create_model

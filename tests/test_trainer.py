@@ -12,14 +12,12 @@ from stopping import stopped_at
 
 import hrnet_jax
 from configs import camvid, common, fake_data, imagenet
-from hrnet_jax import (
-    checkpointing,
-    torch_files,
-    torch_weights,
-    trainer,
-)
+from hrnet_jax import trainer
+from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import create_model
+from hrnet_jax.pytorch import convert
+from hrnet_jax.pytorch import files as torch_files
 from hrnet_jax.runtime import run_lock
 from hrnet_jax.tasks import task_of
 
@@ -129,7 +127,7 @@ def test_imagenet_weights_start_a_segmentation_network(tmp_path, caplog):
     imagenet = create_model("w18_small_v1", 1000, "classification")
     variables = imagenet.init(jax.random.key(7), jnp.zeros((1, 64, 64, 3)))
     path = tmp_path / "imagenet.pth"
-    torch_files.write_tensors(path, torch_weights.to_torch(imagenet, variables))
+    torch_files.write_tensors(path, convert.to_torch(imagenet, variables))
     config = _config("x", variant="w18_small_v1", init_from=str(path))
     started = trainer.load_initial_variables(config, trainer.make_model(config, 19))
     for collection in ("params", "batch_stats"):

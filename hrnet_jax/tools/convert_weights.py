@@ -19,16 +19,14 @@ from absl import flags
 from etils import epath
 
 import hrnet_jax
-from hrnet_jax import (
-    checkpointing,
-    torch_files,
-    torch_weights,
-    weight_files,
-)
+from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints import weights_file
 from hrnet_jax.data.sources import camvid, cityscapes
 from hrnet_jax.data.sources.folder import read_class_file
 from hrnet_jax.data.sources.source import Classes
 from hrnet_jax.models import create_model
+from hrnet_jax.pytorch import convert
+from hrnet_jax.pytorch import files as torch_files
 from hrnet_jax.runtime import storage
 from hrnet_jax.tools import script
 from hrnet_jax.train_step import TrainState
@@ -42,7 +40,7 @@ _CLASSES = flags.DEFINE_string(
     "classes", "cityscapes", "Classes of a checkpoint: cityscapes, camvid or a JSON class file."
 )
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", weight_files.DTYPES, "Of the kernels in the file of --to=weights."
+    "dtype", "float32", weights_file.DTYPES, "Of the kernels in the file of --to=weights."
 )
 _ALIGN_CORNERS = flags.DEFINE_bool(
     "align_corners", None, "Resize mode of a PyTorch file; default: the head's official one."
@@ -57,7 +55,7 @@ def run(arguments: list[str]) -> int:
     if len(arguments) != 1:
         raise ValueError(f"one file or checkpoint to convert, not {arguments}; see --help")
     source, output = arguments[0], storage.path(_OUTPUT.value)
-    if weight_files.is_foreign(source):
+    if weights_file.is_foreign(source):
         model, variables = _read_foreign(source)
         checkpoint = None
     else:
@@ -66,7 +64,7 @@ def run(arguments: list[str]) -> int:
         model = create_model(**checkpoint.metadata["model"])
         variables = checkpoint.variables
     if _TO.value in ("official", "mmsegmentation"):
-        state_dict = torch_weights.to_torch(model, variables, _TO.value)
+        state_dict = convert.to_torch(model, variables, _TO.value)
         torch_files.write_tensors(output, state_dict)
     else:
         metadata = checkpoint.metadata if checkpoint else _metadata(model, source)
@@ -74,7 +72,7 @@ def run(arguments: list[str]) -> int:
         if _TO.value == "checkpoint":
             _write_checkpoint(output, variables, metadata, step)
         else:
-            weight_files.write(
+            weights_file.write(
                 output, variables, metadata, step=step, score=score, dtype=_DTYPE.value
             )
     size = f", {output.stat().length / 1e6:.1f} MB" if output.is_file() else ""
@@ -83,7 +81,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _read_foreign(path: str):
-    converted = torch_weights.convert(
+    converted = convert.convert(
         path, align_corners=_ALIGN_CORNERS.value, inplace_abn=_INPLACE_ABN.value
     )
     print(converted.report.summary())

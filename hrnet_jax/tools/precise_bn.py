@@ -11,12 +11,9 @@ wherever a run's folder goes; `evaluate.py --checkpoint=FILE --compare=RUN` says
 
 from absl import flags
 
-from hrnet_jax import (
-    checkpointing,
-    evaluation,
-    precise_bn,
-    weight_files,
-)
+from hrnet_jax import evaluation, precise_bn
+from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints import weights_file
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import memory, sharding
 from hrnet_jax.tools import script
@@ -36,14 +33,14 @@ _IMAGE_STATISTICS = flags.DEFINE_float(
     0.0,
     1.0,
 )
-_DTYPE = flags.DEFINE_enum("dtype", "float32", weight_files.DTYPES, "Of the kernels in the file.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", weights_file.DTYPES, "Of the kernels in the file.")
 flags.mark_flags_as_required(["checkpoint", "output"])
 
 
 def run(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected arguments {arguments}; options start with --")
-    weight_files.check_path(_OUTPUT.value)
+    weights_file.check_path(_OUTPUT.value)
     memory.keep_freed_pages()
     sharding.use_compilation_cache()
     checkpoint = checkpointing.load_checkpoint(_CHECKPOINT.value)
@@ -65,7 +62,7 @@ def run(arguments: list[str]) -> int:
         mesh=sharding.make_mesh(),
     )
     variables = {"params": checkpoint.variables["params"], "batch_stats": stats}
-    weight_files.write(
+    weights_file.write(
         _OUTPUT.value,
         variables,
         checkpoint.metadata | {"model": model.to_json()},

@@ -8,7 +8,8 @@ A and B are runs, files of weights or names of weights that come with the packag
 
 from absl import flags
 
-from hrnet_jax import inference, visualize, weight_files
+from hrnet_jax import inference, visualize
+from hrnet_jax.checkpoints import weights_file
 from hrnet_jax.runtime import sharding, storage
 from hrnet_jax.tools import script
 
@@ -20,7 +21,7 @@ flags.mark_flag_as_required("output")
 
 
 def run(arguments: list[str]) -> int:
-    names = [*_CHECKPOINTS.value, *(weight_files.names() if _SHIPPED.value else ())]
+    names = [*_CHECKPOINTS.value, *(weights_file.names() if _SHIPPED.value else ())]
     if not names or not arguments:
         raise ValueError("name the networks with --checkpoints=A,B and at least one picture")
     sharding.use_compilation_cache()

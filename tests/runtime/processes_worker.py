@@ -13,11 +13,11 @@ sys.path += map(str, (_TESTS, _TESTS / "checkpoints", _TESTS / "evaluation"))
 
 import jax
 import numpy as np
-import test_checkpointing
 import test_evaluation
 import test_partitioning
+import test_store
 
-from hrnet_jax import checkpointing
+from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.runtime import distributed, sharding
 
 
@@ -55,9 +55,9 @@ def main(coordinator: str, num_processes: str, process_id: str, folder: str, buc
     assert all(copy.sharding.mesh == mesh for copy in copies.values())
 
     for name, place in (("folder", folder), ("store", bucket)):
-        test_checkpointing._write(f"{place}/run", {1: 0.5, 2: 0.9, 3: None, 4: 0.1})
+        test_store._write(f"{place}/run", {1: 0.5, 2: 0.9, 3: None, 4: 0.1})
         store = checkpointing.CheckpointStore(f"{place}/run")
-        restored = store.restore(test_checkpointing._state(0))
+        restored = store.restore(test_store._state(0))
         found[name] = store.steps(), jax.tree.map(np.asarray, restored)
         store.close()
 

@@ -18,15 +18,15 @@ from stopping import stopped_at
 import hrnet_jax
 from configs import common
 from hrnet_jax import (
-    checkpointing,
     evaluation,
     optim,
     prediction,
     report,
     submission,
     trainer,
-    weight_files,
 )
+from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints import weights_file
 from hrnet_jax.data import open_images, open_source
 from hrnet_jax.data.images import decode
 from hrnet_jax.data.synthetic import write as synthetic
@@ -250,7 +250,7 @@ def test_run_in_a_store(bucket, streets, quick, caplog, tmp_path):
 
     checkpoint = checkpointing.load_checkpoint(workdir)
     file = f"{bucket}/weights.safetensors"
-    weight_files.write(
+    weights_file.write(
         file, checkpoint.variables, checkpoint.metadata, step=checkpoint.step, score=None
     )
     again = hrnet_jax.load(file)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hrnet_jax import checkpointing, to_torch
+from hrnet_jax import to_torch
+from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.models import create_model
-from hrnet_jax.torch_files import open_tensors, write_tensors
+from hrnet_jax.pytorch.files import open_tensors, write_tensors
 
 ROOT = Path(__file__).parents[2]
 

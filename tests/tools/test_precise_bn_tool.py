@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from hrnet_jax import checkpointing
+from hrnet_jax.checkpoints import store as checkpointing
 
 ROOT = Path(__file__).parents[2]
 NAME = "camvid_w18_small_v1"

@@ -12,8 +12,11 @@ from flax import traverse_util
 
 import hrnet_jax
 from configs import common
-from hrnet_jax import checkpointing, torch_files, trainer, weight_files
+from hrnet_jax import trainer
+from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints import weights_file
 from hrnet_jax.models import create_model
+from hrnet_jax.pytorch import files as torch_files
 
 MODEL = {
     "variant": "tiny",
@@ -50,7 +53,7 @@ def variables(tiny):
 @pytest.fixture
 def file(tmp_path, variables, quick):
     path = tmp_path / "street.safetensors"
-    weight_files.write(path, variables, METADATA, step=12, score=0.5)
+    weights_file.write(path, variables, METADATA, step=12, score=0.5)
     return path
 
 
@@ -60,7 +63,7 @@ def shipped(file, monkeypatch):
     folder = file.parent / "weights"
     folder.mkdir()
     shutil.copy(file, folder / "camvid_tiny.safetensors")
-    monkeypatch.setattr(weight_files, "FOLDER", folder)
+    monkeypatch.setattr(weights_file, "FOLDER", folder)
     return "camvid_tiny"
 
 
@@ -87,11 +90,11 @@ def test_there_and_back(file, variables):
 
 def test_float16_rounds_kernels_only(tmp_path, variables, quick):
     sizes = {}
-    for dtype in weight_files.DTYPES:
+    for dtype in weights_file.DTYPES:
         path = tmp_path / f"{dtype}.safetensors"
-        weight_files.write(path, variables, METADATA, step=0, score=None, dtype=dtype)
+        weights_file.write(path, variables, METADATA, step=0, score=None, dtype=dtype)
         sizes[dtype] = path.stat().st_size
-    found, _, _, score = weight_files.read(tmp_path / "float16.safetensors")
+    found, _, _, score = weights_file.read(tmp_path / "float16.safetensors")
     assert score is None
     found, expected = (traverse_util.flatten_dict(v, sep="/") for v in (found, variables))
     assert {v.dtype.name for v in found.values()} == {"float32"}
@@ -103,11 +106,11 @@ def test_float16_rounds_kernels_only(tmp_path, variables, quick):
     variables = jax.tree.map(np.array, variables)
     variables["params"]["head"]["classifier"]["kernel"][0, 0, 0, 0] = 7e4
     with pytest.raises(ValueError, match="head/classifier/kernel has values too large"):
-        weight_files.write(path, variables, METADATA, step=0, score=None, dtype="float16")
+        weights_file.write(path, variables, METADATA, step=0, score=None, dtype="float16")
 
 
 def test_a_name_is_as_good_as_a_path(shipped, file):
-    assert weight_files.names() == (shipped,)
+    assert weights_file.names() == (shipped,)
     image = np.random.default_rng(0).integers(0, 256, (40, 48, 3)).astype(np.uint8)
     by_name = hrnet_jax.load(shipped)
     assert (by_name.step, by_name.classes.names) == (12, ("a", "b", "c"))
@@ -120,7 +123,7 @@ def test_a_name_is_as_good_as_a_path(shipped, file):
 
 
 def test_without_any(tmp_path, monkeypatch):
-    monkeypatch.setattr(weight_files, "FOLDER", tmp_path)
+    monkeypatch.setattr(weights_file, "FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match="come with hrnet_jax: none in this version"):
         hrnet_jax.load("camvid_w18_small_v1")
 
@@ -141,13 +144,13 @@ def test_files_of_before_there_were_images_statistics(file):
 
 
 def test_files_of_pytorch_are_told_apart(file, tmp_path):
-    assert not weight_files.is_foreign(file)
-    assert not weight_files.is_foreign(tmp_path)
+    assert not weights_file.is_foreign(file)
+    assert not weights_file.is_foreign(tmp_path)
     other = tmp_path / "torch.safetensors"
     torch_files.write_tensors(other, {"x": np.zeros(3)})
     (tmp_path / "x.pth").write_bytes(b"PK\x03\x04" + bytes(30))
     for path in (other, tmp_path / "x.pth"):
-        assert weight_files.is_foreign(path)
+        assert weights_file.is_foreign(path)
     with pytest.raises(ValueError, match=r"torch\.safetensors does not say which network"):
         checkpointing.load_checkpoint(other)
 
@@ -216,11 +219,11 @@ def test_a_cut_file_is_refused(file):
 
 
 def test_shipped_files_are_small_and_sound():
-    assert weight_files.names() == ("camvid_w18_small_v1", "camvid_w18_small_v2")
-    for name in weight_files.names():
-        file = weight_files.FOLDER / f"{name}{weight_files.SUFFIX}"
+    assert weights_file.names() == ("camvid_w18_small_v1", "camvid_w18_small_v2")
+    for name in weights_file.names():
+        file = weights_file.FOLDER / f"{name}{weights_file.SUFFIX}"
         assert file.stat().st_size < 10e6
-        variables, metadata, step, score = weight_files.read(file)
+        variables, metadata, step, score = weights_file.read(file)
         data, variant = name.split("_", 1)
         found = metadata["model"], metadata["config"]["data"]
         assert (found[0]["variant"], found[0]["num_classes"]) == (variant, 11)

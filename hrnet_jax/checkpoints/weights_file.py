@@ -18,14 +18,14 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
-from hrnet_jax import torch_files
 from hrnet_jax.models import create_model
+from hrnet_jax.pytorch import files as torch_files
 from hrnet_jax.runtime import storage
 
 VERSION = 1
 SUFFIX = ".safetensors"
 # Those that come with the package.
-FOLDER = Path(__file__).parent / "weights"
+FOLDER = Path(__file__).parents[1] / "weights"
 DTYPES = ("float32", "float16")
 _KEY = "hrnet_jax"
 _METADATA_TYPES = {"model": dict, "classes": dict, "config": dict, "version": str}

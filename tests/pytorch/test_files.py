@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from hrnet_jax.torch_files import open_tensors, write_tensors
+from hrnet_jax.pytorch.files import open_tensors, write_tensors
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

@@ -12,7 +12,8 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from hrnet_jax import checkpointing, optim
+from hrnet_jax import optim
+from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.runtime import sharding
 from hrnet_jax.train_step import TrainState
 

@@ -21,8 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from hrnet_jax.runtime import storage
-from hrnet_jax.torch_pickle import (
+from hrnet_jax.pytorch.unpickle import (
     STORAGES,
     Interpreter,
     Refused,
@@ -32,6 +31,7 @@ from hrnet_jax.torch_pickle import (
     contiguous_strides,
     strided,
 )
+from hrnet_jax.runtime import storage
 
 _SAFETENSORS_DTYPES = {
     "F64": np.dtype("<f8"),

@@ -9,9 +9,9 @@ import pytest
 
 from hrnet_jax import from_torch, to_torch
 from hrnet_jax.models import HEADS, VARIANTS, create_model
-from hrnet_jax.torch_files import write_tensors
-from hrnet_jax.torch_layouts import LAYOUTS, leaves
-from hrnet_jax.torch_weights import convert
+from hrnet_jax.pytorch.convert import convert
+from hrnet_jax.pytorch.files import write_tensors
+from hrnet_jax.pytorch.layouts import LAYOUTS, leaves
 
 SMALL = VARIANTS["w18_small_v1"]
 CASES = {f"{layout.name}-{layout.head}": layout for layout in LAYOUTS}

@@ -47,7 +47,7 @@ from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from hrnet_jax import weight_files
+from hrnet_jax.checkpoints import weights_file
 from hrnet_jax.runtime import sharding, storage
 
 logger = logging.getLogger(__name__)
@@ -111,13 +111,13 @@ def load_checkpoint(path: str, step: int | None = None, which: str = "best") -> 
     """
     if which not in ("best", "latest"):
         raise ValueError(f"unknown checkpoint choice {which!r}; known: ['best', 'latest']")
-    if file := weight_files.find(path):
+    if file := weights_file.find(path):
         return _read_file(file, step)
     root = storage.absolute(path)
     if not root.exists():
         raise FileNotFoundError(
             f"no checkpoint at {path}: the folder does not exist (looked for {root});"
-            f" {weight_files.known()}"
+            f" {weights_file.known()}"
         )
     if root.name.isdigit() and not (root / FOLDER).exists():
         if step is not None and step != int(root.name):
@@ -715,7 +715,7 @@ def _read(folder: epath.Path, reason: str) -> Checkpoint:
 
 
 def _read_file(file: epath.Path, step: int | None) -> Checkpoint:
-    variables, metadata, found, score = weight_files.read(file)
+    variables, metadata, found, score = weights_file.read(file)
     if step is not None and step != found:
         raise ValueError(f"step {step} was asked for, but {file} holds step {found}")
     logger.info("weights %s (step %d; score %s)", file, found, score)
@@ -734,7 +734,7 @@ def _metadata(folder: epath.Path) -> dict[str, Any]:
         metadata = json.loads((folder / "metadata" / "metadata").read_text())
         if missing := set(METADATA_KEYS) - metadata.keys():
             raise ValueError(f"lacks {sorted(missing)}")
-        known = weight_files.MODEL_TYPES
+        known = weights_file.MODEL_TYPES
         if odd := [k for k, v in metadata["model"].items() if type(v) is not known.get(k)]:
             raise ValueError(f"unknown or of a wrong type in its model: {odd}")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:

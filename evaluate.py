@@ -26,18 +26,18 @@ from etils import epath
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from hrnet_jax import (
-    classification,
-    evaluation,
-    metrics,
-    report,
-    submission,
-)
 from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.checkpoints import weights_file
 from hrnet_jax.data import open_images
 from hrnet_jax.data.sources.image_folder import ImageClasses
 from hrnet_jax.data.sources.source import Classes, Source
+from hrnet_jax.evaluation import (
+    classification,
+    metrics,
+    report,
+    segmentation,
+    submission,
+)
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import distributed, memory, sharding, storage
 
@@ -78,20 +78,20 @@ _FOR_MAPS = (
 )  # fmt: skip
 
 # Of an evaluation: evaluate(source, on_batch=..., progress=...).
-Evaluate = Callable[..., evaluation.EvalResult]
+Evaluate = Callable[..., segmentation.EvalResult]
 
 
 def open_split(checkpoint: checkpointing.Checkpoint) -> Source:
     """The split that the flags and the checkpoint's configuration name."""
     data = checkpoint.metadata["config"]["data"]
-    source = evaluation.open_split(
+    source = segmentation.open_split(
         data, root=_DATA_ROOT.value, split=_SPLIT.value or data["eval_split"]
     )
-    return evaluation.spread(source, _MAX_IMAGES.value)
+    return segmentation.spread(source, _MAX_IMAGES.value)
 
 
 def evaluator(checkpoint: checkpointing.Checkpoint, source: Source) -> Evaluate:
-    """`evaluation.evaluate` of this checkpoint, by the method of the flags."""
+    """`segmentation.evaluate` of this checkpoint, by the method of the flags."""
     classes = Classes.from_json(checkpoint.metadata["classes"])
     if source.classes.names != classes.names:
         raise ValueError(
@@ -100,7 +100,7 @@ def evaluator(checkpoint: checkpointing.Checkpoint, source: Source) -> Evaluate:
         )
     method = method_flags.method()
     return functools.partial(
-        evaluation.evaluate,
+        segmentation.evaluate,
         create_model(**checkpoint.metadata["model"]),
         checkpoint.variables,
         batch_size=_BATCH_SIZE.value,
@@ -117,9 +117,9 @@ def other_counts(path: str, source: Source) -> Callable[[], np.ndarray]:
     folder, file = storage.path(path), weights_file.find(path)
     if file is None and not folder.exists():
         raise FileNotFoundError(f"--compare={path}: no such file or folder; {weights_file.known()}")
-    scores = (folder.parent if folder.is_file() else folder) / evaluation.IMAGE_SCORES
+    scores = (folder.parent if folder.is_file() else folder) / segmentation.IMAGE_SCORES
     if scores.exists() and (file is None or weights_file.is_foreign(file)):
-        known = evaluation.read_image_counts(scores, source.ids, source.classes.names)
+        known = segmentation.read_image_counts(scores, source.ids, source.classes.names)
         return lambda: known
     checkpoint = checkpointing.load_checkpoint(path)
     evaluate = evaluator(checkpoint, source)
@@ -131,7 +131,7 @@ def other_counts(path: str, source: Source) -> Callable[[], np.ndarray]:
     return counts
 
 
-def choose_overlays(result: evaluation.EvalResult) -> dict[str, int]:
+def choose_overlays(result: segmentation.EvalResult) -> dict[str, int]:
     """The worst and the best images, each once: worst_1, best_1 and so on -> index."""
     ranking = result.ranking().tolist()
     count = min(_NUM_OVERLAYS.value, (len(ranking) + 1) // 2)
@@ -144,7 +144,7 @@ def save_overlays(
     chosen: dict[str, int],
     evaluate: Evaluate,
     source: Source,
-    result: evaluation.EvalResult,
+    result: segmentation.EvalResult,
 ) -> None:
     """Predicts the chosen images once more and draws them, each process those it has loaded."""
     # Before any other process has predicted one, since all take part in that.
@@ -183,7 +183,7 @@ def write_results(
     output: epath.Path,
     checkpoint: checkpointing.Checkpoint,
     source: Source,
-    result: evaluation.EvalResult,
+    result: segmentation.EvalResult,
     comparison: dict[str, Any] | None,
     pictures: list[tuple[int, report.Picture]],
 ) -> None:
@@ -196,7 +196,7 @@ def write_results(
         figures, result.confusion, step=checkpoint.step, variant=variant, intervals=intervals
     )
     write_json(output / "metrics.json", contents)
-    evaluation.save_image_scores(output / evaluation.IMAGE_SCORES, result, classes.names)
+    segmentation.save_image_scores(output / segmentation.IMAGE_SCORES, result, classes.names)
     console = Console()
     console.print(report.class_table(figures, result.confusion, intervals))
     if comparison:
@@ -242,7 +242,7 @@ def classify(checkpoint: checkpointing.Checkpoint, output: epath.Path) -> int:
     result = classification.evaluate(
         create_model(**checkpoint.metadata["model"]),
         checkpoint.variables,
-        evaluation.spread(source, _MAX_IMAGES.value),
+        segmentation.spread(source, _MAX_IMAGES.value),
         batch_size=_BATCH_SIZE.value,
         crop_size=tuple(data["crop_size"]),
         short_side=data["eval_short_side"],

@@ -26,9 +26,10 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from configs import common
-from hrnet_jax import preemption, trainer
 from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.runtime import memory
+from hrnet_jax.train import loop as trainer
+from hrnet_jax.train import preemption
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and pictures.")

@@ -27,8 +27,9 @@ import onnxruntime
 from absl import app, flags, logging
 
 import hrnet_jax
-from hrnet_jax import losses, onnx_graph, optim
+from hrnet_jax.export import onnx_graph
 from hrnet_jax.runtime import memory, sharding
+from hrnet_jax.train import losses, optimizers
 
 _ONLY = flags.DEFINE_list("only", [], "Names of the works to run; empty: all.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the figures.")
@@ -75,7 +76,7 @@ def compile_ours(work: Work, folder: Path) -> tuple[Callable[[], jax.Array], flo
     with np.load(folder / "inputs.npz") as inputs:
         images, labels = jnp.asarray(inputs["images"]), jnp.asarray(inputs["labels"], jnp.int32)
     params, batch_stats = variables["params"], variables["batch_stats"]
-    optimizer = optim.make_optimizer(lambda step: 0.01)
+    optimizer = optimizers.make_optimizer(lambda step: 0.01)
     opt_state = optimizer.init(params)
 
     def loss_of(params, batch_stats, images, labels):

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hrnet_jax import losses, optim
 from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import sharding
-from hrnet_jax.train_step import create_state, make_train_step
+from hrnet_jax.train import losses, optimizers
+from hrnet_jax.train.step import create_state, make_train_step
 
 SAVES = 7
 
@@ -32,7 +32,7 @@ def main() -> None:
     sharding.use_compilation_cache()
     model = create_model(arguments.variant, 19)
     schedule = optax.constant_schedule(0.01)
-    optimizer = optim.make_optimizer(schedule)
+    optimizer = optimizers.make_optimizer(schedule)
     state = jax.jit(lambda: create_state(model, optimizer, seed=0, ema=True))()
     step = jax.jit(
         make_train_step(model, optimizer, schedule, losses.cross_entropy, seed=0, ema_decay=0.9),

@@ -163,7 +163,7 @@ def checkpoint(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     import jax
 
     from hrnet_jax.checkpoints import store as checkpointing
-    from hrnet_jax.train_step import TrainState
+    from hrnet_jax.train.step import TrainState
 
     values = np.arange(600, dtype=np.float32)
     if not _checkpoint:
@@ -240,8 +240,8 @@ def config(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     from absl import flags
     from ml_collections import config_flags
 
-    from hrnet_jax import trainer
     from hrnet_jax.data.synthetic import write as synthetic
+    from hrnet_jax.train import loop as trainer
 
     root = folder / "streets"
     synthetic.write_cityscapes(root, {"train": 2, "val": 1}, size=(32, 64), progress=False)

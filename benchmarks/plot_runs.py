@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from hrnet_jax import report
+from hrnet_jax.evaluation import report
 
 mpl.use("Agg")
 

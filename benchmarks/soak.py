@@ -62,9 +62,9 @@ def child(arguments: list[str]) -> None:
     """train.py with the tiny network; SOAK_* of the environment makes things go wrong in it."""
     import resource
 
-    from hrnet_jax import trainer
     from hrnet_jax.models import Variant, variants
     from hrnet_jax.runtime import sharding
+    from hrnet_jax.train import loop as trainer
 
     variants.VARIANTS["tiny"] = Variant(
         "tiny", width=4, layer1_blocks=1, layer1_planes=4, num_modules=(1, 1, 1), num_blocks=1
@@ -449,16 +449,16 @@ def not_finite(lab: Lab) -> str:
 def topology(lab: Lab) -> str:
     import jax
 
-    from hrnet_jax import optim
     from hrnet_jax.checkpoints import store as checkpointing
     from hrnet_jax.models import Variant, create_model
     from hrnet_jax.runtime import sharding
-    from hrnet_jax.train_step import create_state
+    from hrnet_jax.train import optimizers
+    from hrnet_jax.train.step import create_state
 
     tiny = Variant(
         "tiny", width=4, layer1_blocks=1, layer1_planes=4, num_modules=(1, 1, 1), num_blocks=1
     )
-    optimizer = optim.make_optimizer(optim.poly_schedule(0.1, 9))
+    optimizer = optimizers.make_optimizer(optimizers.poly_schedule(0.1, 9))
     model = create_model(tiny, 19)
     state = jax.jit(lambda: create_state(model, optimizer, seed=0, ema=True))()
     expected = [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
@@ -552,8 +552,8 @@ class _Strongest:
 def evaluations(lab: Lab) -> str:
     import jax.numpy as jnp
 
-    from hrnet_jax import evaluation
     from hrnet_jax.data import open_source
+    from hrnet_jax.evaluation import segmentation
     from hrnet_jax.runtime import sharding
 
     source = open_source("cityscapes", root=str(lab.streets), split="val").take(range(7))
@@ -561,7 +561,7 @@ def evaluations(lab: Lab) -> str:
     for shape in (None, (1, 1), (8, 1), (2, 4)):
         for batch_size in (1, 3, 8):
             mesh = shape and sharding.make_mesh(*shape)
-            result = evaluation.evaluate(
+            result = segmentation.evaluate(
                 _Strongest(),
                 {"gain": jnp.ones(())},
                 source,

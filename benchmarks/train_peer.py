@@ -26,11 +26,13 @@ from absl import app, flags
 from ml_collections import config_flags
 
 import hrnet_jax
-from hrnet_jax import evaluation, progress, trainer
+from hrnet_jax.evaluation import segmentation
 from hrnet_jax.pytorch import convert
 from hrnet_jax.pytorch import files as torch_files
 from hrnet_jax.runtime import sharding
-from hrnet_jax.train_step import create_state, make_train_step
+from hrnet_jax.train import loop as trainer
+from hrnet_jax.train import metric_log
+from hrnet_jax.train.step import create_state, make_train_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "As for train.py.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of log.jsonl and peer.pth.")
@@ -101,7 +103,7 @@ def main(argv: list[str]) -> None:
     shape = map(str, (source.classes.num_classes, config.batch_size, *config.data.crop_size))
     threads = str(len(os.sched_getaffinity(0)))
     script = str(Path(__file__).with_name("torch_train.py"))
-    log = progress.RunLog(str(folder), 0)
+    log = metric_log.RunLog(str(folder), 0)
     with subprocess.Popen(
         [_PEER.value, script, config.variant, config.model.dtype, *shape, threads, str(weights)],
         stdin=subprocess.PIPE,
@@ -132,7 +134,7 @@ def main(argv: list[str]) -> None:
             if evaluates:
                 ask(f"save {weights}")
                 peer_model, variables = hrnet_jax.from_torch(weights)
-                result = evaluation.evaluate(
+                result = segmentation.evaluate(
                     peer_model, variables, eval_source, batch_size=config.eval.batch_size
                 )
                 log.scalars(step, {"miou": result.figures["miou"]}, prefix="eval")

@@ -5,14 +5,18 @@ library.
 """
 
 import importlib
+import os
 
 __version__ = "0.1.0"
+
+# Modules under their old names, for one version: hrnet_jax.optim is compat/optim.py.
+__path__.append(os.path.join(__path__[0], "compat"))
 
 _EXPORTS = {
     "create_model": "hrnet_jax.models",
     "from_torch": "hrnet_jax.pytorch.convert",
     "to_torch": "hrnet_jax.pytorch.convert",
-    "load": "hrnet_jax.inference",
+    "load": "hrnet_jax.inference.predictor",
 }
 __all__ = [*_EXPORTS, "losses"]
 

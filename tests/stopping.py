@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hrnet_jax import trainer
+from hrnet_jax.train import loop as trainer
 
 
 class _StopError(Exception):

@@ -29,7 +29,7 @@ from hrnet_jax.pytorch import convert
 from hrnet_jax.pytorch import files as torch_files
 from hrnet_jax.runtime import storage
 from hrnet_jax.tools import script
-from hrnet_jax.train_step import TrainState
+from hrnet_jax.train.step import TrainState
 
 _KNOWN = {"cityscapes": cityscapes.CLASSES, "camvid": camvid.CLASSES}
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the checkpoint, or PyTorch file.")

@@ -10,7 +10,8 @@ only if labels agree on 99.99 % of the pixels and logits within 0.1 %.
 
 from absl import flags
 
-from hrnet_jax import export, inference
+from hrnet_jax.export import export
+from hrnet_jax.inference import predictor as inference
 from hrnet_jax.runtime import sharding
 from hrnet_jax.tools import script
 

@@ -11,9 +11,9 @@ wherever a run's folder goes; `evaluate.py --checkpoint=FILE --compare=RUN` says
 
 from absl import flags
 
-from hrnet_jax import evaluation, precise_bn
 from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.checkpoints import weights_file
+from hrnet_jax.evaluation import precise_bn, segmentation
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import memory, sharding
 from hrnet_jax.tools import script
@@ -53,11 +53,11 @@ def run(arguments: list[str]) -> int:
     data = checkpoint.metadata["config"]["data"]
     # What was converted from PyTorch's files does not say what it was trained on.
     split = _SPLIT.value or data.get("train_split", "train")
-    source = evaluation.open_split(data, root=_DATA_ROOT.value, split=split)
+    source = segmentation.open_split(data, root=_DATA_ROOT.value, split=split)
     stats, images = precise_bn.measure(
         model,
         checkpoint.variables,
-        evaluation.spread(source, _MAX_IMAGES.value),
+        segmentation.spread(source, _MAX_IMAGES.value),
         batch_size=_BATCH_SIZE.value,
         mesh=sharding.make_mesh(),
     )

@@ -13,7 +13,8 @@ import sys
 
 from absl import flags
 
-from hrnet_jax import inference, prediction, serve
+from hrnet_jax.inference import file_job, web_demo
+from hrnet_jax.inference import predictor as inference
 from hrnet_jax.runtime import memory, sharding, storage
 from hrnet_jax.tools import method_flags, script
 
@@ -22,7 +23,7 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
 _OUTPUTS = flags.DEFINE_list(
-    "save", ["overlay", "labels"], f"What to write: {', '.join(prediction.OUTPUTS)}."
+    "save", ["overlay", "labels"], f"What to write: {', '.join(file_job.OUTPUTS)}."
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images of one size at a time.", 1)
 _ALPHA = flags.DEFINE_float("alpha", 0.55, "Strength of the colours in overlays, 0 to 1.", 0, 1)
@@ -39,15 +40,15 @@ def run(arguments: list[str]) -> int:
     sharding.use_compilation_cache()
     if _SERVE.value:
         # Before the network is loaded: a port in use is said at once.
-        with serve.listen(_PORT.value) as server:
+        with web_demo.listen(_PORT.value) as server:
             server.predictor = inference.load(
                 _CHECKPOINT.value, method=method_flags.method(), space=method_flags.space()
             )
             print(f"Open {server.url} in a browser; Ctrl+C ends it.", flush=True)
             server.run()
         return 0
-    inputs, failures = prediction.list_inputs(arguments)
-    job = prediction.Job(
+    inputs, failures = file_job.list_inputs(arguments)
+    job = file_job.Job(
         inference.load(_CHECKPOINT.value, method=method_flags.method(), space=method_flags.space()),
         storage.path(_OUTPUT.value),
         tuple(_OUTPUTS.value),

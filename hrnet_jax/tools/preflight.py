@@ -27,7 +27,7 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 from absl import flags
 from ml_collections import config_flags
 
-from hrnet_jax import preflight
+from hrnet_jax.preflight import compile as preflight
 from hrnet_jax.runtime import storage
 from hrnet_jax.tools import script
 

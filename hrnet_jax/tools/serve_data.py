@@ -12,11 +12,11 @@ import socket
 from absl import flags
 from ml_collections import config_flags
 
-from hrnet_jax import trainer
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.mixture import Mixture
 from hrnet_jax.data.pipeline.service import Server
 from hrnet_jax.tools import script
+from hrnet_jax.train import loop as trainer
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
 _PORT = flags.DEFINE_integer("port", 5000, "Where to listen; 0: any free one.", lower_bound=0)

@@ -11,10 +11,11 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from hrnet_jax import trainer, visualize
+from hrnet_jax.inference import visualize
 from hrnet_jax.models import normalize
 from hrnet_jax.runtime import storage
 from hrnet_jax.tools import script
+from hrnet_jax.train import loop as trainer
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the picture.")

@@ -8,8 +8,9 @@ A and B are runs, files of weights or names of weights that come with the packag
 
 from absl import flags
 
-from hrnet_jax import inference, visualize
 from hrnet_jax.checkpoints import weights_file
+from hrnet_jax.inference import predictor as inference
+from hrnet_jax.inference import visualize
 from hrnet_jax.runtime import sharding, storage
 from hrnet_jax.tools import script
 

@@ -12,10 +12,10 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from hrnet_jax import optim
 from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.runtime import sharding
-from hrnet_jax.train_step import TrainState
+from hrnet_jax.train import optimizers
+from hrnet_jax.train.step import TrainState
 
 METADATA = {
     "format_version": checkpointing.FORMAT_VERSION,
@@ -24,7 +24,7 @@ METADATA = {
     "config": {"seed": 0, "data": {"root": "x"}},
     "version": "0",
 }
-OPTIMIZER = optim.make_optimizer(optax.constant_schedule(0.1))
+OPTIMIZER = optimizers.make_optimizer(optax.constant_schedule(0.1))
 
 
 def _state(step=0, ema=False, shape=(4, 3)):

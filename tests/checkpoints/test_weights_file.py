@@ -12,11 +12,11 @@ from flax import traverse_util
 
 import hrnet_jax
 from configs import common
-from hrnet_jax import trainer
 from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.checkpoints import weights_file
 from hrnet_jax.models import create_model
 from hrnet_jax.pytorch import files as torch_files
+from hrnet_jax.train import loop as trainer
 
 MODEL = {
     "variant": "tiny",

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hrnet_jax import losses, optim
 from hrnet_jax.models import create_model
-from hrnet_jax.preflight import make_evaluation_step
-from hrnet_jax.train_step import create_state, make_train_step
+from hrnet_jax.preflight.compile import make_evaluation_step
+from hrnet_jax.train import losses, optimizers
+from hrnet_jax.train.step import create_state, make_train_step
 
 PLATFORMS = ("cuda", "tpu")
 BATCH = {
@@ -25,8 +25,8 @@ def _abstract(model, optimizer):
 )
 def test_training_step(tiny, head, scan, remat):
     model = create_model(tiny, 5, head, dtype=jnp.bfloat16, scan=scan, remat=remat)
-    schedule = optim.poly_schedule(0.1, 100)
-    optimizer = optim.make_optimizer(schedule)
+    schedule = optimizers.poly_schedule(0.1, 100)
+    optimizer = optimizers.make_optimizer(schedule)
     step = make_train_step(
         model, optimizer, schedule, losses.ohem_cross_entropy, seed=0, accumulate=2, ema_decay=0.9
     )
@@ -38,7 +38,7 @@ def test_training_step(tiny, head, scan, remat):
 
 def test_evaluation_step(tiny):
     model = create_model(tiny, 5)
-    state = _abstract(model, optim.make_optimizer(optim.poly_schedule(0.1, 100)))
+    state = _abstract(model, optimizers.make_optimizer(optimizers.poly_schedule(0.1, 100)))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     step = jax.jit(make_evaluation_step(model))
     for platform in PLATFORMS:

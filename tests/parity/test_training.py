@@ -8,9 +8,9 @@ import pytest
 from compiling import FAST_COMPILE, fast_jit
 
 import hrnet_jax
-from hrnet_jax import losses, optim
 from hrnet_jax.models import normalize
-from hrnet_jax.train_step import create_state, make_train_step
+from hrnet_jax.train import losses, optimizers
+from hrnet_jax.train.step import create_state, make_train_step
 
 _WEIGHT_DECAY = 5e-4
 # Convolutions in float64 are plain loops on CPU: optimised, a step runs six times as fast, which
@@ -47,8 +47,8 @@ def test_trace(name, bound, options):
             fixture.state_dict(), dtype=jnp.float64, param_dtype=jnp.float64
         )
         model = model.clone(dropout=0.0)
-        schedule = optim.poly_schedule(0.01, num_steps)
-        optimizer = optim.make_optimizer(schedule, momentum=0.9, weight_decay=_WEIGHT_DECAY)
+        schedule = optimizers.poly_schedule(0.01, num_steps)
+        optimizer = optimizers.make_optimizer(schedule, momentum=0.9, weight_decay=_WEIGHT_DECAY)
         state = create_state(model, optimizer, seed=0, variables=variables)
         step = make_train_step(model, optimizer, schedule, losses.cross_entropy, seed=0)
         step = jax.jit(step, compiler_options=options)

@@ -13,8 +13,8 @@ sys.path += map(str, (_TESTS, _TESTS / "checkpoints", _TESTS / "evaluation"))
 
 import jax
 import numpy as np
-import test_evaluation
 import test_partitioning
+import test_segmentation
 import test_store
 
 from hrnet_jax.checkpoints import store as checkpointing
@@ -63,7 +63,7 @@ def main(coordinator: str, num_processes: str, process_id: str, folder: str, buc
 
     source = pickle.loads(Path(folder, "source.pickle").read_bytes())
     seen = []
-    result = test_evaluation.run(
+    result = test_segmentation.run(
         source,
         mesh=sharding.make_mesh(),
         batch_size=3,

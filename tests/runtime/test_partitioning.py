@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 from compiling import FAST_COMPILE, fast_jit
 
-from hrnet_jax import hlo, losses, optim
 from hrnet_jax.models import create_model, layers
 from hrnet_jax.models.backbone import Stage, Stem, Transition
 from hrnet_jax.models.heads import make_head
 from hrnet_jax.models.layers import Policy
+from hrnet_jax.preflight import hlo
 from hrnet_jax.runtime import sharding
-from hrnet_jax.train_step import create_state, make_train_step
+from hrnet_jax.train import losses, optimizers
+from hrnet_jax.train.step import create_state, make_train_step
 
 SIZE, CLASSES = (64, 32), 5
-SCHEDULE = optim.poly_schedule(0.1, 100)
-OPTIMIZER = optim.make_optimizer(SCHEDULE)
+SCHEDULE = optimizers.poly_schedule(0.1, 100)
+OPTIMIZER = optimizers.make_optimizer(SCHEDULE)
 # The usual programs, made in a fraction of the time: LLVM does not optimise them.
 OPTIONS = sharding.compiler_options("cpu") | FAST_COMPILE
 CASES = [

@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_checkpointing import _equal, _state
-from test_evaluation import run, split  # noqa: F401  (a fixture)
 from test_partitioning import _batch, train_once
+from test_segmentation import run, split  # noqa: F401  (a fixture)
+from test_store import _equal, _state
 
 from hrnet_jax.runtime import sharding
 

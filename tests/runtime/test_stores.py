@@ -17,14 +17,6 @@ from stopping import stopped_at
 
 import hrnet_jax
 from configs import common
-from hrnet_jax import (
-    evaluation,
-    optim,
-    prediction,
-    report,
-    submission,
-    trainer,
-)
 from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.checkpoints import weights_file
 from hrnet_jax.data import open_images, open_source
@@ -32,8 +24,12 @@ from hrnet_jax.data.images import decode
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.data.tiles import format as tile_format
 from hrnet_jax.data.tiles import prepare as tiles
+from hrnet_jax.evaluation import report, segmentation, submission
+from hrnet_jax.inference import file_job
 from hrnet_jax.runtime import run_lock, storage
-from hrnet_jax.train_step import TrainState
+from hrnet_jax.train import loop as trainer
+from hrnet_jax.train import optimizers
+from hrnet_jax.train.step import TrainState
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +148,7 @@ def test_tiles(bucket, streets, tmp_path):
 
 def _state(step):
     params = {"kernel": jnp.full((4, 3), step, jnp.float32)}
-    optimizer = optim.make_optimizer(optax.constant_schedule(0.1))
+    optimizer = optimizers.make_optimizer(optax.constant_schedule(0.1))
     return TrainState(jnp.asarray(step, jnp.int32), params, {}, optimizer.init(params), None)
 
 
@@ -230,10 +226,10 @@ def test_run_in_a_store(bucket, streets, quick, caplog, tmp_path):
     predictor = hrnet_jax.load(workdir)
     source = open_source("cityscapes", root=streets[0], split="val")
     labels = [predictor.predict(path) for path in source.image_paths]
-    inputs, failures = prediction.list_inputs([f"{streets[0]}/leftImg8bit/val", f"{bucket}/none"])
+    inputs, failures = file_job.list_inputs([f"{streets[0]}/leftImg8bit/val", f"{bucket}/none"])
     assert [str(f) for f in failures] == [f"{bucket}/none: no such image or folder"]
     outputs = ("overlay", "labels", "probabilities")
-    job = prediction.Job(predictor, storage.path(f"{bucket}/out"), outputs, progress=False)
+    job = file_job.Job(predictor, storage.path(f"{bucket}/out"), outputs, progress=False)
     assert job.run(inputs) == 2
     assert len(storage.names_below(f"{bucket}/out")) == 6
     with submission.Writer(f"{bucket}/predictions", source) as writer:
@@ -241,11 +237,13 @@ def test_run_in_a_store(bucket, streets, quick, caplog, tmp_path):
             writer.add(index, one)
     path = submission.pack(f"{bucket}/predictions", source, f"{bucket}/submission.zip")
     assert (str(path), path.exists()) == (f"{bucket}/submission.zip", True)
-    result = evaluation.evaluate(
+    result = segmentation.evaluate(
         predictor.model, predictor.variables, source, batch_size=1, progress=False
     )
-    evaluation.save_image_scores(f"{bucket}/scores.csv", result, source.classes.names)
-    counts = evaluation.read_image_counts(f"{bucket}/scores.csv", source.ids, source.classes.names)
+    segmentation.save_image_scores(f"{bucket}/scores.csv", result, source.classes.names)
+    counts = segmentation.read_image_counts(
+        f"{bucket}/scores.csv", source.ids, source.classes.names
+    )
     np.testing.assert_array_equal(counts, result.image_counts)
 
     checkpoint = checkpointing.load_checkpoint(workdir)

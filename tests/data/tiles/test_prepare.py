@@ -15,7 +15,6 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import common
-from hrnet_jax import trainer
 from hrnet_jax.data import open_source
 from hrnet_jax.data.images import decode
 from hrnet_jax.data.pipeline import audit
@@ -23,6 +22,7 @@ from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.class_counts import class_counts
 from hrnet_jax.data.tiles import format as tile_format
 from hrnet_jax.data.tiles import prepare as tiles
+from hrnet_jax.train import loop as trainer
 
 ROOT = Path(__file__).parents[3]
 

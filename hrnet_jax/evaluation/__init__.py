@@ -1,0 +1,1 @@
+"""From a split to metrics and a report."""

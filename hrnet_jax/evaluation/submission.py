@@ -1,0 +1,119 @@
+"""Predictions as a test server wants them: label-id PNGs, checked before they are packed."""
+
+import io
+import os
+import zipfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from hrnet_jax.data.images import decode
+from hrnet_jax.data.sources.source import Source
+from hrnet_jax.inference import predictor as inference
+from hrnet_jax.inference import visualize
+from hrnet_jax.runtime import storage
+
+SUFFIX = "_pred_labelIds.png"
+# What the server counts. Fewer files than this are refused there, after hours of uploading.
+OFFICIAL_COUNTS = {("cityscapes", "test"): 1525}
+
+
+def file_name(sample_id: str) -> str:
+    """The path of a prediction below its folder: the sample's id and the suffix that the
+    Cityscapes evaluation script looks for."""
+    return sample_id + SUFFIX
+
+
+class Writer:
+    """Writes predictions on another thread, since packing a PNG takes as long as a small network.
+
+    Use it as a context; leaving it waits for the files and raises the first error in writing.
+    """
+
+    def __init__(self, folder: str | os.PathLike, source: Source):
+        self.folder, self.source = storage.path(folder), source
+        self._worker = ThreadPoolExecutor(1)
+        self._waiting: list[Any] = []
+
+    def add(self, index: int, predictions: np.ndarray) -> None:
+        """Takes train ids [H, W] of the source's sample `index`."""
+        raw = inference.to_label_ids(predictions, self.source.classes)
+        path = self.folder / file_name(self.source.ids[index])
+        self._waiting.append(self._worker.submit(visualize.save, path, raw))
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        self._worker.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            for future in self._waiting:
+                future.result()
+
+
+def _problem(path: epath.Path, size: tuple[int, int], label_ids: Sequence[int]) -> str:
+    """What is wrong with a prediction, or ""."""
+    with Image.open(io.BytesIO(storage.read_bytes(str(path)))) as image:
+        if image.mode != "L":
+            return f"{path}: mode {image.mode!r}, must be 'L' (8-bit grey)"
+        if image.size != size:
+            return f"{path}: {image.width}x{image.height} pixels, its image {size[0]}x{size[1]}"
+        unknown = sorted(set(np.unique(np.asarray(image)).tolist()) - set(label_ids))
+    return f"{path}: values {unknown} are no label ids of the classes" if unknown else ""
+
+
+def check(folder: str | os.PathLike, source: Source) -> None:
+    """Refuses predictions that a test server would refuse, or score as nothing.
+
+    Every sample needs one PNG of the right name, of 8-bit grey, of its image's size and with the
+    label ids of the classes (not train ids); nothing else may be there.
+
+    Raises:
+        ValueError: with what is missing, too much or wrong.
+    """
+    folder = storage.path(folder)
+    expected_count = OFFICIAL_COUNTS.get((source.name.removeprefix("tfds_"), source.split))
+    if expected_count and len(source) != expected_count:
+        raise ValueError(
+            f"{len(source)} images, but the server wants all {expected_count} of "
+            f"{source.name} {source.split}"
+        )
+    expected = {file_name(i) for i in source.ids}
+    found = set(storage.names_below(folder))
+    for what, names in (("missing", expected - found), ("unexpected", found - expected)):
+        if names:
+            raise ValueError(
+                f"{len(names)} files {what} in {folder}: {', '.join(sorted(names)[:5])}"
+            )
+    for index, sample_id in enumerate(source.ids):
+        height, width = decode.image_size(source, index)
+        path = folder / file_name(sample_id)
+        if problem := _problem(path, (width, height), source.classes.label_ids):
+            raise ValueError(problem)
+
+
+def pack(folder: str | os.PathLike, source: Source, path: str | os.PathLike) -> epath.Path:
+    """Checks the predictions in `folder` and zips them, side by side and without folders.
+
+    Raises:
+        ValueError: as `check`, or if two names are the same without their folders.
+    """
+    check(folder, source)
+    names = [os.path.basename(file_name(i)) for i in source.ids]
+    if len(set(names)) < len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise ValueError(f"names that occur in more than one folder: {', '.join(twice[:5])}")
+    # Stored, not deflated: PNGs do not get smaller.
+    with (
+        storage.written(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        for sample_id, name in zip(source.ids, names, strict=True):
+            archive.writestr(
+                name, storage.read_bytes(str(storage.path(folder) / file_name(sample_id)))
+            )
+    return storage.path(path)

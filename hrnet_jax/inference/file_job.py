@@ -1,0 +1,248 @@
+"""Images, folders and videos to overlays, label maps and probabilities on disk."""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from hrnet_jax.inference import predictor as inference
+from hrnet_jax.inference import visualize
+from hrnet_jax.inference.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
+from hrnet_jax.runtime import storage
+
+SUFFIXES = (*inference.IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+OUTPUTS = ("overlay", "labels", "probabilities")
+# Images read and results written ahead of, and behind, the network.
+_DEPTH = 4
+
+
+class Input(NamedTuple):
+    """A file and the name of its outputs, which may contain folders."""
+
+    path: epath.Path
+    name: str
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def list_inputs(given: Sequence[str | os.PathLike]) -> tuple[list[Input], list[Exception]]:
+    """Files among `given` and images and videos in folders among them, and what is at fault.
+
+    What a folder holds (by suffix, at any depth) is named by its place in it, a single file by its
+    stem. A path that does not exist, an empty folder and a second file of the same name are
+    reported and left out.
+
+    Raises:
+        ValueError: for no path at all.
+    """
+    if not given:
+        raise ValueError("no images given; name image or video files, or folders of them")
+    inputs: dict[str, Input] = {}
+    failures: list[Exception] = []
+    for path in map(storage.path, given):
+        if not path.exists():
+            failures.append(FileNotFoundError(f"{path}: no such image or folder"))
+            continue
+        found = [(path, path.stem)]
+        if path.is_dir():
+            found = [
+                (path / name, os.path.splitext(name)[0])
+                for name in storage.names_below(path, SUFFIXES)
+            ]
+            if not found:
+                message = f"{path}: no images or videos (suffixes {', '.join(SUFFIXES)}) in it"
+                failures.append(FileNotFoundError(message))
+        for file, name in found:
+            other = inputs.setdefault(name, Input(file, name))
+            if other.path != file:
+                message = f"{file}: left out, {other.path} is also written as {name!r}"
+                failures.append(ValueError(message))
+    return list(inputs.values()), failures
+
+
+def _ahead(function: Callable, items: Iterable) -> Iterator[Future]:
+    """Futures of `function` of each item, in order, a few of them computed ahead."""
+    items = iter(items)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(function, i) for i in itertools.islice(items, _DEPTH)]
+        while waiting:
+            yield waiting.pop(0)
+            waiting += [pool.submit(function, i) for i in itertools.islice(items, 1)]
+
+
+class _Writer:
+    """Writes on other threads; errors are kept under the name of the input."""
+
+    def __init__(self, pool: ThreadPoolExecutor):
+        self._pool, self._waiting = pool, []
+
+    def save(self, function: Callable, *args: Any) -> None:
+        self._waiting.append(self._pool.submit(function, *args))
+        if len(self._waiting) > 2 * _DEPTH:
+            self._waiting.pop(0).result()
+
+    def finish(self) -> None:
+        while self._waiting:
+            self._waiting.pop(0).result()
+
+
+def _save_array(path: epath.Path, array: np.ndarray) -> None:
+    with storage.written(path) as file:
+        np.savez_compressed(file, probabilities=array.astype(np.float16))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done with every input.
+
+    Attributes:
+        predictor: the network.
+        output: folder of the results.
+        outputs: among OUTPUTS. Of an image NAME: NAME_overlay.png, NAME_labelIds.png (raw label
+            ids of the data set) and NAME_probabilities.npz (float16 [H, W, C]). Of a video:
+            NAME_overlay.mp4, and the others per frame in the folder NAME.
+        batch_size: images of one size that go through the network together.
+        alpha: strength of the colours in overlays, 0 to 1.
+        progress: show a bar.
+
+    Raises:
+        ValueError: for unknown outputs or a batch size below 1.
+    """
+
+    predictor: inference.Predictor
+    output: epath.Path
+    outputs: tuple[str, ...] = ("overlay", "labels")
+    batch_size: int = 1
+    alpha: float = 0.55
+    progress: bool = True
+    failures: list[Exception] = field(default_factory=list)
+
+    def __post_init__(self):
+        if not self.outputs or set(self.outputs) - set(OUTPUTS):
+            raise ValueError(f"unknown outputs {self.outputs}; known: {OUTPUTS}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    def run(self, inputs: Sequence[Input]) -> int:
+        """Predicts all inputs; returns how many succeeded. The others are in `failures`."""
+        videos = [i for i in inputs if i.is_video]
+        images = [i for i in inputs if not i.is_video]
+        done = 0
+        with ThreadPoolExecutor(2) as pool:
+            writer = _Writer(pool)
+            with tqdm(total=len(images), unit="image", disable=self._quiet(images)) as bar:
+                for group in self._groups(images, bar):
+                    done += self._predict_images(group, writer)
+                    bar.update(len(group))
+            writer.finish()
+            for video in videos:
+                done += self._predict_video(video, writer)
+        return done
+
+    def _quiet(self, items: Sequence) -> bool:
+        return not (self.progress and items)
+
+    def _groups(self, images: list[Input], bar: tqdm) -> Iterator[list[tuple[Input, np.ndarray]]]:
+        """Neighbours of one size, at most `batch_size`; what cannot be read is a failure."""
+        group: list[tuple[Input, np.ndarray]] = []
+        results = _ahead(lambda i: inference.read_image(i.path), images)
+        for item, future in zip(images, results, strict=True):
+            try:
+                image = future.result()
+            except (ValueError, OSError) as error:
+                self.failures.append(error)
+                bar.update()
+                continue
+            if group and (group[0][1].shape != image.shape or len(group) == self.batch_size):
+                yield group
+                group = []
+            group.append((item, image))
+        if group:
+            yield group
+
+    def _predict_images(self, group: list[tuple[Input, np.ndarray]], writer: _Writer) -> int:
+        try:
+            results = self._predict([image for _, image in group])
+            for (item, image), (labels, probabilities) in zip(group, results, strict=True):
+                self._save(item.name, labels, probabilities, writer)
+                if "overlay" in self.outputs:
+                    path = self.output / f"{item.name}_overlay.png"
+                    writer.save(self._save_overlay, path, image, labels)
+        except (ValueError, jax.errors.JaxRuntimeError) as error:
+            names = ", ".join(str(item.path) for item, _ in group)
+            self.failures.append(ValueError(f"{names}: {error}"))
+            return 0
+        return len(group)
+
+    def _predict_video(self, item: Input, writer: _Writer) -> int:
+        try:
+            with contextlib.ExitStack() as stack:
+                frames = stack.enter_context(VideoReader(item.path))
+                overlay = None
+                if "overlay" in self.outputs:
+                    path = self.output / f"{item.name}_overlay.mp4"
+                    file = stack.enter_context(storage.written(path))
+                    overlay = stack.enter_context(VideoWriter(file, frames.rate))
+                bar = tqdm(
+                    total=frames.num_frames,
+                    desc=item.path.name,
+                    unit="frame",
+                    disable=not self.progress,
+                )
+                stack.enter_context(bar)
+                if not self._predict_frames(item, iter(frames), overlay, writer, bar):
+                    raise ValueError(f"{item.path}: holds no frames")
+            writer.finish()
+        except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
+            self.failures.append(error)
+            return 0
+        return 1
+
+    def _predict_frames(self, item, frames, overlay, writer, bar) -> int:
+        count = 0
+        while batch := list(itertools.islice(frames, self.batch_size)):
+            results = self._predict(batch)
+            for image, (labels, probabilities) in zip(batch, results, strict=True):
+                self._save(f"{item.name}/{count:06}", labels, probabilities, writer)
+                if overlay:
+                    overlay.add(self._overlay(image, labels))
+                count += 1
+            bar.update(len(batch))
+        return count
+
+    def _predict(self, images: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Labels and, where they are asked for, probabilities of images of one size."""
+        # The last group is filled up, so that no further program is compiled for it.
+        padded = np.stack([*images, *[images[-1]] * (self.batch_size - len(images))])
+        p = self.predictor
+        arguments = p.model, p.variables, p.place(padded), p.method
+        if "probabilities" not in self.outputs:
+            labels = np.asarray(inference.predict_labels(*arguments))
+            return [(one, None) for one in labels[: len(images)]]
+        probabilities = inference.predict_probabilities(*arguments)
+        labels = np.asarray(inference.labels_of(probabilities))
+        pairs = zip(labels, np.asarray(probabilities), strict=True)
+        return list(itertools.islice(pairs, len(images)))
+
+    def _overlay(self, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return visualize.overlay(image, labels, self.predictor.classes, self.alpha)
+
+    def _save_overlay(self, path: epath.Path, image: np.ndarray, labels: np.ndarray) -> None:
+        visualize.save(path, self._overlay(image, labels))
+
+    def _save(self, name, labels, probabilities, writer: _Writer) -> None:
+        if "labels" in self.outputs:
+            raw = inference.to_label_ids(labels, self.predictor.classes)
+            writer.save(visualize.save, self.output / f"{name}_labelIds.png", raw)
+        if probabilities is not None:
+            writer.save(_save_array, self.output / f"{name}_probabilities.npz", probabilities)

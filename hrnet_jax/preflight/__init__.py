@@ -1,0 +1,1 @@
+"""What a step needs, asked of the compiler."""

@@ -1,0 +1,150 @@
+import json
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from hrnet_jax.data import Classes
+from hrnet_jax.export import export
+from hrnet_jax.inference import predictor as inference
+from hrnet_jax.models import create_model
+from hrnet_jax.runtime import sharding
+
+CLASSES = Classes(
+    ("road", "sky", "boat"), ((128, 64, 128), (70, 130, 180), (0, 60, 100)), (7, 8, 9)
+)
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny):
+    model = create_model(tiny, 3)
+    variables = model.init(jax.random.key(3), jnp.zeros((1, *SIZE, 3)))
+    return inference.Predictor(model, variables, CLASSES, step=12)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return export.sample_images(SIZE, 2)
+
+
+@pytest.fixture(scope="module")
+def labels(predictor, images):
+    forward = export._jitted_forward()
+    return np.asarray(
+        forward(predictor.model, predictor.variables, images, export.OUTPUTS)["labels"]
+    )
+
+
+def test_onnx_runs_alone_and_tells_its_classes(predictor, images, labels, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "OPEN_SIZE", SIZE)  # one program for all tests
+    path = tmp_path / "made" / "net.onnx"
+    agreement = export.export_model(predictor, path)
+    assert agreement.labels >= 0.9999
+    assert agreement.logits <= 1e-3
+    session = onnxruntime.InferenceSession(path)
+    for some in (images, images[:1]):
+        (found,) = session.run(None, {"image": some})
+        assert found.dtype == np.uint8
+        assert (found == labels[: len(some)]).mean() >= 0.9999
+    about = json.loads(session.get_modelmeta().custom_metadata_map["hrnet_jax"])
+    assert Classes.from_json(about["classes"]) == CLASSES
+    assert (about["step"], about["size"], about["outputs"]) == (12, None, ["labels"])
+    assert [p.name for p in path.parent.iterdir()] == ["net.onnx"]
+
+
+def test_stablehlo_needs_jax_only(predictor, images, labels, tmp_path):
+    path = tmp_path / "net.stablehlo"
+    outputs = ("labels", "probabilities")
+    agreement = export.export_model(predictor, path, size=SIZE, outputs=outputs)
+    assert agreement.is_good
+    exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert str(exported.in_avals[0].shape) == "(n, 64, 96, 3)"
+    found = jax.jit(exported.call, compiler_options=sharding.compiler_options())(images)
+    np.testing.assert_array_equal(found["labels"], labels)
+    np.testing.assert_allclose(found["probabilities"].sum(-1), 1, rtol=1e-5)
+    about = json.loads((tmp_path / "net.stablehlo.json").read_text())
+    assert about["classes"]["names"] == ["road", "sky", "boat"]
+    assert about["size"] == list(SIZE)
+
+
+def test_savedmodel_serves(predictor, tmp_path):
+    import tensorflow as tf
+
+    path = tmp_path / "net.savedmodel"
+    agreement = export.export_model(predictor, path, size=SIZE, outputs=("labels", "logits"))
+    assert agreement.is_good
+    assert agreement.logits < 1e-4
+    signature = tf.saved_model.load(str(path)).signatures["serving_default"]
+    (image,) = signature.structured_input_signature[1].values()
+    assert (image.name, image.dtype, image.shape.as_list()) == ("image", "uint8", [None, *SIZE, 3])
+    assert signature.structured_outputs["labels"].dtype == tf.uint8
+
+
+def test_a_file_that_disagrees_is_not_kept(predictor, tmp_path, monkeypatch):
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"the good one of yesterday")
+    build = export._write_onnx
+
+    def spoiled(predictor, *args):
+        variables = jax.tree.map(np.asarray, predictor.variables)
+        kernel = variables["params"]["head"]["classifier"]["kernel"]
+        variables["params"]["head"]["classifier"]["kernel"] = kernel + 0.1
+        build(inference.Predictor(predictor.model, variables, CLASSES), *args)
+
+    monkeypatch.setitem(export._FORMATS, ".onnx", (spoiled, export._run_onnx))
+    with pytest.raises(export.Disagreement, match=r"not kept.*labels agree on"):
+        export.export_model(predictor, path)
+    assert path.read_bytes() == b"the good one of yesterday"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_agreement_by_hand():
+    ours = {"labels": np.array([0, 1, 1, 2]), "logits": np.array([[4.0, -2.0]])}
+    theirs = {"labels": np.array([0, 1, 2, 2]), "logits": np.array([[4.0, -1.0]])}
+    agreement = export.compare(ours, theirs)
+    assert (agreement.labels, agreement.logits) == (0.75, 0.25)
+    assert not agreement.is_good
+    only_labels = export.compare(ours, {"labels": ours["labels"]})
+    assert only_labels.is_good
+    assert str(only_labels) == "labels agree on 100.0000 % of pixels"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("net.pb", {}, "unknown format '.pb'; known suffixes"),
+        ("net.stablehlo", {}, "needs the size"),
+        ("net.onnx", {"size": (16, 64)}, "32 or more"),
+        ("net.onnx", {"outputs": ("masks",)}, "unknown outputs"),
+    ],
+)
+def test_refuses(predictor, tmp_path, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        export.export_model(predictor, tmp_path / name, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refuses_another_method_and_a_missing_package(predictor, tmp_path, monkeypatch):
+    flipped = inference.Predictor(
+        predictor.model, predictor.variables, CLASSES, method=inference.Method(flip=True)
+    )
+    with pytest.raises(ValueError, match="one scale, not scale 1, flip"):
+        export.export_model(flipped, tmp_path / "net.onnx")
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"pip install 'hrnet_jax\[export\]'"):
+        export.export_model(predictor, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fixed_shape_is_in_the_file(predictor, tmp_path):
+    export.export_model(predictor, tmp_path / "net.onnx", size=SIZE, batch_size=2)
+    proto = onnx.load(tmp_path / "net.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    shape = proto.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_value for d in shape] == [2, *SIZE, 3]

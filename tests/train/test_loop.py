@@ -1,0 +1,254 @@
+"""Whole runs with a tiny network on a synthetic set: files, resuming, refusals, NaN."""
+
+import json
+import logging
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from stopping import stopped_at
+
+import hrnet_jax
+from configs import camvid, common, fake_data, imagenet
+from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.data.synthetic import write as synthetic
+from hrnet_jax.models import create_model
+from hrnet_jax.pytorch import convert
+from hrnet_jax.pytorch import files as torch_files
+from hrnet_jax.runtime import run_lock
+from hrnet_jax.train import loop as trainer
+from hrnet_jax.train.tasks import task_of
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("streets")
+    synthetic.write_cityscapes(root, {"train": 5, "val": 3}, size=(48, 80), progress=False)
+    return root
+
+
+def _config(root, **overrides):
+    config = common.get_config()
+    values = {
+        "variant": "tiny",
+        "batch_size": 2,
+        "num_steps": 4,
+        "log_every_steps": 1,
+        "checkpoint_every_steps": 2,
+        "compilation_cache": jax.config.jax_compilation_cache_dir or "",
+        "data.root": str(root),
+        "data.crop_size": (32, 64),
+        "optimizer.ema_decay": 0.9,
+        "mesh.data": 2,
+        "eval.every_steps": 4,
+        "eval.num_images": 2,
+    }
+    config.update_from_flattened_dict(values | overrides)
+    return config
+
+
+def _equal(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def _log(workdir):
+    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+
+
+def test_run_resume_and_load(tmp_path, streets, quick, caplog):
+    caplog.set_level(logging.INFO, "hrnet_jax")
+    whole = trainer.train(_config(streets), str(tmp_path / "whole"))
+
+    # What a user sees and finds.
+    text = caplog.text
+    for expected in (
+        "variant='tiny'",
+        "mesh data=2",
+        "2 device(s) x 1 image(s)",
+        "total",
+        "step 4/4",
+    ):
+        assert expected in text
+    lines = _log(tmp_path / "whole")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
+    rates = [line["train/learning_rate"] for line in lines[:4]]
+    np.testing.assert_allclose(rates, [0.01 * (1 - k / 4) ** 0.9 for k in range(4)], rtol=1e-6)
+    assert 0 <= lines[4]["eval/miou"] <= 1
+    assert list((tmp_path / "whole" / "tensorboard").iterdir())
+
+    # Stopped after step 2 (and before anything of step 3 is saved), then the same command again.
+    with stopped_at(3):
+        trainer.train(_config(streets), str(tmp_path / "parts"))
+    resumed = trainer.train(_config(streets, log_every_steps=2), str(tmp_path / "parts"))
+    assert "continuing at step 2 of 4" in caplog.text
+    _equal(resumed, whole)
+    assert [line["step"] for line in _log(tmp_path / "parts")] == [1, 2, 4, 4]
+
+    # A finished run is left alone.
+    again = trainer.train(_config(streets), str(tmp_path / "parts"))
+    assert "nothing to do" in caplog.text
+    _equal(again, whole)
+
+    # The folder is all that prediction needs; it takes the averaged weights.
+    checkpoint = checkpointing.load_checkpoint(tmp_path / "whole")
+    assert checkpoint.metric == lines[4]["eval/miou"]
+    assert checkpoint.metadata["version"] == hrnet_jax.__version__
+    _equal(checkpoint.variables, whole.ema)
+    predictor = hrnet_jax.load(tmp_path / "whole")
+    assert predictor.predict(np.zeros((32, 64, 3), np.uint8)).shape == (32, 64)
+
+    # Another configuration does not get mixed in.
+    with pytest.raises(ValueError, match=r"optimizer.momentum: 0.9 there, 0.8 now"):
+        trainer.train(_config(streets, **{"optimizer.momentum": 0.8}), str(tmp_path / "whole"))
+
+    # And its weights can start another run.
+    start = {"init_from": str(tmp_path / "whole")}
+    started = trainer.load_initial_variables(_config(streets, **start), _tiny_model(19))
+    _equal(started, checkpoint.variables)
+    with caplog.at_level("INFO"):
+        started = trainer.load_initial_variables(_config(streets, **start), _tiny_model(7))
+    assert "random: head/classifier; left out: head/classifier" in caplog.text
+    old, new = checkpoint.variables["params"], started["params"]
+    _equal(new["backbone"], old["backbone"])
+    _equal(new["head"]["hidden"], old["head"]["hidden"])
+    assert new["head"]["classifier"]["kernel"].shape == (1, 1, 60, 7)
+    wide = trainer.make_model(_config("x", variant="w18_small_v1"), 7)
+    with pytest.raises(ValueError, match=r"does not fit the backbone.*batch_stats/backbone/"):
+        trainer.load_initial_variables(_config(streets, **start), wide)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        trainer.load_initial_variables(_config(streets, init_from="/none"), _tiny_model(7))
+
+
+def test_imagenet_weights_start_a_segmentation_network(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "hrnet_jax")
+    imagenet = create_model("w18_small_v1", 1000, "classification")
+    variables = imagenet.init(jax.random.key(7), jnp.zeros((1, 64, 64, 3)))
+    path = tmp_path / "imagenet.pth"
+    torch_files.write_tensors(path, convert.to_torch(imagenet, variables))
+    config = _config("x", variant="w18_small_v1", init_from=str(path))
+    started = trainer.load_initial_variables(config, trainer.make_model(config, 19))
+    for collection in ("params", "batch_stats"):
+        _equal(started[collection]["backbone"], variables[collection]["backbone"])
+    assert "random: head/classifier, head/hidden; left out: head/classifier, head/" in caplog.text
+
+
+def _tiny_model(num_classes):
+    return trainer.make_model(_config("x"), num_classes)
+
+
+def test_nan_stops_the_run_and_names_the_step(tmp_path, streets, quick, monkeypatch):
+    def poisoned(*args, make_batches=trainer.make_batches, **kwargs):
+        for number, batch in enumerate(make_batches(*args, **kwargs)):
+            if number == 2:
+                batch = {**batch, "label": np.full_like(batch["label"], 99)}  # no class
+            yield batch
+
+    def slow(store, write=checkpointing.CheckpointStore._write_manifest):
+        time.sleep(1)  # step 2 is still being written when the error comes
+        write(store)
+
+    monkeypatch.setattr(trainer, "make_batches", poisoned)
+    monkeypatch.setattr(checkpointing.CheckpointStore, "_write_manifest", slow)
+    with pytest.raises(
+        trainer.NonFiniteError,
+        match=r"step 3: the loss is nan.*gradient is not is head/classifier.* that of step 2 in",
+    ):
+        trainer.train(_config(streets), str(tmp_path / "run"))
+    assert checkpointing.load_checkpoint(tmp_path / "run").step == 2
+
+
+BAD_CONFIGS = [
+    ("variant", "w19", r"unknown variant 'w19'; known: .*'w18'"),
+    (
+        "head",
+        "segmentatoin",
+        r"unknown config.head='segmentatoin' \(did you mean 'segmentation'\?\)",
+    ),
+    ("loss.name", "dice", r"known: \['cross_entropy', 'ohem'\]"),
+    ("model.dtype", "int8", "unknown config.model.dtype='int8'"),
+    ("model.dtype", "float64", "JAX_ENABLE_X64=1"),
+    ("model.init", "zero", "unknown initialisation 'zero'"),
+    ("batch_size", -2, "config.batch_size=-2: must be at least 1"),
+    ("batch_size", 3, r"config.batch_size=3 is not divisible by 2"),
+    ("data.class_mix", 1.1, "config.data.class_mix=1.1: must be in 0..1"),
+    ("model.image_statistics", 2.0, "config.model.image_statistics=2.0: must be in 0..1"),
+    ("optimizer.accumulate", 2, "not divisible by 4: mesh.data has 2 devices"),
+    ("optimizer.ema_decay", 1.5, r"config.optimizer.ema_decay=1.5: must be in 0..1"),
+    ("optimizer.learning_rate", 0.0, "not > 0"),
+    ("optimizer.learning_rate", float("inf"), "not > 0 and finite"),
+    ("optimizer.skip_nonfinite", -1, "config.optimizer.skip_nonfinite=-1: must be at least 0"),
+    ("eval.every_epochs", float("inf"), "config.eval.every_epochs=inf"),
+    ("optimizer.warmup_steps", 99, r"warmup_steps must be in \[0, 4\]"),
+    ("num_steps", -1, "config.num_steps=-1"),
+    (
+        "data.crop_size",
+        (50, 64),
+        r"\(50, 64\) is not divisible by 32.*use \(64, 64\).*allow_any_crop",
+    ),
+    ("data.crop_size", (16, 64), "each 32 or more"),
+    ("data.name", "kitti", "unknown config.data.name='kitti'; known"),
+    ("data.root", "/nowhere", "/nowhere"),
+    ("data.train_split", "", "train_split is empty"),
+    ("data.scale_min", -1.0, "scale_min"),
+    ("loss.class_weights", (1.0, 2.0), "has 2 values, 'cityscapes' has 19 classes"),
+    ("mesh.data", 16, "needs 16 devices, there are 8"),
+    ("init_from", "/none", "init_from='/none'"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BAD_CONFIGS)
+def test_bad_configs_are_refused_before_anything_compiles(
+    tmp_path, streets, quick, monkeypatch, key, value, message
+):
+    monkeypatch.setattr(trainer, "make_state", None)
+    monkeypatch.setattr(trainer, "compile_step", None)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        trainer.train(_config(streets, **{key: value}), str(tmp_path))
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_mixing_needs_images_with_classes_and_another_one():
+    config = common.get_config()
+    config.update_from_flattened_dict({"data.class_mix": 0.5, "batch_size": 1})
+    with pytest.raises(ValueError, match="batch_size=1: set it to 2 or more"):
+        trainer.check_config(config)
+    config = imagenet.get_config()
+    config.data.class_mix = 0.5
+    with pytest.raises(ValueError, match=r"class_mix=0\.5 is for segmentation only"):
+        task_of(config.head).mix(config, None)
+
+
+def test_a_folder_in_use_is_refused(tmp_path, streets, quick):
+    with (
+        run_lock.locked(str(tmp_path)),
+        pytest.raises(ValueError, match=r"is in use by process \d+"),
+    ):
+        trainer.train(_config(streets), str(tmp_path))
+
+
+def test_fake_data_is_written_once_and_recorded_as_what_it_is(tmp_path):
+    config = fake_data.get_config("runlocal")
+    config.data.crop_size = (32, 64)
+    resolved = trainer.with_fake_data(config, str(tmp_path))
+    assert (config.data.name, resolved.data.name) == ("fake", "cityscapes")
+    train, val = trainer.open_sources(resolved)
+    assert (len(train), len(val)) == (8, 4)
+    assert trainer.with_fake_data(resolved, str(tmp_path)) is resolved
+
+
+def test_camvid_crops_need_no_special_flag():
+    trainer.check_config(camvid.get_config())
+
+
+def test_runs_from_before_a_key_existed_go_on(tmp_path):
+    config = common.get_config().to_dict()
+    now = {"classes": {"names": ["road"]}, "config": config}
+    data = {k: v for k, v in config["data"].items() if k != "color_jitter"}
+    before = now | {"config": config | {"data": data}}
+    trainer.check_same_config(before, now, str(tmp_path))
+    changed = now | {"config": config | {"data": data | {"color_jitter": 0.2}}}
+    with pytest.raises(ValueError, match=r"data\.color_jitter: 0\.0 there, 0\.2 now"):
+        trainer.check_same_config(before, changed, str(tmp_path))

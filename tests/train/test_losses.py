@@ -1,0 +1,238 @@
+"""Losses against hand-computed values, the official definition in numpy, finite differences."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hrnet_jax.runtime import sharding
+from hrnet_jax.train import losses
+
+
+def _batch(seed=0, shape=(2, 6, 8), classes=5, ignored=0.2, scale=3.0):
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal((*shape, classes)) * scale).astype(np.float32)
+    labels = rng.integers(0, classes, shape).astype(np.uint8)
+    labels[rng.random(shape) < ignored] = 255
+    return logits, labels, rng.uniform(0.5, 1.5, classes).astype(np.float32)
+
+
+def _official_ohem(logits, labels, threshold, min_kept, weights):
+    """With an explicit sort, in float64."""
+    logits = logits.astype(np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    valid = labels != 255
+    true = labels[valid].astype(int)
+    nll = -log_p[valid][np.arange(true.size), true]
+    order = np.argsort(np.exp(-nll), kind="stable")
+    p = np.exp(-nll)[order]
+    threshold = max(threshold, p[min(max(1, min_kept), p.size - 1)])
+    return (nll * weights[true])[order][p < threshold].mean()
+
+
+def test_cross_entropy_by_hand():
+    logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [1.0, 1.0, 1.0]]]))
+    labels = jnp.array([[0, 1, 255]])
+    expected = (math.log(2) + math.log(10)) / 2
+    assert float(losses.cross_entropy(logits, labels)) == pytest.approx(expected, rel=1e-6)
+    weighted = (3 * math.log(2) + 1 * math.log(10)) / (3 + 1)
+    got = losses.cross_entropy(logits, labels, class_weights=(3.0, 1.0, 7.0))
+    assert float(got) == pytest.approx(weighted, rel=1e-6)
+
+
+def test_label_smoothing_by_hand():
+    """All as `torch.nn.CrossEntropyLoss(weight, ignore_index=255, label_smoothing=0.3)`."""
+    p = np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [0.2, 0.3, 0.5]])
+    logits, labels = jnp.log(jnp.asarray(p, jnp.float32))[None], jnp.array([[0, 1, 255]])
+    nll = -np.log(p)
+    for weights in (np.ones(3), np.array([3.0, 1.0, 0.5])):
+        own = 0.7 * (weights[0] * nll[0, 0] + weights[1] * nll[1, 1])
+        spread = 0.3 * (np.mean(weights * nll[0]) + np.mean(weights * nll[1]))
+        expected = (own + spread) / (weights[0] + weights[1])
+        got = losses.cross_entropy(logits, labels, class_weights=weights, label_smoothing=0.3)
+        assert float(got) == pytest.approx(expected, rel=1e-6)
+        # The first pixel is easy at this threshold; the mean is over the count.
+        got = losses.ohem_cross_entropy(
+            logits, labels, 0.4, 0, class_weights=weights, label_smoothing=0.3
+        )
+        own, spread = 0.7 * weights[1] * nll[1, 1], 0.3 * np.mean(weights * nll[1])
+        assert float(got) == pytest.approx(own + spread, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ohem_cross_entropy])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_gradient_is_that_of_the_definition(loss, label_smoothing):
+    """By automatic differentiation of log_softmax and a gather, in float64."""
+    with jax.enable_x64(True):
+        logits, labels, weights = _batch(shape=(1, 4, 4))
+        logits, weights = jnp.asarray(logits, jnp.float64), weights.astype(np.float64)
+        target = np.eye(5)[np.where(labels == 255, 0, labels)]
+        smooth = target * (1 - label_smoothing) * (target @ weights)[..., None]
+        smooth += label_smoothing * weights / 5
+        smooth[labels == 255] = 0
+
+        def definition(logits):
+            total = -jnp.sum(jax.nn.log_softmax(logits) * smooth)
+            pixels = (labels != 255).sum()
+            return total / ((target @ weights)[labels != 255].sum() if mean else pixels)
+
+        mean = loss is losses.cross_entropy
+        options = {} if mean else {"threshold": 1.0}  # all are hard
+        got = jax.grad(loss)(
+            logits, labels, class_weights=weights, label_smoothing=label_smoothing, **options
+        )
+        np.testing.assert_allclose(got, jax.grad(definition)(logits), atol=1e-12)
+
+
+def test_label_smoothing_out_of_range():
+    logits, labels, _ = _batch()
+    with pytest.raises(ValueError, match=r"label_smoothing must be in 0..1, got 1\.5"):
+        losses.cross_entropy(logits, labels, label_smoothing=1.5)
+
+
+def test_cross_entropy_of_large_logits_is_finite():
+    logits = jnp.array([[[1e4, -1e4], [3e38, 0.0]]])
+    assert float(losses.cross_entropy(logits, jnp.array([[1, 0]]))) == 1e4
+
+
+def test_other_ignore_label():
+    logits, labels, _ = _batch()
+    expected = losses.cross_entropy(logits, labels)
+    signed = np.where(labels == 255, -1, labels.astype(np.int32))
+    assert float(losses.cross_entropy(logits, signed, ignore_label=-1)) == float(expected)
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ohem_cross_entropy])
+def test_nothing_valid_gives_zero_and_no_gradient(loss):
+    logits, labels, _ = _batch()
+    value, gradient = jax.value_and_grad(loss)(logits, np.full_like(labels, 255))
+    assert float(value) == 0
+    assert not np.any(np.asarray(gradient))
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ohem_cross_entropy])
+def test_bad_labels_and_logits_show_as_nan(loss):
+    logits, labels, _ = _batch()
+    assert np.isnan(loss(logits, np.where(labels == 0, 254, labels)))
+    logits[0, labels[0] != 255] = np.nan
+    assert np.isnan(loss(logits, labels))
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ohem_cross_entropy])
+def test_shape_errors(loss):
+    logits, labels, weights = _batch()
+    with pytest.raises(ValueError, match="resize the logits"):
+        loss(logits[:, ::2], labels)
+    with pytest.raises(ValueError, match=r"class_weights has shape \(4,\), expected \(5,\)"):
+        loss(logits, labels, class_weights=weights[:4])
+
+
+@pytest.mark.parametrize(
+    ("threshold", "min_kept"),
+    [(0.9, 10), (0.1, 30), (0.3, 1), (0.0, 5), (0.5, 10_000), (0.7, 0), (0.05, 76), (0.05, 1)],
+)
+def test_ohem_equals_the_sorted_form(threshold, min_kept):
+    logits, labels, weights = _batch(seed=min_kept)
+    got = losses.ohem_cross_entropy(logits, labels, threshold, min_kept, class_weights=weights)
+    expected = _official_ohem(logits, labels, threshold, min_kept, weights)
+    assert float(got) == pytest.approx(expected, rel=2e-6)
+
+
+def test_ohem_by_hand():
+    p = np.array([0.95, 0.2, 0.6, 0.99])  # of class 0
+    logits = jnp.log(jnp.asarray(np.stack([p, 1 - p], axis=-1)[None], jnp.float32))
+    labels = jnp.zeros((1, 4), jnp.int32)
+    # Sorted .2 .6 .95 .99: position 1 is .6, so the threshold stays .9 and keeps .2 and .6.
+    got = losses.ohem_cross_entropy(logits, labels, 0.9, 1)
+    assert float(got) == pytest.approx(-(math.log(0.2) + math.log(0.6)) / 2, rel=1e-6)
+    # Position 3 raises it to .99, which itself is not below the threshold.
+    got = losses.ohem_cross_entropy(logits, labels, 0.9, 3)
+    assert float(got) == pytest.approx(-sum(math.log(q) for q in (0.2, 0.6, 0.95)) / 3, rel=1e-6)
+    # Mean over the count: with weight 2 everywhere it doubles, unlike a weighted mean.
+    got = losses.ohem_cross_entropy(logits, labels, 0.9, 1, class_weights=(2.0, 1.0))
+    assert float(got) == pytest.approx(-(math.log(0.2) + math.log(0.6)), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_kth_smallest_equals_sort(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        rng = np.random.default_rng(1)
+        values = rng.random((4, 9, 7)).astype(dtype) ** 8
+        values[0, :3] = values[0, 3]  # ties
+        values[1, 0, :3] = (0.0, 1.0, 1e-40 if dtype == "float32" else 5e-324)
+        valid = rng.random(values.shape) < 0.8
+        valid[1, 0, :3] = True
+        expected = np.sort(values[valid])
+        find = jax.jit(losses.kth_smallest)
+        for k in (0, 1, 2, 17, 100, expected.size - 2, expected.size - 1):
+            assert np.asarray(find(values, valid, k)) == expected[k]
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "ohem"])
+def test_gradient_by_finite_differences(name):
+    logits, labels, weights = _batch()
+    with jax.enable_x64(True):
+        loss = {
+            "cross_entropy": losses.cross_entropy,
+            "ohem": functools.partial(losses.ohem_cross_entropy, threshold=0.2, min_kept=12),
+        }[name]
+        loss = functools.partial(loss, labels=labels, class_weights=weights)
+        logits, weights = jnp.asarray(logits, jnp.float64), weights.astype(np.float64)
+        gradient = jax.grad(loss)(logits)
+        assert gradient.dtype == jnp.float64
+        direction = np.random.default_rng(2).standard_normal(logits.shape)
+        step = 1e-6
+        slope = (loss(logits + step * direction) - loss(logits - step * direction)) / (2 * step)
+        assert float(jnp.vdot(gradient, direction)) == pytest.approx(float(slope), rel=1e-6)
+
+
+def test_bfloat16_logits_are_promoted():
+    logits, labels, _ = _batch()
+    low = jnp.asarray(logits, jnp.bfloat16)
+    value = losses.cross_entropy(low, labels)
+    assert value.dtype == jnp.float32
+    assert float(value) == float(losses.cross_entropy(low.astype(jnp.float32), labels))
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ohem_cross_entropy])
+def test_sharded_batch_gives_the_global_loss(loss):
+    logits, labels, _ = _batch(shape=(4, 8, 6))
+    labels[:2] = 255  # devices see very different numbers of valid pixels
+    labels[0, 0, 0] = 1
+    function = (
+        functools.partial(loss, threshold=0.2, min_kept=20) if "ohem" in loss.__name__ else loss
+    )
+    one_loss, one_gradient = jax.value_and_grad(function)(logits, labels)
+    mesh = sharding.make_mesh(data=4, space=2)
+    batch = sharding.place_batch({"logits": logits, "labels": labels}, mesh)
+    step = jax.jit(jax.value_and_grad(function), compiler_options=sharding.compiler_options())
+    value, gradient = step(batch["logits"], batch["labels"])
+    assert float(value) == pytest.approx(float(one_loss), rel=1e-6)
+    np.testing.assert_allclose(gradient, one_gradient, atol=1e-7)
+    assert gradient.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 4)
+
+
+def test_segmentation_loss_resizes_and_adds_the_auxiliary_loss():
+    logits, labels, _ = _batch(shape=(1, 8, 8))
+    small = jnp.broadcast_to(jnp.asarray(logits[:, :1, :1]), (1, 2, 2, 5))
+    full = jnp.broadcast_to(small[:, :1, :1], logits.shape)
+    plain = losses.cross_entropy(full, labels)
+    outputs = {"logits": small, "aux_logits": -small}
+    loss, resized = losses.segmentation_loss(
+        outputs, labels, losses.cross_entropy, align_corners=False
+    )
+    np.testing.assert_allclose(resized, full, rtol=1e-6)
+    expected = float(plain) + 0.4 * float(losses.cross_entropy(-full, labels))
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    del outputs["aux_logits"]
+    loss, _ = losses.segmentation_loss(outputs, labels, losses.cross_entropy, align_corners=True)
+    assert float(loss) == pytest.approx(float(plain), rel=1e-6)
+
+
+def test_pixel_accuracy():
+    logits = jnp.array([[[1.0, 2.0], [2.0, 1.0], [3.0, 0.0], [0.0, 5.0]]])
+    assert float(losses.pixel_accuracy(logits, jnp.array([[1, 1, 0, 255]]))) == pytest.approx(2 / 3)
+    assert float(losses.pixel_accuracy(logits, jnp.full((1, 4), 255))) == 0

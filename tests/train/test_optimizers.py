@@ -1,0 +1,80 @@
+"""The schedule's values and bad inputs; test_train_step.py tests the optimiser itself."""
+
+import jax.numpy as jnp
+import optax
+import pytest
+
+from hrnet_jax.train import optimizers
+
+
+def test_poly_schedule():
+    schedule = optimizers.poly_schedule(0.01, 1000)
+    assert float(schedule(0)) == pytest.approx(0.01)
+    assert float(schedule(500)) == pytest.approx(0.01 * 0.5**0.9, rel=1e-6)
+    assert float(schedule(999)) == pytest.approx(0.01 * 0.001**0.9, rel=1e-4)
+    assert float(schedule(1000)) == float(schedule(5000)) == 0
+
+
+def test_warm_up_is_linear_and_ends():
+    plain = optimizers.poly_schedule(0.01, 1000)
+    warm = optimizers.poly_schedule(0.01, 1000, warmup_steps=10)
+    assert float(warm(0)) == pytest.approx(0.001)
+    assert float(warm(4)) == pytest.approx(0.5 * float(plain(4)), rel=1e-6)
+    assert float(warm(9)) == float(plain(9))
+    assert float(warm(500)) == float(plain(500))
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(0, 0), (10, 11), (10, -1)])
+def test_bad_schedules(steps, warmup):
+    with pytest.raises(ValueError, match="must be"):
+        optimizers.poly_schedule(0.01, steps, warmup_steps=warmup)
+
+
+def test_staircase_schedule():
+    schedule = optimizers.staircase_schedule(0.1, 100, drops=[30, 60, 90])
+    values = [float(schedule(step)) for step in (0, 29, 30, 59, 60, 89, 90, 100)]
+    assert values == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 1e-4, 1e-4], rel=1e-5)
+    warm = optimizers.staircase_schedule(0.1, 100, drops=[30], factor=0.5, warmup_steps=10)
+    assert [float(warm(s)) for s in (0, 4, 9, 30)] == pytest.approx([0.01, 0.05, 0.1, 0.05])
+    with pytest.raises(ValueError, match="ascending"):
+        optimizers.staircase_schedule(0.1, 100, drops=[60, 30])
+
+
+def test_nesterov_is_pytorchs():
+    """By hand: with d = gradient + decay * w, b = 0.9 b + d, w -= rate * (d + 0.9 b)."""
+    optimizer = optimizers.make_optimizer(
+        optax.constant_schedule(0.1), momentum=0.9, weight_decay=0.5, nesterov=True
+    )
+    weight = jnp.array(2.0)
+    state = optimizer.init(weight)
+    expected, trace = 2.0, 0.0
+    for gradient in (1.0, -3.0, 0.5):
+        update, state = optimizer.update(jnp.array(gradient), state, weight)
+        weight = weight + update
+        decayed = gradient + 0.5 * expected
+        trace = 0.9 * trace + decayed
+        expected -= 0.1 * (decayed + 0.9 * trace)
+        assert float(weight) == pytest.approx(expected, rel=1e-6)
+
+
+def test_adamw_is_pytorchs():
+    """By hand: m, v averages of gradient and square, each over 1 - beta^t; w -= rate * decay * w +
+    rate * m / (sqrt(v) + 1e-8)."""
+    optimizer = optimizers.make_optimizer(
+        optax.constant_schedule(0.1), name="adamw", momentum=0.9, beta2=0.99, weight_decay=0.5
+    )
+    weight = jnp.array(2.0)
+    state = optimizer.init(weight)
+    expected, m, v = 2.0, 0.0, 0.0
+    for t, gradient in enumerate((1.0, -3.0, 0.5), start=1):
+        update, state = optimizer.update(jnp.array(gradient), state, weight)
+        weight = weight + update
+        m, v = 0.9 * m + 0.1 * gradient, 0.99 * v + 0.01 * gradient**2
+        direction = m / (1 - 0.9**t) / ((v / (1 - 0.99**t)) ** 0.5 + 1e-8)
+        expected -= 0.1 * (0.5 * expected + direction)
+        assert float(weight) == pytest.approx(expected, rel=1e-6)
+
+
+def test_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"'adam'; known: \['adamw', 'sgd'\]"):
+        optimizers.make_optimizer(optax.constant_schedule(0.1), name="adam")

@@ -1,0 +1,92 @@
+"""What signals do: ask once, end at the second, reach a process that is deep in compiled code."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from hrnet_jax.train import preemption
+
+# Sleeping in C without returning to the interpreter is what compiling looks like to it. A signal
+# cuts a sleep short.
+DEAF = "import ctypes; [ctypes.CDLL(None).sleep(100) for _ in range(9)]"
+
+
+def _child(body: str) -> subprocess.Popen:
+    program = f"""
+import os, signal, sys, time
+from hrnet_jax.train import preemption
+with preemption.Watch() as watch:
+    print("ready", flush=True)
+    {body}
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_and_the_old_handlers_come_back(number):
+    before = signal.getsignal(number)
+    with preemption.Watch() as watch:
+        watch.something_to_lose()
+        assert not watch.requested()
+        os.kill(os.getpid(), number)
+        deadline = time.monotonic() + 10
+        while not watch.requested() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert watch.requested() == number.name
+    assert signal.getsignal(number) == before
+
+
+def test_with_nothing_to_lose_the_first_signal_ends_compiled_code_too():
+    process = _child(DEAF)
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - start < 2
+    assert process.returncode == preemption.EXIT_CODE == 75
+    assert "SIGTERM ends the run at once; the same command continues" in errors
+
+
+@pytest.mark.parametrize(("second", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_second_signal_ends_at_once(second, code):
+    process = _child(f"watch.something_to_lose(); {DEAF}")
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr.readline() == "\n"
+    assert "saving and ending; once more ends at once" in process.stderr.readline()
+    assert process.poll() is None
+    process.send_signal(second)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+
+
+def test_a_signal_before_nothing_to_lose_ends_there():
+    process = _child(
+        "watch.something_to_lose(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.5)\n"
+        "    with watch.nothing_to_lose(): print('never')"
+    )
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (75, "")
+
+
+def test_other_threads_leave_signals_alone():
+    handlers = []
+
+    def enter():
+        with preemption.Watch() as watch:
+            handlers.append(signal.getsignal(signal.SIGTERM))
+            assert not watch.requested()
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert handlers == [before]

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from hrnet_jax.inference import tile_fit
 from hrnet_jax.models import create_model, normalize
-from hrnet_jax.models.layers import resize
+from hrnet_jax.models.resize import resize
 from hrnet_jax.runtime import memory, sharding, storage
 
 AVERAGES = ("softmax", "exp")
@@ -254,7 +255,7 @@ def fitting_method(model: Any, images: jax.Array, method: Method) -> Method:
         return method
     n, height, width, _ = images.sharding.shard_shape(images.shape)
     view = scaled_size((height, width), max(method.scales))
-    tile = memory.tile_that_fits(model, n, (height, width), view, free)
+    tile = tile_fit.tile_that_fits(model, n, (height, width), view, free)
     if tile is None:
         return method
     warnings.warn(

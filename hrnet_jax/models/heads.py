@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from hrnet_jax.models.backbone import Streams
-from hrnet_jax.models.layers import Bottleneck, Conv, ConvBN, Policy, resize, uniform
+from hrnet_jax.models.layers import Bottleneck, Conv, ConvBN, Policy, uniform
+from hrnet_jax.models.resize import resize
 
 # Widths that the official models share whatever the variant.
 OCR_CHANNELS = 512

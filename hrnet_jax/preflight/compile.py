@@ -26,7 +26,8 @@ from hrnet_jax import __version__
 from hrnet_jax.evaluation import metrics
 from hrnet_jax.inference import predictor as inference
 from hrnet_jax.models import normalize
-from hrnet_jax.models.layers import REMAT, resize
+from hrnet_jax.models.layers import REMAT
+from hrnet_jax.models.resize import resize
 from hrnet_jax.preflight import hlo
 from hrnet_jax.runtime import sharding, storage
 from hrnet_jax.train import loop as trainer

@@ -12,9 +12,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from hrnet_jax.inference import visualize
-from hrnet_jax.models import normalize
 from hrnet_jax.runtime import storage
 from hrnet_jax.tools import script
+from hrnet_jax.train import augment
 from hrnet_jax.train import loop as trainer
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
@@ -31,11 +31,11 @@ def run(arguments: list[str]) -> int:
     batch = next(trainer.make_batches(config, source, _STEP.value))
     images, labels = batch["image"], batch["label"]
     if share := config.data.class_mix:
-        mixed = normalize.mix_classes(images, labels, config.seed, _STEP.value, share)
+        mixed = augment.mix_classes(images, labels, config.seed, _STEP.value, share)
         images, labels = (np.asarray(x) for x in mixed)
     if strength := config.data.color_jitter:
-        factors = normalize.color_factors(config.seed, _STEP.value, len(images), strength)
-        images = np.asarray(normalize.adjust_color(images, factors).round()).astype(np.uint8)
+        factors = augment.color_factors(config.seed, _STEP.value, len(images), strength)
+        images = np.asarray(augment.adjust_color(images, factors).round()).astype(np.uint8)
     pairs = zip(images, labels, strict=True)
     panels = [
         visualize.panel(image, label, None, source.classes, title=f"step {_STEP.value}, slot {k}")

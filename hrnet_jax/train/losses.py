@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hrnet_jax.models.layers import resize
+from hrnet_jax.models.resize import resize
 
 LossFunction = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from hrnet_jax.models import normalize
-from hrnet_jax.train import losses
+from hrnet_jax.train import augment, losses
 
 Metrics = dict[str, jax.Array]
 
@@ -105,15 +105,15 @@ def make_train_step(
       skip_nonfinite: leaves everything but the counters as it was where the loss or the gradient's
         norm is not finite.
       color_jitter: random brightness, contrast and saturation of each image by up to this share,
-        see `normalize.adjust_color`; 0 leaves the images alone.
-      class_mix: share of the images that get classes of others, see `normalize.mix_classes`.
+        see `augment.adjust_color`; 0 leaves the images alone.
+      class_mix: share of the images that get classes of others, see `augment.mix_classes`.
     """
     dtype = model.policy.dtype
 
     def forward(params, batch_stats, part, key):
         images = part["image"]
         if color_jitter:
-            images = normalize.adjust_color(images, part["color"])
+            images = augment.adjust_color(images, part["color"])
         outputs, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
             normalize.normalize(images, dtype),
@@ -133,11 +133,11 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = dict(batch)
         if class_mix:
-            batch["image"], batch["label"] = normalize.mix_classes(
+            batch["image"], batch["label"] = augment.mix_classes(
                 batch["image"], batch["label"], seed, state.step, class_mix, ignore_label
             )
         if color_jitter:
-            batch["color"] = normalize.color_factors(
+            batch["color"] = augment.color_factors(
                 seed, state.step, len(batch["image"]), color_jitter
             )
         if accumulate == 1:

@@ -10,7 +10,7 @@ from hrnet_jax.data import Classes
 from hrnet_jax.inference import predictor as inference
 from hrnet_jax.inference.predictor import Method
 from hrnet_jax.models import create_model, normalize
-from hrnet_jax.models.layers import resize
+from hrnet_jax.models.resize import resize
 from hrnet_jax.runtime import memory
 
 CLASSES = Classes(("a", "b", "c"), ((1, 0, 0), (0, 1, 0), (0, 0, 1)), (7, 8, 11))

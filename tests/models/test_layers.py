@@ -9,8 +9,10 @@ import pytest
 from compiling import fast_jit
 
 from hrnet_jax.models import layers
+from hrnet_jax.models import resize as resizing
 from hrnet_jax.models.backbone import Branch, Stem
-from hrnet_jax.models.layers import BatchNorm, Conv, ConvBN, Policy, relu, resize
+from hrnet_jax.models.layers import BatchNorm, Conv, ConvBN, Policy, relu
+from hrnet_jax.models.resize import resize
 from hrnet_jax.runtime import sharding
 
 
@@ -59,7 +61,7 @@ def test_whole_factors_agree_with_the_general_form(factor):
     x = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
     general = x
     for axis, out in ((1, 3 * factor), (2, 5 * factor)):
-        general = layers._interpolate_axis(general, axis, out, False)
+        general = resizing._interpolate_axis(general, axis, out, False)
     np.testing.assert_allclose(resize(x, (3 * factor, 5 * factor)), general, atol=2e-6)
 
 
@@ -264,8 +266,8 @@ def test_what_is_folded():
 @pytest.mark.parametrize("size", [(32, 16), (128, 64), (50, 20), (16, 16), (16, 24)])
 def test_resizing_by_matrix_is_the_same(size, align_corners):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 8, 3)), jnp.float32)
-    found = layers._resize_by_matrix(x, size, align_corners)
-    expected = layers._resize(x, size, "bilinear", align_corners)
+    found = resizing._resize_by_matrix(x, size, align_corners)
+    expected = resizing._resize(x, size, "bilinear", align_corners)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

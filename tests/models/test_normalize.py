@@ -6,6 +6,7 @@ import pytest
 
 from hrnet_jax.models import normalize
 from hrnet_jax.runtime import sharding
+from hrnet_jax.train import augment
 
 
 def _images(n=4, size=(64, 8)):
@@ -23,7 +24,7 @@ def test_normalize_takes_floats_as_well():
 
 def test_factors_of_one_change_nothing():
     images = _images()
-    np.testing.assert_array_equal(normalize.adjust_color(images, np.ones((4, 3))), images)
+    np.testing.assert_array_equal(augment.adjust_color(images, np.ones((4, 3))), images)
 
 
 @pytest.mark.parametrize(
@@ -43,12 +44,12 @@ def test_factors_of_one_change_nothing():
 )
 def test_colours_by_hand(factors, expected):
     images = np.array([[[[100, 0, 0], [40, 40, 40]]]], np.uint8)
-    got = normalize.adjust_color(images, np.array([factors], np.float32))
+    got = augment.adjust_color(images, np.array([factors], np.float32))
     np.testing.assert_allclose(got[0, 0], expected, rtol=1e-6)
 
 
 def test_factors_depend_on_seed_step_and_place_only():
-    draw = jax.jit(normalize.color_factors, static_argnums=(0, 2, 3))
+    draw = jax.jit(augment.color_factors, static_argnums=(0, 2, 3))
     many = np.asarray(draw(7, 3, 64, 0.4))
     np.testing.assert_array_equal(draw(7, 3, 5, 0.4), many[:5])
     assert not np.any(np.asarray(draw(7, 4, 64, 0.4)) == many)
@@ -66,7 +67,7 @@ def test_devices_make_no_difference():
     images = _images(8)
 
     def augment(images):
-        return normalize.adjust_color(images, normalize.color_factors(0, 5, 8, 0.5))
+        return augment.adjust_color(images, augment.color_factors(0, 5, 8, 0.5))
 
     augment = jax.jit(augment, compiler_options=sharding.compiler_options())
     expected = np.asarray(augment(images))
@@ -79,7 +80,7 @@ def test_devices_make_no_difference():
 def _mixed(labels, share, step=3, seed=7):
     """Labels after mixing; images are checked to go with them."""
     images = np.repeat(labels[..., None], 3, axis=-1)
-    mixed, got = jax.jit(normalize.mix_classes, static_argnums=(2, 4))(
+    mixed, got = jax.jit(augment.mix_classes, static_argnums=(2, 4))(
         images, labels, seed, step, share
     )
     np.testing.assert_array_equal(mixed, np.repeat(np.asarray(got)[..., None], 3, axis=-1))
@@ -126,7 +127,7 @@ def test_mixing_depends_on_the_place_not_on_the_batch_or_the_devices():
     images = np.repeat(labels[..., None], 3, axis=-1)
     mesh = sharding.make_mesh(data=4, space=2)
     batch = sharding.place_batch({"image": images, "label": labels}, mesh)
-    mix = jax.jit(lambda image, label: normalize.mix_classes(image, label, 7, 3, 0.7))
+    mix = jax.jit(lambda image, label: augment.mix_classes(image, label, 7, 3, 0.7))
     mixed, got = mix(batch["image"], batch["label"])
     np.testing.assert_array_equal(got, expected)
     np.testing.assert_array_equal(mixed[..., 0], expected)

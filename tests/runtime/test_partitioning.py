@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from compiling import FAST_COMPILE, fast_jit
 
-from hrnet_jax.models import create_model, layers
+from hrnet_jax.models import create_model, resize
 from hrnet_jax.models.backbone import Stage, Stem, Transition
 from hrnet_jax.models.heads import make_head
 from hrnet_jax.models.layers import Policy
@@ -153,7 +153,7 @@ def test_resizing_for_tpu_exchanges_rows_only(align_corners):
     split = sharding.batch_sharding(sharding.make_mesh(1, 8))
 
     def both_ways(x, gradient):
-        y, vjp = jax.vjp(lambda x: layers._resize_by_matrix(x, (64, 16), align_corners), x)
+        y, vjp = jax.vjp(lambda x: resize._resize_by_matrix(x, (64, 16), align_corners), x)
         return y, vjp(gradient)
 
     shapes = [

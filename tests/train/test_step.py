@@ -14,7 +14,7 @@ import pytest
 from hrnet_jax.models import normalize
 from hrnet_jax.models.layers import ConvBN, Policy
 from hrnet_jax.runtime import sharding
-from hrnet_jax.train import losses, optimizers
+from hrnet_jax.train import augment, losses, optimizers
 from hrnet_jax.train.step import create_state, make_train_step
 
 SIZE = (32, 64)
@@ -162,8 +162,8 @@ def test_accumulation_is_the_mean_of_the_parts(model, unroll):
 def test_colours_are_those_of_the_step_and_the_place(model):
     """In parts, too, which take every other image."""
     state, batch = _state(model).replace(step=jnp.int32(9)), _batch(4)
-    factors = normalize.color_factors(0, 9, 4, 0.5)
-    adjusted = batch | {"image": normalize.adjust_color(batch["image"], factors)}
+    factors = augment.color_factors(0, 9, 4, 0.5)
+    adjusted = batch | {"image": augment.adjust_color(batch["image"], factors)}
     step = _compiled(model, accumulate=2)
     expected, _ = step(state, adjusted)
     got, _ = _compiled(model, accumulate=2, color_jitter=0.5)(state, batch)
@@ -176,7 +176,7 @@ def test_colours_are_those_of_the_step_and_the_place(model):
 def test_classes_are_mixed_over_the_whole_batch(model):
     """Before it is computed in parts, each of which takes every other image."""
     state, batch = _state(model).replace(step=jnp.int32(9)), _batch(4)
-    mixed = normalize.mix_classes(batch["image"], batch["label"], 0, 9, 1.0)
+    mixed = augment.mix_classes(batch["image"], batch["label"], 0, 9, 1.0)
     assert np.any(mixed[1] != batch["label"])
     expected, _ = _compiled(model, accumulate=2)(
         state, dict(zip(("image", "label"), mixed, strict=True))

@@ -26,18 +26,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.checkpoints import weights_file
+from hrnet_jax.checkpoints.load import Checkpoint, load_checkpoint
 from hrnet_jax.data import open_images
 from hrnet_jax.data.sources.image_folder import ImageClasses
 from hrnet_jax.data.sources.source import Classes, Source
-from hrnet_jax.evaluation import (
-    classification,
-    metrics,
-    report,
-    segmentation,
-    submission,
-)
+from hrnet_jax.evaluation import classification, metrics, report, segmentation, submission
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import distributed, memory, sharding, storage
 
@@ -81,7 +75,7 @@ _FOR_MAPS = (
 Evaluate = Callable[..., segmentation.EvalResult]
 
 
-def open_split(checkpoint: checkpointing.Checkpoint) -> Source:
+def open_split(checkpoint: Checkpoint) -> Source:
     """The split that the flags and the checkpoint's configuration name."""
     data = checkpoint.metadata["config"]["data"]
     source = segmentation.open_split(
@@ -90,7 +84,7 @@ def open_split(checkpoint: checkpointing.Checkpoint) -> Source:
     return segmentation.spread(source, _MAX_IMAGES.value)
 
 
-def evaluator(checkpoint: checkpointing.Checkpoint, source: Source) -> Evaluate:
+def evaluator(checkpoint: Checkpoint, source: Source) -> Evaluate:
     """`segmentation.evaluate` of this checkpoint, by the method of the flags."""
     classes = Classes.from_json(checkpoint.metadata["classes"])
     if source.classes.names != classes.names:
@@ -121,7 +115,7 @@ def other_counts(path: str, source: Source) -> Callable[[], np.ndarray]:
     if scores.exists() and (file is None or weights_file.is_foreign(file)):
         known = segmentation.read_image_counts(scores, source.ids, source.classes.names)
         return lambda: known
-    checkpoint = checkpointing.load_checkpoint(path)
+    checkpoint = load_checkpoint(path)
     evaluate = evaluator(checkpoint, source)
 
     def counts() -> np.ndarray:
@@ -181,7 +175,7 @@ def pictures_of_all(
 
 def write_results(
     output: epath.Path,
-    checkpoint: checkpointing.Checkpoint,
+    checkpoint: Checkpoint,
     source: Source,
     result: segmentation.EvalResult,
     comparison: dict[str, Any] | None,
@@ -223,7 +217,7 @@ def write_json(path: epath.Path, contents: dict[str, Any]) -> None:
     storage.write_text(path, json.dumps(contents, indent=1, allow_nan=False) + "\n")
 
 
-def classify(checkpoint: checkpointing.Checkpoint, output: epath.Path) -> int:
+def classify(checkpoint: Checkpoint, output: epath.Path) -> int:
     """Evaluates a classifier of whole images: metrics.json with top-1 and top-5."""
     used = [name for name in _FOR_MAPS if not flags.FLAGS[name].using_default_value]
     if used:
@@ -271,7 +265,7 @@ def run(arguments: list[str]) -> int:
     if _NUM_OVERLAYS.value < 0:
         raise ValueError(f"--num_overlays={_NUM_OVERLAYS.value}: must be 0 or more")
     output = storage.path(_OUTPUT.value)
-    checkpoint = checkpointing.load_checkpoint(_CHECKPOINT.value, step=_STEP.value)
+    checkpoint = load_checkpoint(_CHECKPOINT.value, step=_STEP.value)
     # The newest one of a run that is going on may be another one a moment later.
     distributed.check_same("checkpoints", {"step": checkpoint.step})
     if checkpoint.metadata["model"]["head"] == "classification":

@@ -26,7 +26,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from configs import common
-from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints.store import SaveError
 from hrnet_jax.runtime import memory
 from hrnet_jax.train import loop as trainer
 from hrnet_jax.train import preemption
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
         trainer.train(_CONFIG.value, _WORKDIR.value)
     except trainer.NonFiniteError as error:
         return script.fail(str(error), code=3)
-    except checkpointing.SaveError as error:
+    except SaveError as error:
         return script.fail(str(error), code=4)
     except (ValueError, OSError) as error:
         return script.fail(str(error))

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints import manifest
+from hrnet_jax.checkpoints.store import CheckpointStore
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import sharding
 from hrnet_jax.train import losses, optimizers
@@ -48,10 +49,10 @@ def main() -> None:
     print(
         f"{arguments.variant} with averages: {len(jax.tree.leaves(state))} arrays, {size:,} bytes"
     )
-    metadata = {key: {} for key in checkpointing.METADATA_KEYS}
+    metadata = {key: {} for key in manifest.METADATA_KEYS}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        store = checkpointing.CheckpointStore(folder)
+        store = CheckpointStore(folder)
         manifest_cpu = []
 
         def timed() -> None:

@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from etils import epath
 
 SECONDS = 30
 ROOT = pathlib.Path(__file__).parent.parent
@@ -162,7 +163,9 @@ def checkpoint(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     """A step's folder with a damaged, deleted, emptied or replaced file."""
     import jax
 
-    from hrnet_jax.checkpoints import store as checkpointing
+    from hrnet_jax.checkpoints import manifest
+    from hrnet_jax.checkpoints.load import load_checkpoint
+    from hrnet_jax.checkpoints.store import CheckpointStore
     from hrnet_jax.train.step import TrainState
 
     values = np.arange(600, dtype=np.float32)
@@ -172,19 +175,19 @@ def checkpoint(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
             np.int32(5), {"a": {"kernel": values}}, {"a": {"mean": values[:3]}}, opt_state=()
         )
         metadata = {
-            "format_version": checkpointing.FORMAT_VERSION,
+            "format_version": manifest.FORMAT_VERSION,
             "model": {},
             "classes": {},
             "config": {},
             "version": "0",
         }
-        store = checkpointing.CheckpointStore(str(_checkpoint[0]))
+        store = CheckpointStore(str(_checkpoint[0]))
         store.save(state, metadata)
         store.close()
     shutil.copytree(_checkpoint[0], folder / "run")
-    step = folder / "run" / checkpointing.FOLDER / "5"
+    step = folder / "run" / manifest.FOLDER / "5"
     files = sorted(p for p in step.rglob("*") if p.is_file() and p.parent != step)
-    files.append(step / checkpointing.MANIFEST)
+    files.append(step / manifest.MANIFEST)
     victim = files[rng.integers(0, len(files))]
     how = rng.integers(0, 6)
     if how < 3:
@@ -196,14 +199,14 @@ def checkpoint(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
         victim.mkdir()
     else:  # sound by its checksums: someone else's manifest is no proof of anything
         victim.write_bytes(damaged(victim.read_bytes(), rng))
-        inside = checkpointing.epath.Path(step)
-        listed = checkpointing._files(inside)
-        sums = {name: [size, checkpointing._checksum(file)] for name, file, size in listed}
-        manifest = {"files": sums, "score": None, "evaluated": False}
-        checkpointing._write_manifest(inside, manifest)
+        inside = epath.Path(step)
+        listed = manifest.step_files(inside)
+        sums = {name: [size, manifest.checksum(file)] for name, file, size in listed}
+        contents = {"files": sums, "score": None, "evaluated": False}
+        manifest.write_manifest(inside, contents)
 
     def read() -> bool:
-        found = checkpointing.load_checkpoint(folder / "run").variables
+        found = load_checkpoint(folder / "run").variables
         arrays = [np.asarray(x) for x in jax.tree.leaves(found)]
         return how == 5 or (len(arrays) == 2 and any(np.array_equal(a, values) for a in arrays))
 

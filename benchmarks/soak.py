@@ -38,6 +38,7 @@ if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np  # noqa: E402
+from etils import epath  # noqa: E402
 
 # What compiles fast; nothing here is about the speed of the programs.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -197,17 +198,17 @@ class Lab:
 
     def digest(self, name: str) -> dict:
         """All that a run leaves and that has to be the same again."""
-        from hrnet_jax.checkpoints import store as checkpointing
+        from hrnet_jax.checkpoints import manifest, vectors
 
-        root = checkpointing.epath.Path(self.at(name) / checkpointing.FOLDER)
-        manifests = checkpointing._complete_steps(root)
+        root = epath.Path(self.at(name) / manifest.FOLDER)
+        manifests = manifest.complete_steps(root)
         newest = root / str(max(manifests))
-        check(not checkpointing._damage(newest), f"{newest} is damaged")
+        check(not manifest.find_damage(newest), f"{newest} is damaged")
         arrays = hashlib.sha256()
         for part in ("variables", "training", "ema"):
             for entry, array in zip(
-                checkpointing._read_entries(newest, part),
-                checkpointing._restore(newest, part),
+                vectors.read_descriptions(newest, part),
+                vectors.restore_arrays(newest, part),
                 strict=True,
             ):
                 arrays.update(repr(entry).encode() + array.tobytes())
@@ -370,7 +371,7 @@ def several_processes(lab: Lab) -> str:
 
 
 def rot(lab: Lab) -> str:
-    from hrnet_jax.checkpoints import store as checkpointing
+    from hrnet_jax.checkpoints.load import load_checkpoint
 
     settings = {"num_steps": 12, "checkpoint_every_steps": 5, "eval__every_steps": 12}
     lab.reference(**settings)
@@ -395,7 +396,7 @@ def rot(lab: Lab) -> str:
             file.write_bytes(data[: lab.random.randrange(len(data))])
         else:
             file.unlink()
-        step = checkpointing.load_checkpoint(str(copy), which="latest").step
+        step = load_checkpoint(str(copy), which="latest").step
         check(step == before, f"{how} of {file} was not noticed: step {step} was taken")
         shutil.rmtree(copy)
     if lab.short:
@@ -428,7 +429,7 @@ def full_disk(lab: Lab) -> str:
 
 
 def not_finite(lab: Lab) -> str:
-    from hrnet_jax.checkpoints import store as checkpointing
+    from hrnet_jax.checkpoints.load import load_checkpoint
 
     settings = {"num_steps": 9, "checkpoint_every_steps": 3}
     poisoned = {"SOAK_POISONED_STEP": "5"}
@@ -441,7 +442,7 @@ def not_finite(lab: Lab) -> str:
     run.end()
     check("skipped, 1 of at most 1" in run.text(), run.text()[-1000:])
     check(lab.digest("skips")["log"][-2]["train/skipped_steps"] == 1, "not counted")
-    best = checkpointing.load_checkpoint(str(lab.at("skips")))
+    best = load_checkpoint(str(lab.at("skips")))
     check(all(np.isfinite(x).all() for x in _leaves(best.variables)), "saved what is not finite")
     return f"exit code 3 and {line[17:]!r}; skipped and counted if allowed"
 
@@ -449,7 +450,8 @@ def not_finite(lab: Lab) -> str:
 def topology(lab: Lab) -> str:
     import jax
 
-    from hrnet_jax.checkpoints import store as checkpointing
+    from hrnet_jax.checkpoints import manifest
+    from hrnet_jax.checkpoints.store import CheckpointStore
     from hrnet_jax.models import Variant, create_model
     from hrnet_jax.runtime import sharding
     from hrnet_jax.train import optimizers
@@ -462,20 +464,20 @@ def topology(lab: Lab) -> str:
     model = create_model(tiny, 19)
     state = jax.jit(lambda: create_state(model, optimizer, seed=0, ema=True))()
     expected = [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
-    metadata = {key: {} for key in checkpointing.METADATA_KEYS}
-    metadata["format_version"] = checkpointing.FORMAT_VERSION
+    metadata = {key: {} for key in manifest.METADATA_KEYS}
+    metadata["format_version"] = manifest.FORMAT_VERSION
     meshes = [(8, 1), (2, 4), (1, 1), (2, 4), (8, 1)]
     for shape in meshes:
         mesh = sharding.make_mesh(*shape)
         template = sharding.place_replicated(state, mesh)
-        store = checkpointing.CheckpointStore(str(lab.at("topology")))
+        store = CheckpointStore(str(lab.at("topology")))
         restored = store.restore(template) or template
         check(restored.step.sharding.mesh == mesh, "not on the mesh")
         found = [np.asarray(x).tobytes() for x in jax.tree.leaves(restored)]
         check(found == expected, f"other bits on {shape}")
         store.close()
         shutil.rmtree(lab.at("topology"))
-        store = checkpointing.CheckpointStore(str(lab.at("topology")))
+        store = CheckpointStore(str(lab.at("topology")))
         store.save(restored, metadata)
         store.close()
     text = " -> ".join(f"{a}x{b}" for a, b in meshes) + ": all bits equal"

@@ -472,10 +472,10 @@ def load(
         FileNotFoundError: if there is no such folder, file or name.
         ValueError: if it is damaged, or the checkpoint's head gives no label maps.
     """
-    from hrnet_jax.checkpoints import store as checkpointing
+    from hrnet_jax.checkpoints.load import load_checkpoint
     from hrnet_jax.data.sources.source import Classes
 
-    checkpoint = checkpointing.load_checkpoint(path_or_name, step=step, which=which)
+    checkpoint = load_checkpoint(path_or_name, step=step, which=which)
     classes = Classes.from_json(checkpoint.metadata["classes"])
     model = create_model(**checkpoint.metadata["model"])
     return Predictor(model, checkpoint.variables, classes, checkpoint.step, method, space)

@@ -10,14 +10,7 @@ import functools
 import flax.linen as nn
 import jax
 
-from hrnet_jax.models.layers import (
-    BasicBlock,
-    Bottleneck,
-    ConvBN,
-    Policy,
-    fold,
-    relu,
-)
+from hrnet_jax.models.layers import BasicBlock, Bottleneck, ConvBN, Policy, fold, relu
 from hrnet_jax.models.remat_scan import call, call_in_turn
 from hrnet_jax.models.resize import resize
 from hrnet_jax.models.variants import Variant

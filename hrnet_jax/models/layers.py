@@ -15,9 +15,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from hrnet_jax.models.resize import (
-    resize,
-)
+from hrnet_jax.models.resize import resize
 
 # PyTorch's BatchNorm2d defaults, which the official code keeps: `momentum=0.1` there is the
 # weight of the new value, here (as in Flax) the weight of the old one.

@@ -20,14 +20,7 @@ from absl import logging
 
 from hrnet_jax.models import VARIANTS, HRNetModel, Variant, create_model, get_variant
 from hrnet_jax.pytorch.files import Tensor, open_tensors
-from hrnet_jax.pytorch.layouts import (
-    ABSENT,
-    LAYOUTS,
-    Layout,
-    absent_biases,
-    key_shapes,
-    leaves,
-)
+from hrnet_jax.pytorch.layouts import ABSENT, LAYOUTS, Layout, absent_biases, key_shapes, leaves
 
 # What the in-place normalisation of the official PyTorch 0.4 code added to |weight|.
 _INPLACE_EPSILON = 1e-5

@@ -19,8 +19,9 @@ from absl import flags
 from etils import epath
 
 import hrnet_jax
-from hrnet_jax.checkpoints import store as checkpointing
-from hrnet_jax.checkpoints import weights_file
+from hrnet_jax.checkpoints import manifest, weights_file
+from hrnet_jax.checkpoints.load import load_checkpoint
+from hrnet_jax.checkpoints.store import CheckpointStore
 from hrnet_jax.data.sources import camvid, cityscapes
 from hrnet_jax.data.sources.folder import read_class_file
 from hrnet_jax.data.sources.source import Classes
@@ -59,7 +60,7 @@ def run(arguments: list[str]) -> int:
         model, variables = _read_foreign(source)
         checkpoint = None
     else:
-        checkpoint = checkpointing.load_checkpoint(source)
+        checkpoint = load_checkpoint(source)
         print(f"{checkpoint.path}: step {checkpoint.step}")
         model = create_model(**checkpoint.metadata["model"])
         variables = checkpoint.variables
@@ -89,13 +90,13 @@ def _read_foreign(path: str):
 
 
 def _write_checkpoint(output: epath.Path, variables, metadata, step: int) -> None:
-    if (output / checkpointing.FOLDER).exists():
+    if (output / manifest.FOLDER).exists():
         raise ValueError(f"{output} holds checkpoints already; choose another --output")
-    store = checkpointing.CheckpointStore(str(output))
+    store = CheckpointStore(str(output))
     state = TrainState(
         np.asarray(step, np.int32), variables["params"], variables["batch_stats"], opt_state=()
     )
-    store.save(state, metadata | {"format_version": checkpointing.FORMAT_VERSION})
+    store.save(state, metadata | {"format_version": manifest.FORMAT_VERSION})
     store.wait()
     store.close()
 
@@ -114,7 +115,7 @@ def _metadata(model, source: str) -> dict[str, Any]:
             "name the right ones: --classes=camvid or a JSON class file"
         )
     return {
-        "format_version": checkpointing.FORMAT_VERSION,
+        "format_version": manifest.FORMAT_VERSION,
         "model": model.to_json(),
         "classes": classes.to_json(),
         # What evaluate.py takes as defaults.

@@ -11,8 +11,8 @@ wherever a run's folder goes; `evaluate.py --checkpoint=FILE --compare=RUN` says
 
 from absl import flags
 
-from hrnet_jax.checkpoints import store as checkpointing
 from hrnet_jax.checkpoints import weights_file
+from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.evaluation import precise_bn, segmentation
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import memory, sharding
@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
     weights_file.check_path(_OUTPUT.value)
     memory.keep_freed_pages()
     sharding.use_compilation_cache()
-    checkpoint = checkpointing.load_checkpoint(_CHECKPOINT.value)
+    checkpoint = load_checkpoint(_CHECKPOINT.value)
     about = dict(checkpoint.metadata["model"])
     if _IMAGE_STATISTICS.value is not None:
         about["image_statistics"] = _IMAGE_STATISTICS.value

@@ -21,8 +21,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import hrnet_jax
-from hrnet_jax.checkpoints import store as checkpointing
-from hrnet_jax.checkpoints import weights_file
+from hrnet_jax.checkpoints import manifest, weights_file
+from hrnet_jax.checkpoints.load import load_checkpoint
+from hrnet_jax.checkpoints.store import CheckpointStore, SaveError
 from hrnet_jax.data import IMAGE_SOURCES, SOURCES
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.sources.source import Source
@@ -108,7 +109,7 @@ def run(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch) -
     model = make_model(config, classes.num_classes)
     initial = load_initial_variables(config, model)
     metadata = make_metadata(config, model, train_source)
-    store = checkpointing.CheckpointStore(workdir)
+    store = CheckpointStore(workdir)
     saved = store.metadata()
     check_same_config(saved, metadata, workdir)
     # Opened here already, so that its own checks of the configuration come first.
@@ -199,7 +200,7 @@ def run(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch) -
             newest = max(store.steps(), default=0)
             kept = f"the newest checkpoint is that of step {newest}" if newest else "none was saved"
             kept += f" in {workdir}"
-        except checkpointing.SaveError as failure:
+        except SaveError as failure:
             kept = str(failure)
         message = f"{error}; {where}; {kept}"
         raise NonFiniteError(message, error.step, error.probe) from None
@@ -440,7 +441,7 @@ def load_initial_variables(config: ConfigDict, model: HRNetModel) -> Any | None:
     if weights_file.is_foreign(path):
         _, variables = convert.from_torch(path)
     else:
-        variables = checkpointing.load_checkpoint(path).variables
+        variables = load_checkpoint(path).variables
     fresh = model.init(jax.random.key(config.seed), jnp.zeros((1, 64, 64, 3)))
     fresh, given = (traverse_util.flatten_dict(tree, sep="/") for tree in (fresh, variables))
     fitting = {k for k in fresh.keys() & given.keys() if fresh[k].shape == given[k].shape}
@@ -470,9 +471,9 @@ def load_initial_variables(config: ConfigDict, model: HRNetModel) -> Any | None:
 
 
 def make_metadata(config: ConfigDict, model: HRNetModel, source: Source) -> dict[str, Any]:
-    """What a checkpoint says about itself; see `checkpointing.Checkpoint`."""
+    """What a checkpoint says about itself; see `checkpoints.load.Checkpoint`."""
     metadata = {
-        "format_version": checkpointing.FORMAT_VERSION,
+        "format_version": manifest.FORMAT_VERSION,
         "model": model.to_json(),
         "classes": source.classes.to_json(),
         "config": config.to_dict(),

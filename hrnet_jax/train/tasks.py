@@ -13,15 +13,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hrnet_jax.data import IMAGE_SOURCES, SOURCES, open_images, open_source
-from hrnet_jax.data.pipeline import (
-    audit,
-)
-from hrnet_jax.data.pipeline import (
-    classification as classification_data,
-)
-from hrnet_jax.data.pipeline import (
-    segmentation as segmentation_data,
-)
+from hrnet_jax.data.pipeline import audit
+from hrnet_jax.data.pipeline import classification as classification_data
+from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.mixture import Mixture, open_mixture
 from hrnet_jax.data.sources.source import IGNORE_LABEL
 from hrnet_jax.evaluation import classification, segmentation

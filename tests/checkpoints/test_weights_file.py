@@ -12,8 +12,8 @@ from flax import traverse_util
 
 import hrnet_jax
 from configs import common
-from hrnet_jax.checkpoints import store as checkpointing
-from hrnet_jax.checkpoints import weights_file
+from hrnet_jax.checkpoints import manifest, weights_file
+from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.models import create_model
 from hrnet_jax.pytorch import files as torch_files
 from hrnet_jax.train import loop as trainer
@@ -33,7 +33,7 @@ CLASSES = {
     "categories": [],
 }
 METADATA = {
-    "format_version": checkpointing.FORMAT_VERSION,
+    "format_version": manifest.FORMAT_VERSION,
     "model": MODEL,
     "classes": CLASSES,
     "config": {
@@ -73,7 +73,7 @@ def _equal(actual, expected):
 
 
 def test_there_and_back(file, variables):
-    checkpoint = checkpointing.load_checkpoint(file)
+    checkpoint = load_checkpoint(file)
     _equal(checkpoint.variables, variables)
     assert (checkpoint.step, checkpoint.metric, checkpoint.path) == (12, 0.5, str(file))
     assert (checkpoint.metadata["model"], checkpoint.metadata["classes"]) == (MODEL, CLASSES)
@@ -83,9 +83,9 @@ def test_there_and_back(file, variables):
         "data": {"root": "", "name": "camvid"},
     }
     assert b"/home/me" not in file.read_bytes()
-    assert checkpointing.load_checkpoint(file, step=12).step == 12
+    assert load_checkpoint(file, step=12).step == 12
     with pytest.raises(ValueError, match=r"step 3 was asked for, but .* holds step 12"):
-        checkpointing.load_checkpoint(file, step=3)
+        load_checkpoint(file, step=3)
 
 
 def test_float16_rounds_kernels_only(tmp_path, variables, quick):
@@ -152,7 +152,7 @@ def test_files_of_pytorch_are_told_apart(file, tmp_path):
     for path in (other, tmp_path / "x.pth"):
         assert weights_file.is_foreign(path)
     with pytest.raises(ValueError, match=r"torch\.safetensors does not say which network"):
-        checkpointing.load_checkpoint(other)
+        load_checkpoint(other)
 
 
 def _rewrite(file: Path, change) -> None:
@@ -190,7 +190,7 @@ KERNEL = "params/head/classifier/kernel"
 def test_what_does_not_fit_is_refused_by_name(file, change, message):
     _rewrite(file, change)
     with pytest.raises(ValueError, match=message) as error:
-        checkpointing.load_checkpoint(file)
+        load_checkpoint(file)
     assert str(file) in str(error.value)
 
 
@@ -209,13 +209,13 @@ def test_damaged_files_are_refused(tmp_path, content):
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"bad\.safetensors"):
-        checkpointing.load_checkpoint(path)
+        load_checkpoint(path)
 
 
 def test_a_cut_file_is_refused(file):
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(ValueError, match=r"bytes of data, the header declares"):
-        checkpointing.load_checkpoint(file)
+        load_checkpoint(file)
 
 
 def test_shipped_files_are_small_and_sound():

@@ -15,7 +15,7 @@ from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as offic
 from PIL import Image
 
 from configs import cityscapes as cityscapes_config
-from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints.store import CheckpointStore
 from hrnet_jax.data import open_source
 from hrnet_jax.data.sources import cityscapes
 from hrnet_jax.evaluation import metrics
@@ -113,7 +113,7 @@ def test_evaluation_script(root, tmp_path, monkeypatch):
     variables = model.init(jax.random.key(0), jnp.zeros((1, *SIZE, 3)))
     classifier = variables["params"]["head"]["classifier"]
     classifier["bias"] = jnp.zeros(19)  # so that the answers vary
-    store = checkpointing.CheckpointStore(str(tmp_path / "run"))
+    store = CheckpointStore(str(tmp_path / "run"))
     state = TrainState(jnp.int32(1), **variables, opt_state={"count": jnp.int32(1)})
     store.save(state, trainer.make_metadata(config, model, source))
     store.wait()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from configs import common, imagenet
-from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.data import open_images
 from hrnet_jax.evaluation import classification
 from hrnet_jax.runtime import sharding
@@ -117,7 +117,7 @@ def test_trains_and_feeds_segmentation(root, tmp_path, quick, caplog):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     scores = next(line for line in lines if "eval/top1" in line)
     assert scores["eval/top5"] == 1
-    checkpoint = checkpointing.load_checkpoint(tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
     assert checkpoint.metric == pytest.approx(scores["eval/top1"])
     assert checkpoint.metadata["classes"] == {"names": ["blue", "green", "red"]}
     evaluated = classification.evaluate(

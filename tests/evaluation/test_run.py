@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 import hrnet_jax
-from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints import manifest
+from hrnet_jax.checkpoints.store import CheckpointStore
 from hrnet_jax.data import Classes
 from hrnet_jax.evaluation import metrics
 from hrnet_jax.models import create_model
@@ -53,11 +54,11 @@ def workdir(tmp_path_factory, data):
     state = TrainState(jnp.int32(12), **variables, opt_state={"count": jnp.int32(12)})
     fields = {"variant": VARIANT, "num_classes": 3, "head": model.head, "align_corners": False}
     data_config = {"name": "folder", "root": str(data), "class_file": "", "eval_split": "val"}
-    store = checkpointing.CheckpointStore(str(folder))
+    store = CheckpointStore(str(folder))
     store.save(
         state,
         {
-            "format_version": checkpointing.FORMAT_VERSION,
+            "format_version": manifest.FORMAT_VERSION,
             "model": fields,
             "classes": CLASSES.to_json(),
             "config": {"data": data_config},

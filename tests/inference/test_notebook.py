@@ -12,7 +12,8 @@ from compiling import FAST_COMPILE
 from nbclient import NotebookClient
 
 import hrnet_jax
-from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints import manifest
+from hrnet_jax.checkpoints.store import CheckpointStore
 from hrnet_jax.data.sources.cityscapes import CLASSES
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import create_model
@@ -41,13 +42,13 @@ def workdir(tmp_path_factory):
         "align_corners": False,
     }
     metadata = {
-        "format_version": checkpointing.FORMAT_VERSION,
+        "format_version": manifest.FORMAT_VERSION,
         "model": model_fields,
         "classes": CLASSES.to_json(),
         "config": {"data": data},
         "version": hrnet_jax.__version__,
     }
-    store = checkpointing.CheckpointStore(str(folder))
+    store = CheckpointStore(str(folder))
     store.save(TrainState(jnp.int32(7), **variables, opt_state={"count": jnp.int32(7)}), metadata)
     store.close()
     return folder

@@ -7,12 +7,7 @@ import pytest
 from compiling import fast_jit
 
 from hrnet_jax.models import HEADS, create_model
-from hrnet_jax.models.heads import (
-    OCRHead,
-    PyramidHead,
-    _region_features,
-    make_head,
-)
+from hrnet_jax.models.heads import OCRHead, PyramidHead, _region_features, make_head
 from hrnet_jax.models.layers import Policy
 
 KEY = jax.random.key(0)

@@ -17,7 +17,7 @@ import test_partitioning
 import test_segmentation
 import test_store
 
-from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints.store import CheckpointStore
 from hrnet_jax.runtime import distributed, sharding
 
 
@@ -56,7 +56,7 @@ def main(coordinator: str, num_processes: str, process_id: str, folder: str, buc
 
     for name, place in (("folder", folder), ("store", bucket)):
         test_store._write(f"{place}/run", {1: 0.5, 2: 0.9, 3: None, 4: 0.1})
-        store = checkpointing.CheckpointStore(f"{place}/run")
+        store = CheckpointStore(f"{place}/run")
         restored = store.restore(test_store._state(0))
         found[name] = store.steps(), jax.tree.map(np.asarray, restored)
         store.close()

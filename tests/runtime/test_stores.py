@@ -17,8 +17,9 @@ from stopping import stopped_at
 
 import hrnet_jax
 from configs import common
-from hrnet_jax.checkpoints import store as checkpointing
-from hrnet_jax.checkpoints import weights_file
+from hrnet_jax.checkpoints import manifest, weights_file
+from hrnet_jax.checkpoints.load import load_checkpoint
+from hrnet_jax.checkpoints.store import CheckpointStore
 from hrnet_jax.data import open_images, open_source
 from hrnet_jax.data.images import decode
 from hrnet_jax.data.synthetic import write as synthetic
@@ -154,27 +155,27 @@ def _state(step):
 
 def test_checkpoints_that_are_half_there(bucket, caplog):
     model = {"variant": "w18", "num_classes": 2, "head": "segmentation", "align_corners": False}
-    metadata = dict.fromkeys(checkpointing.METADATA_KEYS, "") | {
-        "format_version": checkpointing.FORMAT_VERSION,
+    metadata = dict.fromkeys(manifest.METADATA_KEYS, "") | {
+        "format_version": manifest.FORMAT_VERSION,
         "model": model,
     }
     workdir = f"{bucket}/half"
-    store = checkpointing.CheckpointStore(workdir)
+    store = CheckpointStore(workdir)
     for step, score in ((1, 0.5), (2, 0.9), (3, 0.1), (4, 0.2)):
         store.save(_state(step), metadata)
         store.set_score(step, score)
     store.close()
     root = storage.path(workdir) / "checkpoints"
     assert sorted(p.name for p in root.iterdir()) == ["2", "3", "4"]
-    assert checkpointing.load_checkpoint(workdir).step == 2
+    assert load_checkpoint(workdir).step == 2
 
     (root / "3" / "manifest.json").unlink()  # as a killed save or removal leaves it
     name = next(n for n in storage.names_below(root / "2") if n.startswith("variables/d/"))
     storage.write_bytes(root / "2" / name, b"rotten")
-    found = checkpointing.load_checkpoint(workdir)
+    found = load_checkpoint(workdir)
     assert (found.step, float(found.variables["params"]["kernel"][0, 0])) == (4, 4.0)
     assert f"skipping the damaged checkpoint {root}/2" in caplog.text
-    store = checkpointing.CheckpointStore(workdir)
+    store = CheckpointStore(workdir)
     assert store.steps() == [2, 4]  # older steps are looked at when they are needed
     store.close()
 
@@ -246,7 +247,7 @@ def test_run_in_a_store(bucket, streets, quick, caplog, tmp_path):
     )
     np.testing.assert_array_equal(counts, result.image_counts)
 
-    checkpoint = checkpointing.load_checkpoint(workdir)
+    checkpoint = load_checkpoint(workdir)
     file = f"{bucket}/weights.safetensors"
     weights_file.write(
         file, checkpoint.variables, checkpoint.metadata, step=checkpoint.step, score=None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hrnet_jax import to_torch
-from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.models import create_model
 from hrnet_jax.pytorch.files import open_tensors, write_tensors
 
@@ -38,7 +38,7 @@ def test_there_and_back(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "official layout, HRNet w18_small_v1, segmentation head, 2 classes" in done.stdout
     assert "align_corners=True (asked for)" in done.stdout
-    checkpoint = checkpointing.load_checkpoint(str(folder))
+    checkpoint = load_checkpoint(str(folder))
     assert checkpoint.metadata["model"] == {
         "variant": "w18_small_v1",
         "num_classes": 2,
@@ -55,7 +55,7 @@ def test_there_and_back(tmp_path):
     done = run(folder, "--to=weights", f"--output={file}")
     assert done.returncode == 0, done.stderr
     assert f"Wrote {file}, " in done.stdout
-    found = checkpointing.load_checkpoint(file)
+    found = load_checkpoint(file)
     assert found.metadata["model"] == checkpoint.metadata["model"]
     jax.tree.map(np.testing.assert_array_equal, found.variables, checkpoint.variables)
 

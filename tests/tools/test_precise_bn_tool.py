@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints.load import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 NAME = "camvid_w18_small_v1"
@@ -34,7 +34,7 @@ def test_writes_weights_with_other_statistics(tmp_path):
     done = run(f"--data_root={tmp_path}", *options)
     assert done.returncode == 0, done.stderr
     assert "with the statistics of 2 of 3 images of camvid train" in done.stdout
-    new, old = checkpointing.load_checkpoint(file), checkpointing.load_checkpoint(NAME)
+    new, old = load_checkpoint(file), load_checkpoint(NAME)
     jax.tree.map(np.testing.assert_array_equal, new.variables["params"], old.variables["params"])
     assert new.step == old.step
     assert new.metadata["model"] == old.metadata["model"] | {"image_statistics": 0.125}

@@ -12,7 +12,8 @@ from stopping import stopped_at
 
 import hrnet_jax
 from configs import camvid, common, fake_data, imagenet
-from hrnet_jax.checkpoints import store as checkpointing
+from hrnet_jax.checkpoints.load import load_checkpoint
+from hrnet_jax.checkpoints.store import CheckpointStore
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import create_model
 from hrnet_jax.pytorch import convert
@@ -93,7 +94,7 @@ def test_run_resume_and_load(tmp_path, streets, quick, caplog):
     _equal(again, whole)
 
     # The folder is all that prediction needs; it takes the averaged weights.
-    checkpoint = checkpointing.load_checkpoint(tmp_path / "whole")
+    checkpoint = load_checkpoint(tmp_path / "whole")
     assert checkpoint.metric == lines[4]["eval/miou"]
     assert checkpoint.metadata["version"] == hrnet_jax.__version__
     _equal(checkpoint.variables, whole.ema)
@@ -146,18 +147,18 @@ def test_nan_stops_the_run_and_names_the_step(tmp_path, streets, quick, monkeypa
                 batch = {**batch, "label": np.full_like(batch["label"], 99)}  # no class
             yield batch
 
-    def slow(store, write=checkpointing.CheckpointStore._write_manifest):
+    def slow(store, write=CheckpointStore._write_manifest):
         time.sleep(1)  # step 2 is still being written when the error comes
         write(store)
 
     monkeypatch.setattr(trainer, "make_batches", poisoned)
-    monkeypatch.setattr(checkpointing.CheckpointStore, "_write_manifest", slow)
+    monkeypatch.setattr(CheckpointStore, "_write_manifest", slow)
     with pytest.raises(
         trainer.NonFiniteError,
         match=r"step 3: the loss is nan.*gradient is not is head/classifier.* that of step 2 in",
     ):
         trainer.train(_config(streets), str(tmp_path / "run"))
-    assert checkpointing.load_checkpoint(tmp_path / "run").step == 2
+    assert load_checkpoint(tmp_path / "run").step == 2
 
 
 BAD_CONFIGS = [

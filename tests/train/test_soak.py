@@ -1,6 +1,6 @@
 """The short forms of the experiments of benchmarks/soak.py.
 
-Those that are not here have theirs where their subject is: 6 in test_checkpointing, 7 and 14 in
+Those that are not here have theirs where their subject is: 6 in checkpoints/test_store, 7 and 14 in
 test_trainer and test_train, 9 in data/test_pipeline, 10 in test_evaluation.
 """
 

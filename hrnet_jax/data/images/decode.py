@@ -12,13 +12,7 @@ from PIL import Image
 
 from hrnet_jax.data.images import png
 from hrnet_jax.data.images.headers import check_label_header, parse_header, read_header
-from hrnet_jax.data.sources.source import (
-    IGNORE_LABEL,
-    UNKNOWN_LABEL,
-    Sample,
-    Source,
-    Window,
-)
+from hrnet_jax.data.sources.source import IGNORE_LABEL, UNKNOWN_LABEL, Sample, Source, Window
 from hrnet_jax.runtime import storage
 
 

@@ -5,12 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hrnet_jax.data.images.headers import (
-    Header,
-    check_label_header,
-    parse_header,
-    read_header,
-)
+from hrnet_jax.data.images.headers import Header, check_label_header, parse_header, read_header
 
 
 def save(path, mode="RGB", size=(8, 6), **options):

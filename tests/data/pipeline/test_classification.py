@@ -10,12 +10,8 @@ from PIL import Image
 from scipy import stats
 
 from hrnet_jax.data import open_images
-from hrnet_jax.data.pipeline import (
-    classification as classification_data,
-)
-from hrnet_jax.data.pipeline import (
-    segmentation as segmentation_data,
-)
+from hrnet_jax.data.pipeline import classification as classification_data
+from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.classification import CropView
 
 SETTINGS = {"area_min": 0.08, "aspect_max": 4 / 3, "flip": True}

@@ -5,12 +5,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from hrnet_jax.data import open_images
-from hrnet_jax.data.pipeline import (
-    classification as classification_data,
-)
-from hrnet_jax.data.pipeline import (
-    segmentation as segmentation_data,
-)
+from hrnet_jax.data.pipeline import classification as classification_data
+from hrnet_jax.data.pipeline import segmentation as segmentation_data
 
 COUNTS = {"train": 5, "validation": 3}
 

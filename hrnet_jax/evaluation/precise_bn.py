@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.sources.source import Source
-from hrnet_jax.inference import predictor as inference
+from hrnet_jax.inference.multi_scale import check_model
 from hrnet_jax.models import normalize
 from hrnet_jax.models.layers import BN_MOMENTUM
 from hrnet_jax.runtime import sharding
@@ -47,7 +47,7 @@ def measure(
     Raises:
         ValueError: if the network does not fit the classes, or no batch is full.
     """
-    inference.check_model(model, source.classes)
+    check_model(model, source.classes)
     batch_size = -(-batch_size // mesh.shape["data"]) * mesh.shape["data"]
     order = np.random.default_rng(0).permutation(len(source))
     function = functools.partial(_of_batch, model)

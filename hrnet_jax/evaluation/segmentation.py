@@ -18,7 +18,8 @@ from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.sources.source import Source
 from hrnet_jax.evaluation import metrics
-from hrnet_jax.inference import predictor as inference
+from hrnet_jax.inference import multi_scale
+from hrnet_jax.inference.multi_scale import Method, check_model
 from hrnet_jax.runtime import sharding, storage
 
 OnBatch = Callable[[dict[str, np.ndarray], np.ndarray], None]
@@ -206,14 +207,14 @@ def evaluate(
         ValueError: for a model whose head or classes do not fit, a split without labels, or
             files that are not sound.
     """
-    inference.check_model(model, source.classes)
+    check_model(model, source.classes)
     if not source.has_labels and on_batch is None:
         raise ValueError(
             f"split {source.split!r} of {source.name!r} has no labels to evaluate against"
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    method = inference.Method(tuple(scales), flip, tile and tuple(tile), average)
+    method = Method(tuple(scales), flip, tile and tuple(tile), average)
     source = spread(source, max_images)
     if mesh is not None:
         batch_size = -(-batch_size // mesh.shape["data"]) * mesh.shape["data"]
@@ -253,7 +254,7 @@ def evaluate(
         pending = None
         for batch in batches:
             images, labels, index = _place(batch, mesh)
-            predictions = inference.predict_labels(model, variables, images, method)
+            predictions = multi_scale.predict_labels(model, variables, images, method)
             result = _count(labels, predictions, index, num_classes, mesh)
             # The device works on this batch while the host adds up the one before.
             if pending is not None:

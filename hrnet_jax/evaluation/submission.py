@@ -13,8 +13,8 @@ from PIL import Image
 
 from hrnet_jax.data.images import decode
 from hrnet_jax.data.sources.source import Source
-from hrnet_jax.inference import predictor as inference
 from hrnet_jax.inference import visualize
+from hrnet_jax.inference.predictor import to_label_ids
 from hrnet_jax.runtime import storage
 
 SUFFIX = "_pred_labelIds.png"
@@ -41,7 +41,7 @@ class Writer:
 
     def add(self, index: int, predictions: np.ndarray) -> None:
         """Takes train ids [H, W] of the source's sample `index`."""
-        raw = inference.to_label_ids(predictions, self.source.classes)
+        raw = to_label_ids(predictions, self.source.classes)
         path = self.folder / file_name(self.source.ids[index])
         self._waiting.append(self._worker.submit(visualize.save, path, raw))
 

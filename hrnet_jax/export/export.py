@@ -27,7 +27,8 @@ import numpy as np
 from PIL import Image
 
 import hrnet_jax
-from hrnet_jax.inference import predictor as inference
+from hrnet_jax.inference import multi_scale
+from hrnet_jax.inference.predictor import Predictor
 from hrnet_jax.models import normalize
 from hrnet_jax.runtime import sharding, storage
 
@@ -89,8 +90,8 @@ def forward(
     logits = model.apply(variables, normalize.normalize(images), train=False)["logits"]
     found = {"logits": logits}
     if outputs != ("logits",):
-        full = inference.full_size_logits(logits, images.shape[1:3], model.align_corners)
-        found |= {"labels": inference.labels_of(full), "probabilities": jax.nn.softmax(full)}
+        full = multi_scale.full_size_logits(logits, images.shape[1:3], model.align_corners)
+        found |= {"labels": multi_scale.labels_of(full), "probabilities": jax.nn.softmax(full)}
     return {name: found[name] for name in outputs}
 
 
@@ -119,7 +120,7 @@ def compare(expected: Outputs, found: Outputs) -> Agreement:
 
 
 def describe(
-    predictor: inference.Predictor, size: tuple[int, int] | None, outputs: tuple[str, ...]
+    predictor: Predictor, size: tuple[int, int] | None, outputs: tuple[str, ...]
 ) -> dict[str, Any]:
     """What someone who gets the file needs to know of it, as plain JSON."""
     model = predictor.model
@@ -221,7 +222,7 @@ def _needs(name: str) -> Any:
 
 
 def export_model(
-    predictor: inference.Predictor,
+    predictor: Predictor,
     path: str | os.PathLike,
     *,
     size: tuple[int, int] | None = None,

@@ -13,12 +13,13 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from hrnet_jax.inference import predictor as inference
-from hrnet_jax.inference import visualize
+from hrnet_jax.data.images.read import IMAGE_SUFFIXES, read_image
+from hrnet_jax.inference import multi_scale, visualize
+from hrnet_jax.inference.predictor import Predictor, to_label_ids
 from hrnet_jax.inference.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
 from hrnet_jax.runtime import storage
 
-SUFFIXES = (*inference.IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 OUTPUTS = ("overlay", "labels", "probabilities")
 # Images read and results written ahead of, and behind, the network.
 _DEPTH = 4
@@ -119,7 +120,7 @@ class Job:
         ValueError: for unknown outputs or a batch size below 1.
     """
 
-    predictor: inference.Predictor
+    predictor: Predictor
     output: epath.Path
     outputs: tuple[str, ...] = ("overlay", "labels")
     batch_size: int = 1
@@ -155,7 +156,7 @@ class Job:
     def _groups(self, images: list[Input], bar: tqdm) -> Iterator[list[tuple[Input, np.ndarray]]]:
         """Neighbours of one size, at most `batch_size`; what cannot be read is a failure."""
         group: list[tuple[Input, np.ndarray]] = []
-        results = _ahead(lambda i: inference.read_image(i.path), images)
+        results = _ahead(lambda i: read_image(i.path), images)
         for item, future in zip(images, results, strict=True):
             try:
                 image = future.result()
@@ -227,10 +228,10 @@ class Job:
         p = self.predictor
         arguments = p.model, p.variables, p.place(padded), p.method
         if "probabilities" not in self.outputs:
-            labels = np.asarray(inference.predict_labels(*arguments))
+            labels = np.asarray(multi_scale.predict_labels(*arguments))
             return [(one, None) for one in labels[: len(images)]]
-        probabilities = inference.predict_probabilities(*arguments)
-        labels = np.asarray(inference.labels_of(probabilities))
+        probabilities = multi_scale.predict_probabilities(*arguments)
+        labels = np.asarray(multi_scale.labels_of(probabilities))
         pairs = zip(labels, np.asarray(probabilities), strict=True)
         return list(itertools.islice(pairs, len(images)))
 
@@ -242,7 +243,7 @@ class Job:
 
     def _save(self, name, labels, probabilities, writer: _Writer) -> None:
         if "labels" in self.outputs:
-            raw = inference.to_label_ids(labels, self.predictor.classes)
+            raw = to_label_ids(labels, self.predictor.classes)
             writer.save(visualize.save, self.output / f"{name}_labelIds.png", raw)
         if probabilities is not None:
             writer.save(_save_array, self.output / f"{name}_probabilities.npz", probabilities)

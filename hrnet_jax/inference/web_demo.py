@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hrnet_jax.inference import predictor as inference
+from hrnet_jax.data.images.read import decode_image
 from hrnet_jax.inference import visualize
+from hrnet_jax.inference.predictor import Predictor, to_label_ids
 
 # Only this computer can connect: there is no login.
 HOST = "127.0.0.1"
@@ -29,7 +30,7 @@ class Server(ThreadingHTTPServer):
     """Answers for one predictor; `run` until Ctrl+C. See `listen`."""
 
     daemon_threads = True
-    predictor: inference.Predictor
+    predictor: Predictor
 
     def __init__(self, port: int):
         super().__init__((HOST, port), _Handler)
@@ -60,13 +61,13 @@ def listen(port: int) -> Server:
         raise ValueError(f"port {port} {reason}; choose another with --port=NUMBER") from error
 
 
-def answer(predictor: inference.Predictor, data: bytes) -> dict[str, Any]:
+def answer(predictor: Predictor, data: bytes) -> dict[str, Any]:
     """What the page shows of an image file's prediction, as plain JSON; pictures are data URLs.
 
     Raises:
         ValueError: if the bytes are no image.
     """
-    image = inference.decode_image(io.BytesIO(data), "the picture")
+    image = decode_image(io.BytesIO(data), "the picture")
     start = time.perf_counter()
     labels = predictor.predict(image)
     seconds = time.perf_counter() - start
@@ -85,7 +86,7 @@ def answer(predictor: inference.Predictor, data: bytes) -> dict[str, Any]:
         ],
         "image": _data_url(image, "jpeg"),
         "colors": _data_url(colors, "png"),
-        "label_ids": _data_url(inference.to_label_ids(labels, classes), "png"),
+        "label_ids": _data_url(to_label_ids(labels, classes), "png"),
     }
 
 

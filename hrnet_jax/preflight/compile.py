@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from hrnet_jax import __version__
 from hrnet_jax.evaluation import metrics
-from hrnet_jax.inference import predictor as inference
+from hrnet_jax.inference import multi_scale
 from hrnet_jax.models import normalize
 from hrnet_jax.models.layers import REMAT
 from hrnet_jax.models.resize import resize
@@ -473,7 +473,7 @@ def make_evaluation_step(model: Any) -> Callable[[Any, dict[str, jax.Array]], ja
         images = normalize.normalize(batch["image"], model.policy.dtype)
         logits = model.apply(variables, images, train=False)["logits"]
         size = batch["label"].shape[1:3]
-        predictions = inference.labels_of(resize(logits, size, align_corners=model.align_corners))
+        predictions = multi_scale.labels_of(resize(logits, size, align_corners=model.align_corners))
         return metrics.confusion_matrices(batch["label"], predictions, model.num_classes)
 
     return evaluation_step

@@ -11,7 +11,7 @@ only if labels agree on 99.99 % of the pixels and logits within 0.1 %.
 from absl import flags
 
 from hrnet_jax.export import export
-from hrnet_jax.inference import predictor as inference
+from hrnet_jax.inference.predictor import load
 from hrnet_jax.runtime import sharding
 from hrnet_jax.tools import script
 
@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> int:
         raise ValueError(f"unexpected arguments {arguments}; options start with --")
     sharding.use_compilation_cache()
     size = script.parse_size("size", _SIZE.value)
-    predictor = inference.load(_CHECKPOINT.value, step=_STEP.value)
+    predictor = load(_CHECKPOINT.value, step=_STEP.value)
     print(f"Writing {_OUTPUT.value} and trying it against the checkpoint ...", flush=True)
     try:
         agreement = export.export_model(

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from hrnet_jax.inference.predictor import AVERAGES, Method
+from hrnet_jax.inference.multi_scale import AVERAGES, Method
 from hrnet_jax.tools import script
 
 _SCALES = flags.DEFINE_list("scales", ["1.0"], "Average over these scales, e.g. 0.5,1.0,1.5.")

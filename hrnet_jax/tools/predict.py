@@ -14,7 +14,7 @@ import sys
 from absl import flags
 
 from hrnet_jax.inference import file_job, web_demo
-from hrnet_jax.inference import predictor as inference
+from hrnet_jax.inference.predictor import load
 from hrnet_jax.runtime import memory, sharding, storage
 from hrnet_jax.tools import method_flags, script
 
@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     if _SERVE.value:
         # Before the network is loaded: a port in use is said at once.
         with web_demo.listen(_PORT.value) as server:
-            server.predictor = inference.load(
+            server.predictor = load(
                 _CHECKPOINT.value, method=method_flags.method(), space=method_flags.space()
             )
             print(f"Open {server.url} in a browser; Ctrl+C ends it.", flush=True)
@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> int:
         return 0
     inputs, failures = file_job.list_inputs(arguments)
     job = file_job.Job(
-        inference.load(_CHECKPOINT.value, method=method_flags.method(), space=method_flags.space()),
+        load(_CHECKPOINT.value, method=method_flags.method(), space=method_flags.space()),
         storage.path(_OUTPUT.value),
         tuple(_OUTPUTS.value),
         _BATCH_SIZE.value,

@@ -9,8 +9,9 @@ A and B are runs, files of weights or names of weights that come with the packag
 from absl import flags
 
 from hrnet_jax.checkpoints import weights_file
-from hrnet_jax.inference import predictor as inference
+from hrnet_jax.data.images.read import read_image
 from hrnet_jax.inference import visualize
+from hrnet_jax.inference.predictor import load
 from hrnet_jax.runtime import sharding, storage
 from hrnet_jax.tools import script
 
@@ -26,8 +27,8 @@ def run(arguments: list[str]) -> int:
     if not names or not arguments:
         raise ValueError("name the networks with --checkpoints=A,B and at least one picture")
     sharding.use_compilation_cache()
-    images = [inference.read_image(path) for path in arguments]
-    predictors = {name: inference.load(name) for name in names}
+    images = [read_image(path) for path in arguments]
+    predictors = {name: load(name) for name in names}
     drawn = []
     for image in images:
         seen = [(name, p.predict(image), p.classes) for name, p in predictors.items()]

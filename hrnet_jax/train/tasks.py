@@ -19,8 +19,8 @@ from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.mixture import Mixture, open_mixture
 from hrnet_jax.data.sources.source import IGNORE_LABEL
 from hrnet_jax.evaluation import classification, segmentation
-from hrnet_jax.inference import predictor as inference
 from hrnet_jax.inference import visualize
+from hrnet_jax.inference.multi_scale import SEGMENTATION_HEADS
 
 # Labels or images looked at before the first step.
 AUDITED_IMAGES = 500
@@ -248,5 +248,5 @@ _CLASSIFICATION = Task(
 )
 _TASKS = {
     "classification": _CLASSIFICATION,
-    **dict.fromkeys(inference.SEGMENTATION_HEADS, _SEGMENTATION),
+    **dict.fromkeys(SEGMENTATION_HEADS, _SEGMENTATION),
 }

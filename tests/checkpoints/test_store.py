@@ -279,7 +279,7 @@ def test_a_failed_write_is_reported_by_the_next_check(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(manifest, "write_manifest", fail)
+    monkeypatch.setattr("hrnet_jax.checkpoints.store.write_manifest", fail)
     store.save(_state(1), METADATA)
     store._checkpointer._async_manager._thread.join()
     with pytest.raises(SaveError, match=r"step 1 .* no space left.*no earlier one"):

@@ -10,7 +10,8 @@ import pytest
 
 from hrnet_jax.data import Classes
 from hrnet_jax.export import export
-from hrnet_jax.inference import predictor as inference
+from hrnet_jax.inference.multi_scale import Method
+from hrnet_jax.inference.predictor import Predictor
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import sharding
 
@@ -24,7 +25,7 @@ SIZE = (64, 96)
 def predictor(tiny):
     model = create_model(tiny, 3)
     variables = model.init(jax.random.key(3), jnp.zeros((1, *SIZE, 3)))
-    return inference.Predictor(model, variables, CLASSES, step=12)
+    return Predictor(model, variables, CLASSES, step=12)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_a_file_that_disagrees_is_not_kept(predictor, tmp_path, monkeypatch):
         variables = jax.tree.map(np.asarray, predictor.variables)
         kernel = variables["params"]["head"]["classifier"]["kernel"]
         variables["params"]["head"]["classifier"]["kernel"] = kernel + 0.1
-        build(inference.Predictor(predictor.model, variables, CLASSES), *args)
+        build(Predictor(predictor.model, variables, CLASSES), *args)
 
     monkeypatch.setitem(export._FORMATS, ".onnx", (spoiled, export._run_onnx))
     with pytest.raises(export.Disagreement, match=r"not kept.*labels agree on"):
@@ -131,9 +132,7 @@ def test_refuses(predictor, tmp_path, name, options, message):
 
 
 def test_refuses_another_method_and_a_missing_package(predictor, tmp_path, monkeypatch):
-    flipped = inference.Predictor(
-        predictor.model, predictor.variables, CLASSES, method=inference.Method(flip=True)
-    )
+    flipped = Predictor(predictor.model, predictor.variables, CLASSES, method=Method(flip=True))
     with pytest.raises(ValueError, match="one scale, not scale 1, flip"):
         export.export_model(flipped, tmp_path / "net.onnx")
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)

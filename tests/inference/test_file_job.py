@@ -7,7 +7,7 @@ from PIL import Image
 from test_predictor import CLASSES, Pointwise
 
 from hrnet_jax.inference import file_job
-from hrnet_jax.inference import predictor as inference
+from hrnet_jax.inference.predictor import Predictor
 from hrnet_jax.inference.video import VideoReader, VideoWriter
 
 # Train ids 0, 1, 2 are 7, 8, 11 in label files.
@@ -16,7 +16,7 @@ IDS = np.array(CLASSES.label_ids)
 
 @pytest.fixture(scope="module")
 def predictor():
-    return inference.Predictor(Pointwise(), {"gain": np.float32(1)}, CLASSES)
+    return Predictor(Pointwise(), {"gain": np.float32(1)}, CLASSES)
 
 
 def image(seed, size=(32, 40)):

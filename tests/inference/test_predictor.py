@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from hrnet_jax.data import Classes
-from hrnet_jax.inference import predictor as inference
-from hrnet_jax.inference.predictor import Method
+from hrnet_jax.data.images.read import read_image
+from hrnet_jax.inference import multi_scale
+from hrnet_jax.inference.multi_scale import Method
+from hrnet_jax.inference.predictor import Predictor, load, to_label_ids
 from hrnet_jax.models import create_model, normalize
 from hrnet_jax.models.resize import resize
 from hrnet_jax.runtime import memory
@@ -48,7 +50,7 @@ def network(tiny):
 
 @pytest.fixture(scope="module")
 def predictor(network):
-    return inference.Predictor(*network, CLASSES, step=5)
+    return Predictor(*network, CLASSES, step=5)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def test_arrays_paths_and_lists_agree(predictor, image, tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 70), (64, 33)])
 def test_any_size(size):
-    predictor = inference.Predictor(Pointwise(stride=4), {"gain": 1.0}, CLASSES)
+    predictor = Predictor(Pointwise(stride=4), {"gain": 1.0}, CLASSES)
     assert predictor.predict(np.zeros((*size, 3), np.uint8)).shape == size
 
 
@@ -110,13 +112,13 @@ def test_align_corners_of_the_model_is_used(image):
         model = Pointwise(stride=4, align_corners=align)
         logits = np.asarray(normalize.normalize(image[None]))[:, ::4, ::4]
         expected = np.asarray(resize(logits, SIZE, align_corners=align))[0]
-        result = inference.predict_probabilities(model, {"gain": 1.0}, image[None])
+        result = multi_scale.predict_probabilities(model, {"gain": 1.0}, image[None])
         np.testing.assert_allclose(result[0], softmax(expected), atol=1e-5)
 
 
 def views(model, variables, x, scale, average):
     """Logits of a view and of its mirror image turned back, at the view's size."""
-    size = inference.scaled_size(x.shape[1:3], scale)
+    size = multi_scale.scaled_size(x.shape[1:3], scale)
     x = resize(x, size)
     return [
         np.asarray(resize(model.apply(variables, v, train=False)["logits"][:, :, ::t], size))
@@ -133,11 +135,11 @@ def test_scales_and_flip_average_softmax(image):
         pair = views(model, variables, x, scale, "softmax")
         expected = expected + np.asarray(resize(sum(map(softmax, pair)) / 2, SIZE))
     expected /= expected.sum(-1, keepdims=True)
-    result = inference.predict_probabilities(model, variables, image[None], method)
+    result = multi_scale.predict_probabilities(model, variables, image[None], method)
     np.testing.assert_allclose(result, expected, atol=1e-5)
-    labels = inference.predict_labels(model, variables, image[None], method)
+    labels = multi_scale.predict_labels(model, variables, image[None], method)
     np.testing.assert_array_equal(labels, expected.argmax(-1))
-    single = inference.predict_probabilities(model, variables, image[None])
+    single = multi_scale.predict_probabilities(model, variables, image[None])
     assert np.abs(single - result).max() > 0.01
 
 
@@ -150,13 +152,13 @@ def test_scales_and_flip_average_exp_as_the_official_test(image):
         logits = sum(views(model, variables, x, scale, "exp")) / 2
         expected = expected + np.asarray(resize(np.exp(logits), SIZE))
     expected /= expected.sum(-1, keepdims=True)
-    result = inference.predict_probabilities(model, variables, image[None], method)
+    result = multi_scale.predict_probabilities(model, variables, image[None], method)
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_exp_of_large_logits_does_not_overflow(image):
     method = Method(scales=(0.5, 1.0), average="exp")
-    result = inference.predict_probabilities(Pointwise(), {"gain": 90.0}, image[None], method)
+    result = multi_scale.predict_probabilities(Pointwise(), {"gain": 90.0}, image[None], method)
     assert np.isfinite(result).all()
 
 
@@ -168,8 +170,8 @@ def test_tiles_of_a_pointwise_network_change_nothing(average):
     whole = dataclasses.replace(tiled, tile=None)
     model, variables = Pointwise(), {"gain": 1.0}
     np.testing.assert_allclose(
-        inference.predict_probabilities(model, variables, images, tiled),
-        inference.predict_probabilities(model, variables, images, whole),
+        multi_scale.predict_probabilities(model, variables, images, tiled),
+        multi_scale.predict_probabilities(model, variables, images, whole),
         atol=1e-5,
     )
 
@@ -178,14 +180,14 @@ def test_tile_larger_than_the_image_is_not_used(image):
     model, variables = Pointwise(stride=4), {"gain": 1.0}
     method = Method(tile=(64, 64))
     np.testing.assert_array_equal(
-        inference.predict_labels(model, variables, image[None], method),
-        inference.predict_labels(model, variables, image[None]),
+        multi_scale.predict_labels(model, variables, image[None], method),
+        multi_scale.predict_labels(model, variables, image[None]),
     )
 
 
 @pytest.mark.parametrize(("length", "tile"), [(100, 32), (33, 32), (2048, 1024), (32, 32), (5, 32)])
 def test_tiles_cover_and_overlap(length, tile):
-    starts = inference.tile_starts(length, tile)
+    starts = multi_scale.tile_starts(length, tile)
     assert starts[0] == 0
     assert starts[-1] == max(0, length - tile)
     steps = np.diff(starts)
@@ -195,14 +197,14 @@ def test_tiles_cover_and_overlap(length, tile):
 
 def test_tile_weights_fade_but_never_vanish():
     np.testing.assert_allclose(
-        inference.tile_weights((4, 3)), np.outer([0.5, 1, 1, 0.5], [0.5, 1, 0.5])
+        multi_scale.tile_weights((4, 3)), np.outer([0.5, 1, 1, 0.5], [0.5, 1, 0.5])
     )
 
 
 def test_scaled_sizes_round_halves_up():
-    assert inference.scaled_size((33, 1), 0.5) == (17, 1)
-    assert inference.scaled_size((1024, 2048), 1.75) == (1792, 3584)
-    assert inference.scaled_size((3, 3), 0.01) == (1, 1)
+    assert multi_scale.scaled_size((33, 1), 0.5) == (17, 1)
+    assert multi_scale.scaled_size((1024, 2048), 1.75) == (1792, 3584)
+    assert multi_scale.scaled_size((3, 3), 0.01) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,7 @@ def test_lossless_conversions_warn(tmp_path, image):
         path = tmp_path / f"{kind}.png"
         stored.save(path)
         with pytest.warns(UserWarning, match=f"{kind}.png: converted from mode {stored.mode}"):
-            result = inference.read_image(path)
+            result = read_image(path)
         np.testing.assert_array_equal(result, np.asarray(stored.convert("RGB")))
 
 
@@ -281,41 +283,41 @@ def test_views_that_do_not_fit_into_memory_are_tiled_and_said(network, image, mo
     model, variables = network
     large = jnp.asarray(np.tile(image, (12, 12, 1))[None, :300, :520])
     method = Method((0.5, 2.0))
-    assert inference.fitting_method(model, large, method) is method
+    assert multi_scale.fitting_method(model, large, method) is method
     # The network on 600x1040 pixels needs 50 MB, the values of the classes 30.
     monkeypatch.setattr(memory, "free_bytes", lambda device: 64_000_000)
     with pytest.warns(UserWarning, match=r"300x520 at scale 2 .* in tiles of 300x520"):
-        tiled = inference.fitting_method(model, large, method)
+        tiled = multi_scale.fitting_method(model, large, method)
     assert tiled == Method((0.5, 2.0), tile=(300, 520))
-    assert inference.fitting_method(model, large, Method(tile=(64, 64))).tile == (64, 64)
+    assert multi_scale.fitting_method(model, large, Method(tile=(64, 64))).tile == (64, 64)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1_000_000)
     with pytest.raises(ValueError, match=r"300x520, tested at 600x1040, do not fit into 0\.0 GiB"):
-        inference.predict_labels(model, variables, large, method)
+        multi_scale.predict_labels(model, variables, large, method)
     monkeypatch.setattr(memory, "free_bytes", lambda device: None)
-    assert inference.fitting_method(model, large, method) is method
+    assert multi_scale.fitting_method(model, large, method) is method
 
 
 def test_refuses_models_that_do_not_fit():
     with pytest.raises(ValueError, match="head 'pose' gives no label maps"):
-        inference.Predictor(Pointwise(head="pose"), {}, CLASSES)
+        Predictor(Pointwise(head="pose"), {}, CLASSES)
     with pytest.raises(ValueError, match="4 classes, the class list 3: a, b, c"):
-        inference.Predictor(Pointwise(num_classes=4), {}, CLASSES)
+        Predictor(Pointwise(num_classes=4), {}, CLASSES)
 
 
 def test_many_classes_need_wider_labels():
     scores = np.zeros((1, 2, 300), np.float32)
     scores[0, 1, 299] = 1
-    labels = inference.labels_of(scores)
+    labels = multi_scale.labels_of(scores)
     assert labels.dtype == np.int32
     assert labels.tolist() == [[0, 299]]
 
 
 def test_label_ids_are_the_data_sets():
     np.testing.assert_array_equal(
-        inference.to_label_ids(np.array([[0, 2, 1]], np.uint8), CLASSES), [[7, 11, 8]]
+        to_label_ids(np.array([[0, 2, 1]], np.uint8), CLASSES), [[7, 11, 8]]
     )
 
 
 def test_load_says_where_it_looked(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"at nothing_here: .*looked for /.*/nothing_here"):
-        inference.load("nothing_here")
+        load("nothing_here")

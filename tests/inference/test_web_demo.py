@@ -13,14 +13,14 @@ from headless import new_page
 from PIL import Image
 from test_predictor import CLASSES, Pointwise
 
-from hrnet_jax.inference import predictor as inference
 from hrnet_jax.inference import web_demo
+from hrnet_jax.inference.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
 def server():
     with web_demo.listen(0) as server:
-        server.predictor = inference.Predictor(Pointwise(), {"gain": np.float32(1)}, CLASSES)
+        server.predictor = Predictor(Pointwise(), {"gain": np.float32(1)}, CLASSES)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server

@@ -2,7 +2,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from hrnet_jax.inference.predictor import Method
+from hrnet_jax.inference.multi_scale import Method
 from hrnet_jax.tools import method_flags
 
 

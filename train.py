@@ -28,8 +28,8 @@ from ml_collections import config_flags
 from configs import common
 from hrnet_jax.checkpoints.store import SaveError
 from hrnet_jax.runtime import memory
-from hrnet_jax.train import loop as trainer
-from hrnet_jax.train import preemption
+from hrnet_jax.train import loop, preemption
+from hrnet_jax.train.config import flatten
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and pictures.")
@@ -55,8 +55,8 @@ def main(argv: list[str]) -> int:
         process_flags.join()
         if jax.process_index() > 0:
             package.setLevel(logging.WARNING)  # the first process speaks for all
-        trainer.train(_CONFIG.value, _WORKDIR.value)
-    except trainer.NonFiniteError as error:
+        loop.train(_CONFIG.value, _WORKDIR.value)
+    except loop.NonFiniteError as error:
         return script.fail(str(error), code=3)
     except SaveError as error:
         return script.fail(str(error), code=4)
@@ -93,7 +93,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def unknown_keys(argv: list[str]) -> str:
     """A message about the first --config.KEY that no configuration has; empty if there is none."""
-    known = list(trainer.flatten(common.get_config().to_dict()))
+    known = list(flatten(common.get_config().to_dict()))
     for argument in argv:
         match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if match and match[1] not in known:

@@ -244,7 +244,8 @@ def config(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     from ml_collections import config_flags
 
     from hrnet_jax.data.synthetic import write as synthetic
-    from hrnet_jax.train import loop as trainer
+    from hrnet_jax.train import build, loop
+    from hrnet_jax.train.config import flatten
 
     root = folder / "streets"
     synthetic.write_cityscapes(root, {"train": 2, "val": 1}, size=(32, 64), progress=False)
@@ -262,7 +263,7 @@ def config(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
             sys.argv = before
         return holder.value
 
-    known = trainer.flatten(parse(["fuzz", f"--config={base}"]).to_dict())
+    known = flatten(parse(["fuzz", f"--config={base}"]).to_dict())
     key = sorted(known)[rng.integers(0, len(known))]
     odd = [
         *("", "-1", "0", "nan", "inf", "-inf", "1e400", "99999999999999999999", "x", "None"),
@@ -282,14 +283,14 @@ def config(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
         config = parse(["fuzz", f"--config={base}", f"--config.data.root={root}", argument])
         if config is None:
             raise ValueError("no configuration")
-        before = trainer.make_state
-        trainer.make_state = accept
+        before = build.make_state
+        build.make_state = accept
         try:
-            trainer.train(config, str(folder / "run"))
+            loop.train(config, str(folder / "run"))
         except Accepted:
             return True
         finally:
-            trainer.make_state = before
+            build.make_state = before
         return False
 
     return read

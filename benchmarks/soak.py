@@ -65,7 +65,7 @@ def child(arguments: list[str]) -> None:
 
     from hrnet_jax.models import Variant, variants
     from hrnet_jax.runtime import sharding
-    from hrnet_jax.train import loop as trainer
+    from hrnet_jax.train import build
 
     variants.VARIANTS["tiny"] = Variant(
         "tiny", width=4, layer1_blocks=1, layer1_planes=4, num_modules=(1, 1, 1), num_blocks=1
@@ -74,7 +74,7 @@ def child(arguments: list[str]) -> None:
     if limit := os.environ.get("SOAK_FILE_LIMIT"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     if poisoned := os.environ.get("SOAK_POISONED_STEP"):
-        make_batches = trainer.make_batches
+        make_batches = build.make_batches
 
         def poison(config, source, start_step, *mesh):
             batches = make_batches(config, source, start_step, *mesh)
@@ -83,7 +83,7 @@ def child(arguments: list[str]) -> None:
                     batch = {**batch, "label": np.full_like(batch["label"], 99)}  # no class
                 yield batch
 
-        trainer.make_batches = poison
+        build.make_batches = poison
     sys.argv = ["train.py", *arguments]
     os.chdir(ROOT)
     runpy.run_path("train.py", run_name="__main__")

@@ -30,8 +30,8 @@ from hrnet_jax.evaluation import segmentation
 from hrnet_jax.pytorch import convert
 from hrnet_jax.pytorch import files as torch_files
 from hrnet_jax.runtime import sharding
-from hrnet_jax.train import loop as trainer
-from hrnet_jax.train import metric_log
+from hrnet_jax.train import build, metric_log
+from hrnet_jax.train.config import check_config, flatten
 from hrnet_jax.train.step import create_state, make_train_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "As for train.py.")
@@ -49,7 +49,7 @@ def check(config) -> None:
         "loss.name": "cross_entropy", "loss.class_weights": None, "loss.label_smoothing": 0.0,
         "data.color_jitter": 0.0, "data.class_mix": 0.0, "model.align_corners": None,
     }  # fmt: skip
-    found = trainer.flatten(config.to_dict())
+    found = flatten(config.to_dict())
     for key, value in expected.items():
         if found[key] != value:
             raise app.UsageError(f"config.{key} must be {value!r} here, not {found[key]!r}")
@@ -61,7 +61,7 @@ def gradients(config, model, variables, batch) -> dict[str, np.ndarray]:
     """Those of our training step, by PyTorch's names."""
     keeping = optax.trace(0.0)  # the optimizer whose state is the gradient
     state = create_state(model, keeping, seed=0, variables=variables)
-    loss = trainer.make_loss(config)
+    loss = build.make_loss(config)
     step = make_train_step(model, keeping, optax.constant_schedule(0.0), loss, seed=0)
     state, _ = jax.jit(step)(state, batch)
     variables = {"params": state.opt_state.trace, "batch_stats": state.batch_stats}
@@ -79,19 +79,19 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     config, folder = _CONFIG.value, Path(_OUTPUT.value)
-    trainer.check_config(config)
+    check_config(config)
     check(config)
-    source, eval_source = trainer.open_sources(config)
+    source, eval_source = build.open_sources(config)
     steps_per_epoch = len(source) / config.batch_size
     num_steps = config.num_steps or max(1, int(config.num_epochs * steps_per_epoch))
-    schedule, optimizer = trainer.make_optimizer(config, num_steps, steps_per_epoch)
-    model = trainer.make_model(config, source.classes.num_classes)
+    schedule, optimizer = build.make_optimizer(config, num_steps, steps_per_epoch)
+    model = build.make_model(config, source.classes.num_classes)
     sharding.use_compilation_cache(config.compilation_cache)
     state = create_state(
         model,
         optimizer,
         seed=config.seed,
-        variables=trainer.load_initial_variables(config, model),
+        variables=build.load_initial_variables(config, model),
     )
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def main(argv: list[str]) -> None:
                 raise RuntimeError(f"{script} has ended, see above")
             return answer
 
-        batches = itertools.islice(trainer.make_batches(config, source, 0), num_steps)
+        batches = itertools.islice(build.make_batches(config, source, 0), num_steps)
         losses = []
         for step, batch in enumerate(batches, start=1):
             rate = learning_rates[step - 1]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hrnet_jax.train import loop as trainer
+from hrnet_jax.train import loop
 
 
 class _StopError(Exception):
@@ -16,12 +16,12 @@ class _StopError(Exception):
 def stopped_at(step: int) -> Iterator[None]:
     """The training inside has to come to this step, and ends before anything of it is saved."""
 
-    def stop(self, at, metrics, add=trainer.Pace.add):
+    def stop(self, at, metrics, add=loop.Pace.add):
         if at == step:
             raise _StopError
         add(self, at, metrics)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Pace, "add", stop)
+        patch.setattr(loop.Pace, "add", stop)
         with pytest.raises(_StopError):
             yield

@@ -30,7 +30,8 @@ from hrnet_jax.models.layers import REMAT
 from hrnet_jax.models.resize import resize
 from hrnet_jax.preflight import hlo
 from hrnet_jax.runtime import sharding, storage
-from hrnet_jax.train import loop as trainer
+from hrnet_jax.train import build
+from hrnet_jax.train.config import check_config, check_divisible
 from hrnet_jax.train.step import create_state
 from hrnet_jax.train.tasks import task_of
 
@@ -219,9 +220,9 @@ def inspect(
     """
     if program not in PROGRAMS:
         raise ValueError(f"unknown program {program!r}; known: {PROGRAMS}")
-    trainer.check_config(config)
+    check_config(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space, topology.devices)
-    trainer.check_divisible(config, mesh)
+    check_divisible(config, mesh)
     lowered, sizes, scan = _lower(config, mesh, program, num_classes)
     start = time.perf_counter()
     common = {
@@ -423,8 +424,8 @@ def _versions() -> dict[str, str]:
 
 def _lower(config: ConfigDict, mesh: Mesh, program: str, num_classes: int):
     """The program before compilation, and the bytes of what it is given per device."""
-    model = trainer.make_model(config, num_classes, _platform(mesh))
-    schedule, optimizer = trainer.make_optimizer(config, max(1000, config.num_steps), 100)
+    model = build.make_model(config, num_classes, _platform(mesh))
+    schedule, optimizer = build.make_optimizer(config, max(1000, config.num_steps), 100)
     state = jax.eval_shape(
         lambda: create_state(model, optimizer, seed=config.seed, ema=config.optimizer.ema_decay > 0)
     )
@@ -432,7 +433,7 @@ def _lower(config: ConfigDict, mesh: Mesh, program: str, num_classes: int):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), state
     )
     if program == "train":
-        lowered = trainer.lower_step(config, model, optimizer, schedule, mesh, state)
+        lowered = build.lower_step(config, model, optimizer, schedule, mesh, state)
         batch_bytes = config.batch_size * _image_bytes(config) / mesh.size
         sizes = {
             "parameters": _bytes(state.params),

@@ -16,7 +16,7 @@ from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.mixture import Mixture
 from hrnet_jax.data.pipeline.service import Server
 from hrnet_jax.tools import script
-from hrnet_jax.train import loop as trainer
+from hrnet_jax.train import build
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
 _PORT = flags.DEFINE_integer("port", 5000, "Where to listen; 0: any free one.", lower_bound=0)
@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected arguments {arguments}; options start with --")
     data, seed = _CONFIG.value.data, _CONFIG.value.seed
-    source, _ = trainer.open_sources(_CONFIG.value)
+    source, _ = build.open_sources(_CONFIG.value)
     keys = ("scale_min", "scale_max", "scale_step", "flip", "brightness")
     augmentation = segmentation_data.Augmentation(
         tuple(data.crop_size), **{k: data[k] for k in keys}

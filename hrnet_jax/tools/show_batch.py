@@ -14,8 +14,7 @@ from ml_collections import config_flags
 from hrnet_jax.inference import visualize
 from hrnet_jax.runtime import storage
 from hrnet_jax.tools import script
-from hrnet_jax.train import augment
-from hrnet_jax.train import loop as trainer
+from hrnet_jax.train import augment, build
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the picture.")
@@ -26,9 +25,9 @@ flags.mark_flags_as_required(["config", "output"])
 def run(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected arguments {arguments}; options start with --")
-    config = trainer.with_fake_data(_CONFIG.value, _OUTPUT.value)
-    source, _ = trainer.open_sources(config)
-    batch = next(trainer.make_batches(config, source, _STEP.value))
+    config = build.with_fake_data(_CONFIG.value, _OUTPUT.value)
+    source, _ = build.open_sources(config)
+    batch = next(build.make_batches(config, source, _STEP.value))
     images, labels = batch["image"], batch["label"]
     if share := config.data.class_mix:
         mixed = augment.mix_classes(images, labels, config.seed, _STEP.value, share)

@@ -16,7 +16,7 @@ from hrnet_jax.checkpoints import manifest, weights_file
 from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.models import create_model
 from hrnet_jax.pytorch import files as torch_files
-from hrnet_jax.train import loop as trainer
+from hrnet_jax.train import build
 
 MODEL = {
     "variant": "tiny",
@@ -132,10 +132,10 @@ def test_a_training_starts_from_it(shipped, variables):
     config = common.get_config()
     config.variant, config.init_from = "tiny", shipped
     network = create_model("tiny", 3, align_corners=True)
-    _equal(trainer.load_initial_variables(config, network), variables)
+    _equal(build.load_initial_variables(config, network), variables)
     config.init_from = "camvid_tony"
     with pytest.raises(FileNotFoundError, match=r"camvid_tony.*: camvid_tiny"):
-        trainer.load_initial_variables(config, network)
+        build.load_initial_variables(config, network)
 
 
 def test_files_of_before_there_were_images_statistics(file):

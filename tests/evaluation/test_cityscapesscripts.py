@@ -21,7 +21,7 @@ from hrnet_jax.data.sources import cityscapes
 from hrnet_jax.evaluation import metrics
 from hrnet_jax.inference import visualize
 from hrnet_jax.inference.predictor import to_label_ids
-from hrnet_jax.train import loop as trainer
+from hrnet_jax.train import build
 from hrnet_jax.train.step import TrainState
 
 ROOT = Path(__file__).parents[2]
@@ -109,13 +109,13 @@ def test_evaluation_script(root, tmp_path, monkeypatch):
     config.data.root = str(root)
     config.model.init = "kaiming"
     source = open_source("cityscapes", root=root, split="val")
-    model = trainer.make_model(config, 19)
+    model = build.make_model(config, 19)
     variables = model.init(jax.random.key(0), jnp.zeros((1, *SIZE, 3)))
     classifier = variables["params"]["head"]["classifier"]
     classifier["bias"] = jnp.zeros(19)  # so that the answers vary
     store = CheckpointStore(str(tmp_path / "run"))
     state = TrainState(jnp.int32(1), **variables, opt_state={"count": jnp.int32(1)})
-    store.save(state, trainer.make_metadata(config, model, source))
+    store.save(state, build.make_metadata(config, model, source))
     store.wait()
     store.close()
     done = subprocess.run(

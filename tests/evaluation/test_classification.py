@@ -15,8 +15,7 @@ from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.data import open_images
 from hrnet_jax.evaluation import classification
 from hrnet_jax.runtime import sharding
-from hrnet_jax.train import loop as trainer
-from hrnet_jax.train import tasks
+from hrnet_jax.train import build, loop, tasks
 
 COLORS = {"blue": (30, 40, 220), "green": (40, 200, 30), "red": (220, 50, 40)}
 
@@ -111,7 +110,7 @@ def _config(root, **overrides):
 def test_trains_and_feeds_segmentation(root, tmp_path, quick, caplog):
     caplog.set_level(logging.INFO, "hrnet_jax")
     config = _config(root)
-    trainer.train(config, str(tmp_path))
+    loop.train(config, str(tmp_path))
     assert "18 images of 3 classes" in caplog.text
     assert "evaluated val after step 3: top-1 " in caplog.text
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -121,7 +120,7 @@ def test_trains_and_feeds_segmentation(root, tmp_path, quick, caplog):
     assert checkpoint.metric == pytest.approx(scores["eval/top1"])
     assert checkpoint.metadata["classes"] == {"names": ["blue", "green", "red"]}
     evaluated = classification.evaluate(
-        trainer.make_model(config, 3),
+        build.make_model(config, 3),
         checkpoint.variables,
         open_images("image_folder", root=root, split="val"),
         batch_size=config.eval.batch_size,
@@ -132,7 +131,7 @@ def test_trains_and_feeds_segmentation(root, tmp_path, quick, caplog):
     assert evaluated.top1 == pytest.approx(scores["eval/top1"])
     start = common.get_config()
     start.update({"variant": "tiny", "init_from": str(tmp_path)})
-    started = trainer.load_initial_variables(start, trainer.make_model(start, 19))
+    started = build.load_initial_variables(start, build.make_model(start, 19))
     for collection in ("params", "batch_stats"):
         jax.tree.map(
             np.testing.assert_array_equal,
@@ -158,9 +157,9 @@ def test_trains_and_feeds_segmentation(root, tmp_path, quick, caplog):
 def test_bad_configs_are_refused_before_anything_compiles(
     root, tmp_path, quick, monkeypatch, changes, message
 ):
-    monkeypatch.setattr(trainer, "make_state", None)
+    monkeypatch.setattr(build, "make_state", None)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        trainer.train(_config(root, **changes), str(tmp_path))
+        loop.train(_config(root, **changes), str(tmp_path))
 
 
 def test_splits_with_other_classes_are_refused(root, tmp_path, quick):
@@ -170,13 +169,13 @@ def test_splits_with_other_classes_are_refused(root, tmp_path, quick):
             path.parent.mkdir(parents=True)
             Image.new("RGB", (40, 40)).save(path)
     with pytest.raises(ValueError, match=r"only the first has \['b'\], only the second \['c'\]"):
-        trainer.open_sources(_config(tmp_path))
+        build.open_sources(_config(tmp_path))
 
 
 def test_every_class_counts_in_loss_and_accuracy(quick):
     """255 is a class of ImageNet, not a label to leave out."""
     task = tasks.task_of("classification")
-    loss = trainer.make_loss(imagenet.get_config())
+    loss = build.make_loss(imagenet.get_config())
     logits = jnp.zeros((2, 300)).at[:, 255].set(9.0)
     assert float(loss(logits, jnp.array([255, 255]))) == pytest.approx(
         float(jnp.log(1 + 299 * jnp.exp(-9.0))), rel=1e-4

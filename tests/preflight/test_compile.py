@@ -15,7 +15,7 @@ from hrnet_jax.models.heads import SegmentationHead
 from hrnet_jax.models.layers import Policy
 from hrnet_jax.models.remat_scan import call
 from hrnet_jax.preflight import compile as preflight
-from hrnet_jax.train import loop as trainer
+from hrnet_jax.train import build
 
 # What is compiled for other machines is kept, too, but cannot be used again.
 pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
@@ -47,7 +47,7 @@ def config(monkeypatch):
         assert platform == "tpu"
         return OneStream(num_classes, Policy(jnp.bfloat16, remat=config.model.remat, lanes=128))
 
-    monkeypatch.setattr(trainer, "make_model", make_model)
+    monkeypatch.setattr(build, "make_model", make_model)
     config = cityscapes.get_config("variant=w18")
     config.batch_size = 4
     config.data.crop_size = (64, 64)

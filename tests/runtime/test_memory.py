@@ -72,8 +72,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, memory.kept_b
 @pytest.mark.parametrize(
     ("name", "instead_of", "arguments"),
     [
-        ("train", "trainer.train", ["--config=configs/fake_data.py", "--workdir=nowhere"]),
-        ("evaluate", "checkpointing.load_checkpoint", ["--checkpoint=nowhere", "--output=nowhere"]),
+        ("train", "loop.train", ["--config=configs/fake_data.py", "--workdir=nowhere"]),
+        ("evaluate", "load_checkpoint", ["--checkpoint=nowhere", "--output=nowhere"]),
     ],
 )
 def test_threads_of_xla_share_one_arena_in(name, instead_of, arguments):
@@ -92,8 +92,8 @@ def measure(*_, **__):
     libc.fflush(None)
     sys.exit(0)
 script = __import__(name)
-module, function = instead_of.split(".")
-setattr(getattr(script, module), function, measure)
+*modules, function = instead_of.split(".")
+setattr(getattr(script, *modules) if modules else script, function, measure)
 if name == "train":
     script.app.run(script.main, flags_parser=script.parse_flags)
 script.script.run(script.run)

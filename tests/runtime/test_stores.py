@@ -28,8 +28,7 @@ from hrnet_jax.data.tiles import prepare as tiles
 from hrnet_jax.evaluation import report, segmentation, submission
 from hrnet_jax.inference import file_job
 from hrnet_jax.runtime import run_lock, storage
-from hrnet_jax.train import loop as trainer
-from hrnet_jax.train import optimizers
+from hrnet_jax.train import loop, optimizers
 from hrnet_jax.train.step import TrainState
 
 
@@ -212,11 +211,11 @@ def test_run_in_a_store(bucket, streets, quick, caplog, tmp_path):
     workdir = f"{bucket}/run"
 
     with stopped_at(2):
-        trainer.train(config, workdir)
-    resumed = trainer.train(config, workdir)
+        loop.train(config, workdir)
+    resumed = loop.train(config, workdir)
     assert "continuing at step 1 of 2" in caplog.text
     config.data.root = streets[1]
-    whole = trainer.train(config, str(tmp_path / "run"))
+    whole = loop.train(config, str(tmp_path / "run"))
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
     lines = storage.read_bytes(f"{workdir}/log.jsonl").decode().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 2]

@@ -7,7 +7,8 @@ import pytest
 
 from configs import common
 from hrnet_jax.models import VARIANTS
-from hrnet_jax.train import loop as trainer
+from hrnet_jax.train import build
+from hrnet_jax.train.config import check_config, flatten
 
 NAMES = ("cityscapes", "camvid", "imagenet", "demo", "fake_data")
 
@@ -19,16 +20,14 @@ def _get(name, arg=None):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_takes_variant_and_runlocal(name):
     full = _get(name)
-    trainer.check_config(full)
+    check_config(full)
     for variant in VARIANTS:
         config = _get(name, f"variant={variant},runlocal")
         assert config.variant == variant
-        trainer.check_config(config)
+        check_config(config)
         pixels = config.data.crop_size[0] * config.data.crop_size[1]
         assert config.num_steps * config.batch_size * pixels <= 100 * 128 * 256
-    assert set(trainer.flatten(full.to_dict())) == set(
-        trainer.flatten(common.get_config().to_dict())
-    )
+    assert set(flatten(full.to_dict())) == set(flatten(common.get_config().to_dict()))
     with pytest.raises(AttributeError, match=r"Did you mean .batch_size."):
         full.bach_size = 3
 
@@ -75,7 +74,7 @@ def test_bad_arguments(arg, message):
 @pytest.mark.parametrize("recipe", ["constant", "decay"])
 def test_camvid_recipes(recipe):
     config = _get("camvid", f"recipe={recipe}")
-    trainer.check_config(config)
+    check_config(config)
     # Pixels of each class in the 367 training frames.
     pixels = np.array(
         [10682767, 14750079, 623349, 20076880, 2845085, 6166762, 743859, 714595, 3719877, 405385,
@@ -85,7 +84,7 @@ def test_camvid_recipes(recipe):
     weights *= pixels.sum() / (weights * pixels).sum()
     np.testing.assert_allclose(config.loss.class_weights, weights, atol=0.005)
     # One keeps its learning rate, the other one ends at 0.
-    schedule, _ = trainer.make_optimizer(config, 1000, 92)
+    schedule, _ = build.make_optimizer(config, 1000, 92)
     rates = [float(schedule(step)) for step in (500, 999)]
     expected = [0.002, 0.002] if recipe == "constant" else [0.0005, 0.000001]
     assert rates == pytest.approx(expected, rel=1e-3)

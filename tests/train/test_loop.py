@@ -19,7 +19,8 @@ from hrnet_jax.models import create_model
 from hrnet_jax.pytorch import convert
 from hrnet_jax.pytorch import files as torch_files
 from hrnet_jax.runtime import run_lock
-from hrnet_jax.train import loop as trainer
+from hrnet_jax.train import build, loop
+from hrnet_jax.train.config import check_config, check_same_config
 from hrnet_jax.train.tasks import task_of
 
 
@@ -61,7 +62,7 @@ def _log(workdir):
 
 def test_run_resume_and_load(tmp_path, streets, quick, caplog):
     caplog.set_level(logging.INFO, "hrnet_jax")
-    whole = trainer.train(_config(streets), str(tmp_path / "whole"))
+    whole = loop.train(_config(streets), str(tmp_path / "whole"))
 
     # What a user sees and finds.
     text = caplog.text
@@ -82,14 +83,14 @@ def test_run_resume_and_load(tmp_path, streets, quick, caplog):
 
     # Stopped after step 2 (and before anything of step 3 is saved), then the same command again.
     with stopped_at(3):
-        trainer.train(_config(streets), str(tmp_path / "parts"))
-    resumed = trainer.train(_config(streets, log_every_steps=2), str(tmp_path / "parts"))
+        loop.train(_config(streets), str(tmp_path / "parts"))
+    resumed = loop.train(_config(streets, log_every_steps=2), str(tmp_path / "parts"))
     assert "continuing at step 2 of 4" in caplog.text
     _equal(resumed, whole)
     assert [line["step"] for line in _log(tmp_path / "parts")] == [1, 2, 4, 4]
 
     # A finished run is left alone.
-    again = trainer.train(_config(streets), str(tmp_path / "parts"))
+    again = loop.train(_config(streets), str(tmp_path / "parts"))
     assert "nothing to do" in caplog.text
     _equal(again, whole)
 
@@ -103,24 +104,24 @@ def test_run_resume_and_load(tmp_path, streets, quick, caplog):
 
     # Another configuration does not get mixed in.
     with pytest.raises(ValueError, match=r"optimizer.momentum: 0.9 there, 0.8 now"):
-        trainer.train(_config(streets, **{"optimizer.momentum": 0.8}), str(tmp_path / "whole"))
+        loop.train(_config(streets, **{"optimizer.momentum": 0.8}), str(tmp_path / "whole"))
 
     # And its weights can start another run.
     start = {"init_from": str(tmp_path / "whole")}
-    started = trainer.load_initial_variables(_config(streets, **start), _tiny_model(19))
+    started = build.load_initial_variables(_config(streets, **start), _tiny_model(19))
     _equal(started, checkpoint.variables)
     with caplog.at_level("INFO"):
-        started = trainer.load_initial_variables(_config(streets, **start), _tiny_model(7))
+        started = build.load_initial_variables(_config(streets, **start), _tiny_model(7))
     assert "random: head/classifier; left out: head/classifier" in caplog.text
     old, new = checkpoint.variables["params"], started["params"]
     _equal(new["backbone"], old["backbone"])
     _equal(new["head"]["hidden"], old["head"]["hidden"])
     assert new["head"]["classifier"]["kernel"].shape == (1, 1, 60, 7)
-    wide = trainer.make_model(_config("x", variant="w18_small_v1"), 7)
+    wide = build.make_model(_config("x", variant="w18_small_v1"), 7)
     with pytest.raises(ValueError, match=r"does not fit the backbone.*batch_stats/backbone/"):
-        trainer.load_initial_variables(_config(streets, **start), wide)
+        build.load_initial_variables(_config(streets, **start), wide)
     with pytest.raises(FileNotFoundError, match="no such file"):
-        trainer.load_initial_variables(_config(streets, init_from="/none"), _tiny_model(7))
+        build.load_initial_variables(_config(streets, init_from="/none"), _tiny_model(7))
 
 
 def test_imagenet_weights_start_a_segmentation_network(tmp_path, caplog):
@@ -130,18 +131,18 @@ def test_imagenet_weights_start_a_segmentation_network(tmp_path, caplog):
     path = tmp_path / "imagenet.pth"
     torch_files.write_tensors(path, convert.to_torch(imagenet, variables))
     config = _config("x", variant="w18_small_v1", init_from=str(path))
-    started = trainer.load_initial_variables(config, trainer.make_model(config, 19))
+    started = build.load_initial_variables(config, build.make_model(config, 19))
     for collection in ("params", "batch_stats"):
         _equal(started[collection]["backbone"], variables[collection]["backbone"])
     assert "random: head/classifier, head/hidden; left out: head/classifier, head/" in caplog.text
 
 
 def _tiny_model(num_classes):
-    return trainer.make_model(_config("x"), num_classes)
+    return build.make_model(_config("x"), num_classes)
 
 
 def test_nan_stops_the_run_and_names_the_step(tmp_path, streets, quick, monkeypatch):
-    def poisoned(*args, make_batches=trainer.make_batches, **kwargs):
+    def poisoned(*args, make_batches=build.make_batches, **kwargs):
         for number, batch in enumerate(make_batches(*args, **kwargs)):
             if number == 2:
                 batch = {**batch, "label": np.full_like(batch["label"], 99)}  # no class
@@ -151,13 +152,13 @@ def test_nan_stops_the_run_and_names_the_step(tmp_path, streets, quick, monkeypa
         time.sleep(1)  # step 2 is still being written when the error comes
         write(store)
 
-    monkeypatch.setattr(trainer, "make_batches", poisoned)
+    monkeypatch.setattr(build, "make_batches", poisoned)
     monkeypatch.setattr(CheckpointStore, "_write_manifest", slow)
     with pytest.raises(
-        trainer.NonFiniteError,
+        loop.NonFiniteError,
         match=r"step 3: the loss is nan.*gradient is not is head/classifier.* that of step 2 in",
     ):
-        trainer.train(_config(streets), str(tmp_path / "run"))
+        loop.train(_config(streets), str(tmp_path / "run"))
     assert load_checkpoint(tmp_path / "run").step == 2
 
 
@@ -204,10 +205,10 @@ BAD_CONFIGS = [
 def test_bad_configs_are_refused_before_anything_compiles(
     tmp_path, streets, quick, monkeypatch, key, value, message
 ):
-    monkeypatch.setattr(trainer, "make_state", None)
-    monkeypatch.setattr(trainer, "compile_step", None)
+    monkeypatch.setattr(build, "make_state", None)
+    monkeypatch.setattr(build, "compile_step", None)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        trainer.train(_config(streets, **{key: value}), str(tmp_path))
+        loop.train(_config(streets, **{key: value}), str(tmp_path))
     assert not (tmp_path / "log.jsonl").exists()
 
 
@@ -215,7 +216,7 @@ def test_mixing_needs_images_with_classes_and_another_one():
     config = common.get_config()
     config.update_from_flattened_dict({"data.class_mix": 0.5, "batch_size": 1})
     with pytest.raises(ValueError, match="batch_size=1: set it to 2 or more"):
-        trainer.check_config(config)
+        check_config(config)
     config = imagenet.get_config()
     config.data.class_mix = 0.5
     with pytest.raises(ValueError, match=r"class_mix=0\.5 is for segmentation only"):
@@ -227,21 +228,21 @@ def test_a_folder_in_use_is_refused(tmp_path, streets, quick):
         run_lock.locked(str(tmp_path)),
         pytest.raises(ValueError, match=r"is in use by process \d+"),
     ):
-        trainer.train(_config(streets), str(tmp_path))
+        loop.train(_config(streets), str(tmp_path))
 
 
 def test_fake_data_is_written_once_and_recorded_as_what_it_is(tmp_path):
     config = fake_data.get_config("runlocal")
     config.data.crop_size = (32, 64)
-    resolved = trainer.with_fake_data(config, str(tmp_path))
+    resolved = build.with_fake_data(config, str(tmp_path))
     assert (config.data.name, resolved.data.name) == ("fake", "cityscapes")
-    train, val = trainer.open_sources(resolved)
+    train, val = build.open_sources(resolved)
     assert (len(train), len(val)) == (8, 4)
-    assert trainer.with_fake_data(resolved, str(tmp_path)) is resolved
+    assert build.with_fake_data(resolved, str(tmp_path)) is resolved
 
 
 def test_camvid_crops_need_no_special_flag():
-    trainer.check_config(camvid.get_config())
+    check_config(camvid.get_config())
 
 
 def test_runs_from_before_a_key_existed_go_on(tmp_path):
@@ -249,7 +250,7 @@ def test_runs_from_before_a_key_existed_go_on(tmp_path):
     now = {"classes": {"names": ["road"]}, "config": config}
     data = {k: v for k, v in config["data"].items() if k != "color_jitter"}
     before = now | {"config": config | {"data": data}}
-    trainer.check_same_config(before, now, str(tmp_path))
+    check_same_config(before, now, str(tmp_path))
     changed = now | {"config": config | {"data": data | {"color_jitter": 0.2}}}
     with pytest.raises(ValueError, match=r"data\.color_jitter: 0\.0 there, 0\.2 now"):
-        trainer.check_same_config(before, changed, str(tmp_path))
+        check_same_config(before, changed, str(tmp_path))

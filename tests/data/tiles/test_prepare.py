@@ -22,7 +22,7 @@ from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.class_counts import class_counts
 from hrnet_jax.data.tiles import format as tile_format
 from hrnet_jax.data.tiles import prepare as tiles
-from hrnet_jax.train import loop as trainer
+from hrnet_jax.train import loop
 
 ROOT = Path(__file__).parents[3]
 
@@ -151,7 +151,7 @@ def test_training_from_tiles_is_the_same_step_by_step(camvid, tmp_path, quick):
         }
         config.update_from_flattened_dict(values)
         workdir = tmp_path / f"run_{len(logs)}"
-        trainer.train(config, str(workdir))
+        loop.train(config, str(workdir))
         lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
         keys = ("step", "train/loss", "train/grad_norm", "train/pixel_accuracy", "eval/miou")
         logs.append([{k: line[k] for k in keys if k in line} for line in lines])

@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from absl import app, flags, logging
 
@@ -30,6 +31,13 @@ def call(function: Callable[[list[str]], int], arguments: list[str]) -> int:
             f"{error}; take smaller tiles (--tile=512x1024), fewer images at a time (--batch_size)"
             " or spread each over devices (--space)"
         )
+
+
+def adopt(module: ModuleType) -> None:
+    """Makes a module's description and flags those of the program that was started."""
+    sys.modules["__main__"].__doc__ = module.__doc__
+    for flag in flags.FLAGS.get_key_flags_for_module(module):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -11,9 +11,9 @@ import pytest
 from flax import traverse_util
 
 import hrnet_jax
-from configs import common
 from hrnet_jax.checkpoints import manifest, weights_file
 from hrnet_jax.checkpoints.load import load_checkpoint
+from hrnet_jax.configs import common
 from hrnet_jax.models import create_model
 from hrnet_jax.pytorch import files as torch_files
 from hrnet_jax.train import build

@@ -14,8 +14,8 @@ import pytest
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
 from PIL import Image
 
-from configs import cityscapes as cityscapes_config
 from hrnet_jax.checkpoints.store import CheckpointStore
+from hrnet_jax.configs import cityscapes as cityscapes_config
 from hrnet_jax.data import open_source
 from hrnet_jax.data.sources import cityscapes
 from hrnet_jax.evaluation import metrics

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common, imagenet
 from hrnet_jax.checkpoints.load import load_checkpoint
+from hrnet_jax.configs import common, imagenet
 from hrnet_jax.data import open_images
 from hrnet_jax.evaluation import classification
 from hrnet_jax.runtime import sharding

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import cityscapes
+from hrnet_jax.configs import cityscapes
 from hrnet_jax.models.backbone import Branch, Stem
 from hrnet_jax.models.heads import SegmentationHead
 from hrnet_jax.models.layers import Policy

@@ -81,7 +81,7 @@ def test_threads_of_xla_share_one_arena_in(name, instead_of, arguments):
     arenas by glibc's own account. What is larger than a thread's own arena takes, XLA's temporaries
     above all, is mapped anew each time where there are several."""
     script = """
-import ctypes, sys
+import ctypes, importlib, sys
 name, instead_of = sys.argv[1:3]
 sys.argv = [name + ".py", *sys.argv[3:]]
 import jax, jax.numpy as jnp
@@ -91,7 +91,7 @@ def measure(*_, **__):
     libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
     libc.fflush(None)
     sys.exit(0)
-script = __import__(name)
+script = importlib.import_module(f"hrnet_jax.tools.{name}")
 *modules, function = instead_of.split(".")
 setattr(getattr(script, *modules) if modules else script, function, measure)
 if name == "train":

@@ -16,10 +16,10 @@ from PIL import Image
 from stopping import stopped_at
 
 import hrnet_jax
-from configs import common
 from hrnet_jax.checkpoints import manifest, weights_file
 from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.checkpoints.store import CheckpointStore
+from hrnet_jax.configs import common
 from hrnet_jax.data import open_images, open_source
 from hrnet_jax.data.images import decode
 from hrnet_jax.data.synthetic import write as synthetic

@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 
-from configs import common
+from hrnet_jax.configs import common
 from hrnet_jax.models import VARIANTS
 from hrnet_jax.train import build
 from hrnet_jax.train.config import check_config, flatten
@@ -14,7 +14,7 @@ NAMES = ("cityscapes", "camvid", "imagenet", "demo", "fake_data")
 
 
 def _get(name, arg=None):
-    return importlib.import_module(f"configs.{name}").get_config(arg)
+    return importlib.import_module(f"hrnet_jax.configs.{name}").get_config(arg)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,9 +11,9 @@ import pytest
 from stopping import stopped_at
 
 import hrnet_jax
-from configs import camvid, common, fake_data, imagenet
 from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.checkpoints.store import CheckpointStore
+from hrnet_jax.configs import camvid, common, fake_data, imagenet
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import create_model
 from hrnet_jax.pytorch import convert

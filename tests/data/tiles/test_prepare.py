@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from configs import common
+from hrnet_jax.configs import common
 from hrnet_jax.data import open_source
 from hrnet_jax.data.images import decode
 from hrnet_jax.data.pipeline import audit

@@ -18,7 +18,7 @@ and 70-73 for W48 from scratch with the official code.
 Names: the default variant is w48; `hrnet_jax.models.VARIANTS` lists all.
 """
 
-from configs import common
+from hrnet_jax.configs import common
 
 # The official weights, in the order of the train ids.
 CLASS_WEIGHTS = (

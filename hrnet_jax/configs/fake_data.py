@@ -5,7 +5,7 @@
 Any variant: `:variant=w48`. `:runlocal` shrinks it to about a minute.
 """
 
-from configs import common
+from hrnet_jax.configs import common
 
 
 def get_config(arg=None):

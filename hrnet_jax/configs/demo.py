@@ -6,7 +6,7 @@
 `:runlocal` is shorter still.
 """
 
-from configs import common
+from hrnet_jax.configs import common
 
 
 def get_config(arg=None):

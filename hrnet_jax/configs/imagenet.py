@@ -15,7 +15,7 @@ Published for it, top-1 / top-5 error in %: W18 23.2 / 6.6, W32 21.5 / 5.8, W48 
 `:runlocal` shrinks it to about a minute (compiling a large variant comes on top).
 """
 
-from configs import common
+from hrnet_jax.configs import common
 
 
 def get_config(arg=None):

@@ -17,7 +17,7 @@ the learning rate falls to 0; a tenth of BatchNorm's statistics is each image's 
 `:runlocal` shrinks any of them to about a minute.
 """
 
-from configs import common
+from hrnet_jax.configs import common
 
 # Share of each class among the training pixels to the power of -1/4, over its mean over the pixels:
 # a bicyclist (0.3 % of all) counts three times as much as road (33 %).

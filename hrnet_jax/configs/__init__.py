@@ -1,0 +1,1 @@
+"""The recipes; `common` has every key there is."""

@@ -173,11 +173,12 @@ def test_program_ends_with_samples_under_way(make_source, damaged):
     if damaged:
         damage(source.image_paths[5], "cut")
     code = f"""
-from hrnet_jax.data import Classes, Source, pipeline
+from hrnet_jax.data import Classes, Source
+from hrnet_jax.data.pipeline import segmentation
 classes = Classes.from_json({source.classes.to_json()})
 source = Source("x", "train", classes, {source.ids}, {source.image_paths}, {source.label_paths})
-dataset = pipeline.train_dataset(source, batch_size=8, crop_size=(800, 800), seed=0)
-batches = pipeline.iterate(dataset)
+dataset = segmentation.train_dataset(source, batch_size=8, crop_size=(800, 800), seed=0)
+batches = segmentation.iterate(dataset)
 first = next(batches)
 """
     command = [sys.executable, "-c", code]

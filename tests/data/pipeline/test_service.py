@@ -25,11 +25,12 @@ def take(source, batches, **options):
 
 SERVER = """
 import sys
-from hrnet_jax.data import open_source, pipeline
-from hrnet_jax.data.service import Server
+from hrnet_jax.data import open_source
+from hrnet_jax.data.pipeline import segmentation
+from hrnet_jax.data.pipeline.service import Server
 source = open_source("cityscapes", root=sys.argv[1], split="train")
-augmentation = pipeline.Augmentation((16, 24), **%r)
-samples = pipeline.TrainingSamples(pipeline.Mixture.of(source), augmentation, seed=3)
+augmentation = segmentation.Augmentation((16, 24), **%r)
+samples = segmentation.TrainingSamples(segmentation.Mixture.of(source), augmentation, seed=3)
 servers = [Server(samples, 0, "localhost") for _ in range(2)]
 print(*(server.address for server in servers), flush=True)
 servers[0].join()
@@ -45,7 +46,9 @@ def served(streets, tmp_path_factory):
     Path(source.image_paths[-1]).write_bytes(b"")
     command = [sys.executable, "-c", SERVER % AUGMENTATION, str(root)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        yield root, process.stdout.readline().split()
+        addresses = process.stdout.readline().split()
+        assert len(addresses) == 2  # none would mean samples made here
+        yield root, addresses
         process.kill()
 
 

@@ -64,7 +64,7 @@ def png(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     """An image and its label of a data set; one of them damaged."""
     from PIL import Image
 
-    from hrnet_jax.data.images import decode
+    from hrnet_jax.data.sources.files import Files
     from hrnet_jax.data.sources.source import Classes, Source
 
     classes = Classes(("a", "b"), ((0, 0, 0), (9, 9, 9)), (0, 1))
@@ -75,10 +75,10 @@ def png(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
         Image.fromarray(array).save(path)
     victim = paths[rng.integers(0, 2)]
     victim.write_bytes(damaged(victim.read_bytes(), rng))
-    source = Source("s", "train", classes, ("x",), (str(paths[0]),), (str(paths[1]),))
+    source = Source("s", "train", classes, ("x",), Files((str(paths[0]),), (str(paths[1]),)))
 
     def read() -> bool:
-        image, label = decode.read_sample(source, 0)
+        image, label = source.read(0)
         return np.array_equal(image, pixels) and np.array_equal(label, ids)
 
     return read
@@ -91,7 +91,6 @@ _tiles: list[tuple[pathlib.Path, list[np.ndarray], list[np.ndarray]]] = []  # wr
 def tile_shard(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     """A folder of tiles with a damaged, deleted or emptied file: shard, index or manifest."""
     from hrnet_jax.data import open_source
-    from hrnet_jax.data.images import decode
     from hrnet_jax.data.synthetic import write as synthetic
     from hrnet_jax.data.tiles import prepare as tiles
 
@@ -100,7 +99,7 @@ def tile_shard(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
         synthetic.write_cityscapes(root / "set", {"train": 3}, size=(48, 96), progress=False)
         source = open_source("cityscapes", root=root / "set", split="train")
         tiles.prepare(source, root / "tiles", progress=False, say=lambda *_: None)
-        samples = [decode.read_sample(source, k) for k in range(3)]
+        samples = [source.read(k) for k in range(3)]
         _tiles.append((root / "tiles", *map(list, zip(*samples, strict=True))))
     original, images, labels = _tiles[0]
     shutil.copytree(original, folder / "tiles")
@@ -116,7 +115,7 @@ def tile_shard(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
 
     def read() -> bool:
         source = open_source("cityscapes", root=folder / "tiles", split="train")
-        found = [decode.read_sample(source, k) for k in range(len(source))]
+        found = [source.read(k) for k in range(len(source))]
         return len(found) == 3 and all(
             np.array_equal(image, images[k]) and np.array_equal(label, labels[k])
             for k, (image, label) in enumerate(found)

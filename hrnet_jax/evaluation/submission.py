@@ -11,7 +11,6 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from hrnet_jax.data.images import decode
 from hrnet_jax.data.sources.source import Source
 from hrnet_jax.inference import visualize
 from hrnet_jax.inference.predictor import to_label_ids
@@ -90,7 +89,7 @@ def check(folder: str | os.PathLike, source: Source) -> None:
                 f"{len(names)} files {what} in {folder}: {', '.join(sorted(names)[:5])}"
             )
     for index, sample_id in enumerate(source.ids):
-        height, width = decode.image_size(source, index)
+        height, width = source.records.size(index)
         path = folder / file_name(sample_id)
         if problem := _problem(path, (width, height), source.classes.label_ids):
             raise ValueError(problem)

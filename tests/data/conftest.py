@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from hrnet_jax.data import Source
+from hrnet_jax.data.sources.files import Files
 from hrnet_jax.data.sources.source import Classes
 from hrnet_jax.data.synthetic import write as synthetic
 
@@ -45,7 +46,7 @@ def make_source(tmp_path):
             ids = rng.choice(np.array(classes.label_ids, np.uint8), (height, width))
             Image.fromarray(ids if label is None else label).save(labels[-1])
         ids = tuple(Path(p).stem for p in images)
-        return Source("test", "train", classes, ids, tuple(images), tuple(labels))
+        return Source("test", "train", classes, ids, Files(tuple(images), tuple(labels)))
 
     return make
 

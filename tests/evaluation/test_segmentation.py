@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from hrnet_jax.data import Classes, Source
+from hrnet_jax.data.sources.files import Files
 from hrnet_jax.evaluation import segmentation
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import sharding
@@ -46,7 +47,7 @@ def split(tmp_path_factory):
         labels.append(to_train[raw])
     image_paths, label_paths = zip(*paths, strict=True)
     ids = tuple(f"city/{i}" for i in range(len(SIZES)))
-    source = Source("test", "val", CLASSES, ids, image_paths, label_paths)
+    source = Source("test", "val", CLASSES, ids, Files(image_paths, label_paths))
     # What normalisation leaves of the order of channels.
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     predictions = [((i / 255 - mean) / std).argmax(-1) for i in images]
@@ -159,7 +160,7 @@ def test_some_images_are_spread_over_the_split(split):
 
 
 def test_a_split_without_labels_needs_a_hook(split):
-    source = dataclasses.replace(split[0], label_paths=())
+    source = dataclasses.replace(split[0], records=Files(split[0].image_paths))
     with pytest.raises(ValueError, match="split 'val' of 'test' has no labels"):
         run(source)
     batches = []
@@ -185,9 +186,8 @@ def test_refuses_what_does_not_fit(split):
 def test_damaged_files_are_named(split, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     source = split[0].take([0, 1])
-    source = dataclasses.replace(
-        source, image_paths=(source.image_paths[0], str(tmp_path / "bad.png"))
-    )
+    images = source.image_paths[0], str(tmp_path / "bad.png")
+    source = dataclasses.replace(source, records=Files(images, source.label_paths))
     with pytest.raises(ValueError, match=r"bad\.png"):
         run(source)
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from hrnet_jax.data import Classes, Source
+from hrnet_jax.data.sources.files import Files
 from hrnet_jax.evaluation import submission
 
 CLASSES = Classes(("road", "sky"), ((9, 0, 0), (0, 9, 0)), (7, 23))
@@ -17,7 +18,7 @@ def source(tmp_path):
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(paths[-1])
     ids = ("bonn/b_0", "bonn/b_1", "ulm/u_0")
-    return Source("set", "test", CLASSES, ids, tuple(map(str, paths)))
+    return Source("set", "test", CLASSES, ids, Files(tuple(map(str, paths))))
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_refuses_what_a_server_would(folder, source, tmp_path, spoil, message):
 
 
 def test_refuses_a_part_of_the_official_test_set(folder, source):
-    part = Source("cityscapes", "test", CLASSES, source.ids, source.image_paths)
+    part = Source("cityscapes", "test", CLASSES, source.ids, Files(source.image_paths))
     with pytest.raises(ValueError, match="3 images, but the server wants all 1525"):
         submission.check(folder, part)
 

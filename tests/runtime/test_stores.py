@@ -21,7 +21,6 @@ from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.checkpoints.store import CheckpointStore
 from hrnet_jax.configs import common
 from hrnet_jax.data import open_images, open_source
-from hrnet_jax.data.images import decode
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.data.tiles import format as tile_format
 from hrnet_jax.data.tiles import prepare as tiles
@@ -90,11 +89,9 @@ def test_data_are_those_of_a_folder(bucket, streets, tmp_path):
         here.label_paths[0].replace(streets[1], streets[0]),
     )
     for index in range(len(here)):
-        for a, b in zip(
-            decode.read_sample(there, index), decode.read_sample(here, index), strict=True
-        ):
+        for a, b in zip(there.read(index), here.read(index), strict=True):
             np.testing.assert_array_equal(a, b)
-    assert decode.image_size(there, 0) == (48, 80)
+    assert there.records.size(0) == (48, 80)
     storage.path(here.label_paths[1]).unlink()
     storage.path(there.label_paths[1]).unlink()
     for root in streets:
@@ -116,11 +113,12 @@ def test_data_are_those_of_a_folder(bucket, streets, tmp_path):
     storage.write_text(f"{bucket}/mine/classes.json", '{"names": ["no", "yes"]}')
     source = open_source("folder", root=f"{bucket}/mine", split="val")
     assert source.ids == ("a/b",)
-    np.testing.assert_array_equal(decode.read_sample(source, 0)[1], np.ones((8, 8)))
+    np.testing.assert_array_equal(source.read(0)[1], np.ones((8, 8)))
     for kind in ("cat", "dog"):
         storage.write_bytes(f"{bucket}/animals/train/{kind}/x/1.png", image.getvalue())
     source = open_images("image_folder", root=f"{bucket}/animals", split="train")
-    assert (source.ids, source.read(1)) == (("cat/x/1.png", "dog/x/1.png"), (image.getvalue(), 1))
+    assert source.ids == ("cat/x/1.png", "dog/x/1.png")
+    assert source.records.open(1) == (image.getvalue(), 1)
 
 
 def test_tiles(bucket, streets, tmp_path):
@@ -141,7 +139,7 @@ def test_tiles(bucket, streets, tmp_path):
     assert isinstance(cut.records, tile_format.TileRecords)
     window = slice(5, 40), slice(10, 77)
     for index in range(4):
-        cut_sample, sample = decode.open_sample(cut, index), decode.open_sample(source, index)
+        cut_sample, sample = cut.records.open(index), source.records.open(index)
         np.testing.assert_array_equal(cut_sample.image(window), sample.image(window))
         np.testing.assert_array_equal(cut_sample.label(window), sample.label(window))
 

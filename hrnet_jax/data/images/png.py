@@ -1,41 +1,28 @@
 """PNG files of 8-bit grey or RGB, decoded from the top as far as rows are needed.
 
-Two thirds of a PNG decoder's time goes into inflating. ISA-L does that three times as fast as zlib
-and stops where it is told to; the rows it gives are wrapped up again, uncompressed, for libspng to
-undo the filters. A street of 1024x2048 takes less than half of the time that libpng needs, and a
-crop near the top half of that. Every chunk's checksum is verified, also behind the last row needed.
-
-libspng is called through its own C interface, which pyspng's library exports: pyspng's function
-keeps Python's lock while it decodes, so that two threads are no faster than one.
+Two thirds of a PNG decoder's time goes into inflating. ISA-L inflates three times as fast as zlib
+and stops at a given length. The rows that it gives are wrapped up again as an uncompressed PNG, and
+libspng undoes the filters. imagecodecs calls libspng without the interpreter lock, so threads run
+in parallel. A street image of 1024x2048 takes less than half of the time that libpng needs, a crop
+near the top half of that. The checksum of every chunk is verified, also behind the last row needed.
+docs/data.md compares the libraries.
 """
 
-import ctypes
 import struct
 
 import numpy as np
+from imagecodecs import SpngError, spng_decode
 from isal import isal_zlib
-from pyspng import _pyspng_c
 
 from hrnet_jax.data.images.headers import Header
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {"grey": 1, "rgb": 3}
-_STORED = 65535  # the most that an uncompressed deflate block holds
-
-_spng = ctypes.CDLL(_pyspng_c.__file__)
-_spng.spng_ctx_new.argtypes = [ctypes.c_int]
-_spng.spng_ctx_new.restype = ctypes.c_void_p
-_spng.spng_ctx_free.argtypes = [ctypes.c_void_p]
-_spng.spng_set_png_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
-_spng.spng_decode_image.argtypes = [
-    ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int
-]  # fmt: skip
-_spng.spng_strerror.restype = ctypes.c_char_p
-_SPNG_FMT_PNG = 256  # as the file has it
+_STORED = 65535  # bytes in an uncompressed deflate block, at most
 
 
 def is_plain(data: bytes, header: Header) -> bool:
-    """Whether `decode_rows` can read the file: 8 bits, grey or RGB, not interlaced."""
+    """Whether `decode_rows` can read the file: 8 bits per channel, grey or RGB, not interlaced."""
     return header.format == "png" and header.bits == 8 and header.kind in _CHANNELS and not data[28]
 
 
@@ -53,9 +40,8 @@ def decode_rows(data: bytes, header: Header, name: str, rows: int) -> np.ndarray
     """
     try:
         raw = _inflate(_image_data(data), header, rows)
-        shape = (rows, header.width, 3) if header.kind == "rgb" else (rows, header.width)
-        return _unfilter(_wrap(data, raw, rows), shape)
-    except (ValueError, isal_zlib.error) as error:
+        return spng_decode(_wrap(data, raw, rows))
+    except (ValueError, isal_zlib.error, SpngError) as error:
         raise ValueError(f"{name} is damaged: {error}") from error
 
 
@@ -78,7 +64,7 @@ def _image_data(data: bytes) -> bytes:
 
 
 def _inflate(compressed: bytes, header: Header, rows: int) -> bytes:
-    """Filtered rows, each after the byte that names its filter."""
+    """Filtered rows; each begins with the byte that names its filter."""
     stride = 1 + header.width * _CHANNELS[header.kind]
     inflater = isal_zlib.decompressobj()
     raw = inflater.decompress(compressed, rows * stride)
@@ -93,7 +79,7 @@ def _inflate(compressed: bytes, header: Header, rows: int) -> bytes:
 
 
 def _wrap(data: bytes, raw: bytes, rows: int) -> bytes:
-    """A PNG of so many rows that holds the filtered rows as they are."""
+    """A PNG file of `rows` rows that holds the filtered rows uncompressed."""
     view, parts = memoryview(raw), [b"\x78\x01"]
     for start in range(0, len(raw), _STORED):
         block = view[start : start + _STORED]
@@ -109,18 +95,3 @@ def _wrap(data: bytes, raw: bytes, rows: int) -> bytes:
         chunks += [struct.pack(">I", sum(map(len, body))), kind, *body]
         chunks.append(struct.pack(">I", checksum))
     return b"".join(chunks)
-
-
-def _unfilter(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """The pixels of a whole PNG of 8 bits, which has this shape."""
-    pixels = np.empty(shape, np.uint8)
-    context = _spng.spng_ctx_new(0)
-    try:
-        failed = _spng.spng_set_png_buffer(context, data, len(data)) or _spng.spng_decode_image(
-            context, pixels.ctypes.data, pixels.nbytes, _SPNG_FMT_PNG, 0
-        )
-    finally:
-        _spng.spng_ctx_free(context)
-    if failed:
-        raise ValueError(_spng.spng_strerror(failed).decode())
-    return pixels

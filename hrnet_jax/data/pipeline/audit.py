@@ -124,7 +124,7 @@ def check_headers(source: Source, index: int) -> None:
 
 def count_ids(source: Source, index: int) -> np.ndarray:
     """Pixels of each raw id in one label, int64 [256]."""
-    return decode.count_ids(decode.read_label(source, index))
+    return decode.count_ids(source.records.label(index))
 
 
 def count_classes(source: Source, ids: np.ndarray) -> np.ndarray:
@@ -150,7 +150,7 @@ def _judge(
         )
         raise ValueError(
             f"labels of {source.name!r}, split {source.split!r}, hold ids which the class list "
-            f"does not know:\n{found}\nknown: {decode.known_ids(source)}. Are these labels of "
+            f"does not know:\n{found}\nknown: {source.known_ids()}. Are these labels of "
             "another kind (for Cityscapes: labelIds), or is the class list incomplete?"
         )
     counts = count_classes(source, histogram)
@@ -159,7 +159,7 @@ def _judge(
         raise ValueError(
             f"all {ignored} pixels in {num_counted} labels of {source.name!r}, split "
             f"{source.split!r}, are ignored: there is nothing to learn or to score. Ids found: "
-            f"{sorted(examples)}; known: {decode.known_ids(source)}"
+            f"{sorted(examples)}; known: {source.known_ids()}"
         )
     return LabelAudit(
         names=source.classes.names,

@@ -25,7 +25,7 @@ def class_counts(source: Source, *, progress: bool = True) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: naming a file that is gone or not sound.
     """
-    if (known := getattr(source.records, "id_counts", None)) is not None:
+    if (known := source.records.id_counts) is not None:
         return _by_class(source, known)
     path = cache_folder() / f"class_counts_{_fingerprint(source)}.npy"
     if path.is_file():

@@ -132,8 +132,8 @@ def read_image(source: ImageSource, index: int) -> tuple[Image.Image, int]:
     Raises:
         FileNotFoundError, ValueError: naming the file.
     """
-    data, label = source.read(index)
-    return decode_rgb(data, source.image_name(index)), label
+    sample = source.records.open(index)
+    return decode_rgb(sample.data, source.image_name(index)), sample.label
 
 
 def train_dataset(

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from hrnet_jax.data.images import decode
 from hrnet_jax.data.pipeline import augment
 from hrnet_jax.data.pipeline.class_counts import class_counts
 from hrnet_jax.data.pipeline.mixture import Mixture
@@ -186,7 +185,7 @@ class TrainingSamples:
                 "start it with the run's configuration"
             )
         source, index = self.mixture.sources[int(which)], int(index)
-        sample = decode.open_sample(source, index)
+        sample = source.records.open(index)
         pixel = None
         if focus != NO_CLASS:
             rng = sample_rng(self.seed, int(global_index), 1)
@@ -207,14 +206,14 @@ class TrainingSamples:
             size=sample.size,
             origin=(window[0].start, window[1].start),
         )
-        return image, decode.to_train_ids(label, source, index)
+        return image, source.to_train_ids(label, index)
 
 
 def _pixel_of(
     sample: Sample, source: Source, index: int, label: int, rng: np.random.Generator
 ) -> tuple[int, int]:
     """(row, column) of one of the pixels of a class."""
-    train_ids = decode.to_train_ids(sample.label(), source, index)
+    train_ids = source.to_train_ids(sample.label(), index)
     found = np.flatnonzero(train_ids == label)
     if not len(found):
         raise ValueError(
@@ -314,7 +313,7 @@ def eval_batches(
         for size, members in sorted_by_size(source).items()
         for rows in batch_rows(members, batch_size, process_index, process_count)
     ]
-    batches = read_ahead([rows for _, rows in plan], lambda i: decode.read_sample(source, i))
+    batches = read_ahead([rows for _, rows in plan], source.read)
     for (size, rows), samples in zip(plan, batches, strict=True):
         yield _collect(samples, size, rows)
 
@@ -343,7 +342,7 @@ def sorted_by_size(source: Source) -> dict[tuple[int, int], list[int]]:
     """
     sizes: dict[tuple[int, int], list[int]] = {}
     with ThreadPoolExecutor(_threads()) as pool:
-        found = pool.map(lambda i: decode.image_size(source, i), range(len(source)))
+        found = pool.map(source.records.size, range(len(source)))
         for index, size in enumerate(found):
             sizes.setdefault(size, []).append(index)
     return sizes

@@ -8,13 +8,14 @@ The files are in the folder CamVid of the repository alexgkendall/SegNet-Tutoria
 
 import os
 
-from hrnet_jax.data.sources.source import Classes, Source, describe_folder
+from hrnet_jax.data.sources.files import Pair, find_images, source_of_pairs
+from hrnet_jax.data.sources.source import Classes, Source
 from hrnet_jax.runtime import storage
 
 SPLITS = ("train", "val", "test", "trainval")
 LAYOUT = "ROOT/SPLIT/NAME.png and ROOT/SPLITannot/NAME.png"
 
-# (name, colour) in the order of the label ids.
+# (name, color) in the order of the label ids.
 _CLASSES = (
     ("sky", (128, 128, 128)),
     ("building", (128, 0, 0)),
@@ -47,30 +48,11 @@ def open_camvid(root: str | os.PathLike, split: str) -> Source:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r} of camvid; known: {SPLITS}")
     root = storage.path(root)
-    images, labels, ids = [], [], []
+    pairs = []
     for part in ("train", "val") if split == "trainval" else (split,):
-        found = storage.files_in(root / part, "*.png")
-        if not found:
-            raise FileNotFoundError(
-                f"no CamVid images: looked for {root / part}/*.png; {describe_folder(root)}. "
-                f"Expected layout: {LAYOUT}. Is --config.data.root the right folder?"
-            )
-        for image in found:
+        for image in find_images(root, root / part, "*.png", dataset="CamVid", layout=LAYOUT):
             name = os.path.basename(image)
             stem = name.removesuffix(".png")
-            images.append(image)
-            labels.append(f"{root / part}annot/{name}")
-            ids.append(f"{part}/{stem}" if split == "trainval" else stem)
-    if missing := storage.missing(labels):
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(labels)} images of camvid {split!r} have no label; the first "
-            f"one looked for is {missing[0]} (layout: {LAYOUT})"
-        )
-    return Source(
-        name="camvid",
-        split=split,
-        classes=CLASSES,
-        ids=tuple(ids),
-        image_paths=tuple(images),
-        label_paths=tuple(labels),
-    )
+            sample_id = f"{part}/{stem}" if split == "trainval" else stem
+            pairs.append(Pair(sample_id, image, f"{root / part}annot/{name}"))
+    return source_of_pairs("camvid", split, CLASSES, pairs, layout=LAYOUT)

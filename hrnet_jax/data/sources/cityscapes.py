@@ -4,21 +4,20 @@ root/leftImg8bit/{train,val,test}/CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png
 root/gtFine/{train,val}/CITY/CITY_SEQUENCE_FRAME_gtFine_labelIds.png
 root/gtCoarse/{train,val,train_extra}/CITY/CITY_SEQUENCE_FRAME_gtCoarse_labelIds.png
 
-The coarse labels are a data set of their own, "cityscapes_coarse".
+The coarse labels are a dataset of their own, "cityscapes_coarse".
 """
 
 import os
 
-from etils import epath
-
-from hrnet_jax.data.sources.source import Classes, Source, describe_folder
+from hrnet_jax.data.sources.files import Pair, find_images, source_of_pairs
+from hrnet_jax.data.sources.source import Classes, Source
 from hrnet_jax.runtime import storage
 
 SPLITS = ("train", "val", "test", "trainval")
 COARSE_SPLITS = ("train", "val", "train_extra")
 _IMAGE_SUFFIX = "_leftImg8bit.png"
 
-# (label id, name, category, colour) of the 19 classes that are evaluated, in the order of their
+# (label id, name, category, color) of the 19 classes that are evaluated, in the order of their
 # train ids, and every other label id; both as the official cityscapesScripts define them.
 _CLASSES = (
     (7, "road", "flat", (128, 64, 128)),
@@ -43,7 +42,8 @@ _CLASSES = (
 )
 # unlabeled, ego vehicle, rectification border, out of roi, static, dynamic, ground, parking,
 # rail track, guard rail, bridge, tunnel, polegroup, caravan, trailer. The 35th label, license
-# plate, has id -1, which is 255 where it is written as a byte; 255 is ignored in every set.
+# plate, has id -1, which is 255 where it is written as a byte; 255 is ignored in every
+# dataset.
 _IGNORED = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
 
 CLASSES = Classes(
@@ -59,7 +59,7 @@ def open_cityscapes(root: str | os.PathLike, split: str, *, coarse: bool = False
     """The images of `split` with their labels ("test" comes without labels).
 
     Args:
-        root: the data set's folder.
+        root: the dataset's folder.
         split: of SPLITS or COARSE_SPLITS.
         coarse: take the coarse labels instead of the fine ones.
 
@@ -75,39 +75,15 @@ def open_cityscapes(root: str | os.PathLike, split: str, *, coarse: bool = False
     suffix = f"_{kind}_labelIds.png"
     layout = f"ROOT/leftImg8bit/SPLIT/CITY/*{_IMAGE_SUFFIX} and ROOT/{kind}/SPLIT/CITY/*{suffix}"
     root = storage.path(root)
-    images, labels, ids = [], [], []
+    pairs = []
     for part in ("train", "val") if split == "trainval" else (split,):
         folder = root / "leftImg8bit" / part
-        found = storage.files_in(folder, f"*/*{_IMAGE_SUFFIX}")
-        if not found:
-            raise FileNotFoundError(_nothing_found(root, folder, layout))
-        for image in found:
+        for image in find_images(
+            root, folder, f"*/*{_IMAGE_SUFFIX}", dataset="Cityscapes", layout=layout
+        ):
             city, file = image.split("/")[-2:]
             stem = file.removesuffix(_IMAGE_SUFFIX)
-            images.append(image)
-            ids.append(f"{city}/{stem}")
-            labels.append(f"{root / kind / part}/{city}/{stem}{suffix}")
-    if split == "test":
-        # The official test labels are dummies: nothing may be trained on or scored against them.
-        labels = []
-    elif missing := storage.missing(labels):
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(labels)} images of {name} {split!r} have no label; "
-            f"the first one looked for is {missing[0]} (layout: {layout})"
-        )
-    return Source(
-        name=name,
-        split=split,
-        classes=CLASSES,
-        ids=tuple(ids),
-        image_paths=tuple(images),
-        label_paths=tuple(labels),
-    )
-
-
-def _nothing_found(root: epath.Path, folder: epath.Path, layout: str) -> str:
-    found = "; ".join(describe_folder(p) for p in (root, folder) if p == root or p.is_dir())
-    return (
-        f"no Cityscapes images: looked for {folder}/CITY/*{_IMAGE_SUFFIX}; {found}. "
-        f"Expected layout: {layout}. Is --config.data.root the right folder?"
-    )
+            label = f"{root / kind / part}/{city}/{stem}{suffix}"
+            pairs.append(Pair(f"{city}/{stem}", image, label))
+    # The official test labels are dummies: nothing may be trained on or scored against them.
+    return source_of_pairs(name, split, CLASSES, pairs, layout=layout, has_labels=split != "test")

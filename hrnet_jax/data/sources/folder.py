@@ -15,8 +15,8 @@ and can be predicted only. classes.json lists the classes in the order of their 
       "categories": ["none", "plant"]
     }
 
-`colors`, `label_ids`, `ignore_ids` and `categories` may be left out: then the colours are made up,
-label_ids are 0, 1, 2, ..., nothing but 255 is ignored, and there are no categories.
+`colors`, `label_ids`, `ignore_ids` and `categories` may be left out: then the colors are chosen
+automatically, label_ids are 0, 1, 2, ..., only 255 is ignored, and there are no categories.
 """
 
 import colorsys
@@ -24,6 +24,7 @@ import json
 import os
 from typing import Any
 
+from hrnet_jax.data.sources.files import Pair, source_of_pairs
 from hrnet_jax.data.sources.source import Classes, Source, describe_folder
 from hrnet_jax.runtime import storage
 
@@ -37,7 +38,7 @@ def open_folder(root: str | os.PathLike, split: str, class_file: str | os.PathLi
     """The images of root/images/`split` with their labels.
 
     Args:
-        root: the data set's folder.
+        root: the dataset's folder.
         split: name of a folder in root/images.
         class_file: instead of root/classes.json.
 
@@ -58,21 +59,12 @@ def open_folder(root: str | os.PathLike, split: str, class_file: str | os.PathLi
     ids = [os.path.splitext(name)[0] for name in found]
     if repeated := sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []:
         raise ValueError(f"images in {folder} differ in nothing but their suffix: {repeated[:5]}")
-    labels = []
-    if (root / "labels" / split).is_dir():
-        labels = [f"{root / 'labels' / split}/{i}.png" for i in ids]
-        if missing := storage.missing(labels):
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(labels)} images in {folder} have no label; the first one "
-                f"looked for is {missing[0]} (layout: {LAYOUT})"
-            )
-    return Source(
-        name="folder",
-        split=split,
-        classes=classes,
-        ids=tuple(ids),
-        image_paths=tuple(f"{folder}/{name}" for name in found),
-        label_paths=tuple(labels),
+    labels = root / "labels" / split
+    pairs = [
+        Pair(i, f"{folder}/{name}", f"{labels}/{i}.png") for i, name in zip(ids, found, strict=True)
+    ]
+    return source_of_pairs(
+        "folder", split, classes, pairs, layout=LAYOUT, has_labels=labels.is_dir()
     )
 
 
@@ -87,7 +79,7 @@ def read_class_file(path: str | os.PathLike) -> Classes:
     if not path.is_file():
         raise FileNotFoundError(
             f"no class file {path}: a JSON file with at least "
-            '{"names": ["first class", ...]}, see hrnet_jax/data/folder.py'
+            '{"names": ["first class", ...]}, see hrnet_jax/data/sources/folder.py'
         )
     try:
         data = json.loads(path.read_text())
@@ -105,7 +97,7 @@ def _with_defaults(data: Any) -> Any:
 
 
 def _colors(count: int) -> list[list[int]]:
-    """Colours that differ: hues a golden angle apart, two brightnesses in turn."""
+    """Colors that differ: hues a golden angle apart, two brightnesses in turn."""
     return [
         [round(255 * c) for c in colorsys.hsv_to_rgb(0.618034 * i % 1, 0.75, (0.9, 0.6)[i % 2])]
         for i in range(count)

@@ -7,10 +7,10 @@ which is how ImageNet is mostly unpacked. The classes are the folders' names in 
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from hrnet_jax.data.sources.source import describe_folder
+from hrnet_jax.data.sources.source import Records, Source, describe_folder
 from hrnet_jax.runtime import storage
 
 LAYOUT = "ROOT/SPLIT/CLASS/**/NAME.{jpg,jpeg,png}"
@@ -48,71 +48,39 @@ class ImageClasses:
         return cls(tuple(data["names"]))
 
 
-class ImageRecords(Protocol):
-    """Encoded images and their classes by number."""
+class LabeledImage(NamedTuple):
+    """An encoded image (PNG or JPEG) and the number of its class."""
 
-    def read(self, number: int) -> tuple[bytes, int]:
-        """The encoded image and its class."""
+    data: bytes
+    label: int
 
-    def name(self, number: int) -> str:
-        """What error messages call the image."""
+
+ImageSource = Source[ImageClasses, LabeledImage]
 
 
 @dataclass(frozen=True)
-class ImageSource:
-    """One split of a set of images with one class each.
+class ImageFiles(Records[LabeledImage]):
+    """Image files and their classes, see `source.Records`."""
 
-    Attributes:
-        name: of the data set, e.g. "image_folder".
-        split: e.g. "train".
-        classes: what the labels mean.
-        ids: stable relative names of the images.
-        records: where their bytes are.
-        numbers: of the records, one per image.
-    """
-
-    name: str
-    split: str
-    classes: ImageClasses
-    ids: tuple[str, ...]
-    records: ImageRecords
-    numbers: tuple[int, ...]
+    image_paths: tuple[str, ...] = field()  # without the default of `Records`
+    labels: tuple[int, ...] = ()
 
     has_labels = True
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.image_paths)
 
-    def read(self, index: int) -> tuple[bytes, int]:
-        """The encoded image and its class.
+    def name(self, index: int) -> str:
+        return self.image_paths[index]
 
-        Raises:
-            OSError, ValueError: naming the file or record, if it cannot be read.
-        """
-        return self.records.read(self.numbers[index])
+    def open(self, index: int) -> LabeledImage:
+        return LabeledImage(storage.read_bytes(self.image_paths[index]), self.labels[index])
 
-    def image_name(self, index: int) -> str:
-        """What messages call the image: its path, or the record's name."""
-        return self.records.name(self.numbers[index])
-
-    def take(self, indices: Sequence[int]) -> "ImageSource":
-        """The same split with only these images, in this order."""
-        ids, numbers = (tuple(values[i] for i in indices) for values in (self.ids, self.numbers))
-        return ImageSource(self.name, self.split, self.classes, ids, self.records, numbers)
-
-
-@dataclass(frozen=True)
-class Files:
-    """Image files and their classes."""
-
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-
-    def read(self, number: int) -> tuple[bytes, int]:
-        return storage.read_bytes(self.paths[number]), self.labels[number]
-
-    def name(self, number: int) -> str:
-        return self.paths[number]
+    def take(self, indices: Sequence[int]) -> "ImageFiles":
+        paths, labels = (
+            tuple(values[i] for i in indices) for values in (self.image_paths, self.labels)
+        )
+        return ImageFiles(paths, labels)
 
 
 def open_image_folder(root: str | os.PathLike, split: str) -> ImageSource:
@@ -137,8 +105,8 @@ def open_image_folder(root: str | os.PathLike, split: str) -> ImageSource:
     stray = [e.name for e in entries if not e.is_dir() and _is_image(e.name)]
     if stray:
         raise ValueError(
-            f"{len(stray)} images in {folder} are in no class folder, e.g. {stray[0]}; the folder "
-            f"is what says their class (layout: {LAYOUT})"
+            f"{len(stray)} images in {folder} are in no class folder, e.g. {stray[0]}; the "
+            f"name of its folder is an image's class (layout: {LAYOUT})"
         )
     if not names:
         raise FileNotFoundError(
@@ -154,13 +122,12 @@ def open_image_folder(root: str | os.PathLike, split: str) -> ImageSource:
             )
         ids += [f"{name}/{path}" for path in found]
         labels += [label] * len(found)
-    return ImageSource(
+    return Source(
         name="image_folder",
         split=split,
         classes=ImageClasses(tuple(names)),
         ids=tuple(ids),
-        records=Files(tuple(f"{folder}/{i}" for i in ids), tuple(labels)),
-        numbers=tuple(range(len(ids))),
+        records=ImageFiles(tuple(f"{folder}/{i}" for i in ids), tuple(labels)),
     )
 
 

@@ -1,6 +1,6 @@
 """Cityscapes as TensorFlow Datasets has prepared it (`cityscapes/semantic_segmentation`).
 
-The user prepares it, for the archives need a registration:
+The user prepares it, as the archives need a registration:
 
     tfds build cityscapes/semantic_segmentation --data_dir=DIR --manual_dir=ARCHIVES
 """
@@ -9,9 +9,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hrnet_jax.data.images import decode
 from hrnet_jax.data.sources.cityscapes import CLASSES
-from hrnet_jax.data.sources.source import Source
+from hrnet_jax.data.sources.files import EncodedSample
+from hrnet_jax.data.sources.source import Records, Sample, Source
 from hrnet_jax.data.sources.tfds_shards import Prepared, Shards
 
 # Our split names -> those of TFDS.
@@ -26,27 +26,30 @@ _PREPARED = Prepared("cityscapes/semantic_segmentation", "https://www.cityscapes
 
 
 @dataclass(frozen=True)
-class LabelledRecords:
-    """The encoded images and labels in the shards."""
+class ShardRecords(Records[Sample]):
+    """The encoded images and labels in the shards, see `source.Records`."""
 
     shards: Shards
     has_labels: bool
 
+    def __len__(self) -> int:
+        return len(self.shards.ids)
+
     def name(self, index: int) -> str:
         return self.shards.name(index)
 
-    def take(self, indices: Sequence[int]) -> "LabelledRecords":
+    def take(self, indices: Sequence[int]) -> "ShardRecords":
         return replace(self, shards=self.shards.take(indices))
 
-    def open(self, index: int) -> decode.EncodedSample:
-        """The encoded image and label.
+    def open(self, index: int) -> EncodedSample:
+        """See `Records.open`.
 
         Raises:
             ValueError: naming the record, if it is damaged or lacks a feature.
         """
         keys = (_IMAGE, _LABEL) if self.has_labels else (_IMAGE,)
         image, *label = self.shards.features(index, *keys)
-        return decode.EncodedSample(image, label[0] if label else None, *2 * [self.name(index)])
+        return EncodedSample(image, label[0] if label else None, *2 * [self.name(index)])
 
 
 def open_tfds_cityscapes(root: str | os.PathLike, split: str) -> Source:
@@ -71,5 +74,5 @@ def open_tfds_cityscapes(root: str | os.PathLike, split: str) -> Source:
         split=split,
         classes=CLASSES,
         ids=shards.ids,
-        records=LabelledRecords(shards, has_labels),
+        records=ShardRecords(shards, has_labels),
     )

@@ -1,14 +1,16 @@
 """ImageNet as TensorFlow Datasets has prepared it (`imagenet2012`).
 
-The user prepares it, for the archives need a registration:
+The user prepares it, as the archives need a registration:
 
     tfds build imagenet2012 --data_dir=DIR --manual_dir=ARCHIVES
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from hrnet_jax.data.sources.image_folder import ImageClasses, ImageSource
+from hrnet_jax.data.sources.image_folder import ImageClasses, ImageSource, LabeledImage
+from hrnet_jax.data.sources.source import Records, Source
 from hrnet_jax.data.sources.tfds_shards import Prepared, Shards
 
 # Our split names -> those of TFDS.
@@ -17,22 +19,30 @@ _PREPARED = Prepared("imagenet2012", "https://www.image-net.org")
 
 
 @dataclass(frozen=True)
-class Records:
-    """The encoded images and classes in the shards."""
+class ShardImages(Records[LabeledImage]):
+    """The encoded images and classes in the shards, see `source.Records`."""
 
     shards: Shards
     num_classes: int
 
-    def read(self, number: int) -> tuple[bytes, int]:
-        image, label = self.shards.features(number, "image", "label")
+    has_labels = True
+
+    def __len__(self) -> int:
+        return len(self.shards.ids)
+
+    def name(self, index: int) -> str:
+        return self.shards.name(index)
+
+    def open(self, index: int) -> LabeledImage:
+        image, label = self.shards.features(index, "image", "label")
         if not 0 <= label < self.num_classes:
             raise ValueError(
-                f"{self.name(number)} has label {label}: not in 0..{self.num_classes - 1}"
+                f"{self.name(index)} has label {label}: not in 0..{self.num_classes - 1}"
             )
-        return image, label
+        return LabeledImage(image, label)
 
-    def name(self, number: int) -> str:
-        return self.shards.name(number)
+    def take(self, indices: Sequence[int]) -> "ShardImages":
+        return replace(self, shards=self.shards.take(indices))
 
 
 def open_tfds_imagenet(root: str | os.PathLike, split: str) -> ImageSource:
@@ -51,11 +61,10 @@ def open_tfds_imagenet(root: str | os.PathLike, split: str) -> ImageSource:
     info = _PREPARED.open(root, {"image", "label"})
     shards = _PREPARED.shards(info, [SPLITS[split]])
     classes = ImageClasses(tuple(info.features["label"].names))
-    return ImageSource(
+    return Source(
         name="tfds_imagenet",
         split=split,
         classes=classes,
         ids=shards.ids,
-        records=Records(shards, classes.num_classes),
-        numbers=tuple(range(len(shards.ids))),
+        records=ShardImages(shards, classes.num_classes),
     )

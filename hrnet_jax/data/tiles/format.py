@@ -25,7 +25,7 @@ import numpy as np
 import zstandard
 from etils import epath
 
-from hrnet_jax.data.sources.source import Classes, Source, Window, describe_folder
+from hrnet_jax.data.sources.source import Classes, Records, Sample, Source, Window, describe_folder
 from hrnet_jax.runtime import storage
 
 FORMAT_VERSION = 1
@@ -90,7 +90,7 @@ def encode_tiles(pixels: np.ndarray, tile: tuple[int, int] = TILE) -> list[bytes
 
 
 @dataclass(frozen=True)
-class TileRecords:
+class TileRecords(Records[Sample]):
     """Random access to the images of a prepared split, see `source.Records`.
 
     Attributes:
@@ -108,6 +108,9 @@ class TileRecords:
     has_labels: bool
     index: dict[str, np.ndarray] = field(compare=False, repr=False)
     rows: np.ndarray = field(compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def take(self, indices: Sequence[int]) -> "TileRecords":
         indices = list(indices)

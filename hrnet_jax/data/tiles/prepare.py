@@ -63,7 +63,7 @@ def tile_example(source: Source, index: int) -> dict[str, Any]:
         FileNotFoundError, ValueError: naming the file that is gone or not sound, or holds ids that
             the class list does not know.
     """
-    sample = decode.open_sample(source, index)
+    sample = source.records.open(index)
     image = sample.image()
     tiles = tile_format.encode_tiles(image)
     label_tiles, counts = [b""] * len(tiles), np.zeros(256, np.int64)
@@ -71,10 +71,7 @@ def tile_example(source: Source, index: int) -> dict[str, Any]:
         label = sample.label()
         counts = decode.count_ids(label)
         if (unknown := np.flatnonzero(counts * (source.lookup() == UNKNOWN_LABEL))).size:
-            raise ValueError(
-                f"label {source.label_name(index)} holds the ids {unknown.tolist()}, which the "
-                f"class list does not know; known: {decode.known_ids(source)}"
-            )
+            raise source.unknown_ids(unknown.tolist(), index)
         label_tiles = tile_format.encode_tiles(label)
     return {
         "id": source.ids[index],
@@ -110,9 +107,7 @@ class Estimate:
 def estimate(source: Source, output: epath.Path, samples: int = 4) -> Estimate:
     """Compresses a few images, spread over the source, and multiplies by the number of pixels."""
     chosen = sorted({i * len(source) // samples for i in range(samples)})
-    sizes = list(
-        audit.parallel(lambda i: decode.image_size(source, i), range(len(source)), "sizes", False)
-    )
+    sizes = list(audit.parallel(source.records.size, range(len(source)), "sizes", False))
     examples = [tile_example(source, i) for i in chosen]
     stored = sum(len(e["image"]) + len(e["label"]) for e in examples)
     share = stored / sum(math.prod(sizes[i]) for i in chosen)

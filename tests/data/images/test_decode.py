@@ -77,7 +77,7 @@ def test_truncated_jpeg_is_named(rgb):
 
 def test_sample(make_source):
     source = make_source([(5, 7)])
-    image, label = decode.read_sample(source, 0)
+    image, label = source.read(0)
     np.testing.assert_array_equal(image, np.asarray(Image.open(source.image_paths[0])))
     raw = np.asarray(Image.open(source.label_paths[0]))
     np.testing.assert_array_equal(label, np.searchsorted([3, 5, 7], raw))
@@ -86,7 +86,7 @@ def test_sample(make_source):
 @pytest.mark.parametrize("window", [(slice(0, 3), slice(2, 5)), (slice(4, 5), slice(0, 7))])
 def test_part_of_a_sample(make_source, window):
     source = make_source([(5, 7)])
-    sample = decode.open_sample(source, 0)
+    sample = source.records.open(0)
     assert sample.size == (5, 7)
     np.testing.assert_array_equal(sample.image(window), sample.image()[window])
     np.testing.assert_array_equal(sample.label(window), sample.label()[window])
@@ -97,7 +97,7 @@ def test_sizes_must_agree(make_source):
     with pytest.raises(
         ValueError, match=r"label000.png is 7x5 but its image .*image000.png is 5x7"
     ):
-        decode.read_sample(source, 0)
+        source.read(0)
 
 
 def test_unknown_ids_are_named(make_source):
@@ -105,14 +105,14 @@ def test_unknown_ids_are_named(make_source):
     with pytest.raises(
         ValueError, match=r"label000.png holds the ids \[9, 200\].*known: \[3, 5, 7\]"
     ):
-        decode.read_sample(source, 0)
+        source.read(0)
 
 
 def test_image_size_comes_from_the_header(make_source):
     source = make_source([(6, 8)])
     data = Path(source.image_paths[0]).read_bytes()
     Path(source.image_paths[0]).write_bytes(data[:40])  # enough for the size, not for pixels
-    assert decode.image_size(source, 0) == (6, 8)
+    assert source.records.size(0) == (6, 8)
 
 
 def test_count_ids():

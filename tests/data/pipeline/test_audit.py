@@ -7,6 +7,7 @@ from PIL import Image
 
 from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline.audit import audit_labels
+from hrnet_jax.data.sources.files import Files
 
 
 def audit(source, **options):
@@ -91,7 +92,7 @@ def test_damaged_label(make_source):
 def test_missing_file_and_missing_labels(make_source):
     source = make_source([(2, 4)] * 2)
     with pytest.raises(ValueError, match="has no labels to audit"):
-        audit(dataclasses.replace(source, label_paths=()))
+        audit(dataclasses.replace(source, records=Files(source.image_paths)))
     Path(source.label_paths[1]).unlink()
     with pytest.raises(FileNotFoundError, match=r"label001.png"):
         audit(source)

@@ -9,6 +9,7 @@ from scipy import stats
 
 from hrnet_jax.data import Source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.sources.files import Files
 from hrnet_jax.data.sources.source import Classes
 
 SIZE, CROP, COUNT = (64, 128), (24, 48), 1600
@@ -30,7 +31,7 @@ def views(tmp_path_factory):
     Image.fromarray(label).save(folder / "label.png")
     classes = Classes(("a", "b", "c"), ((9, 0, 0), (0, 9, 0), (0, 0, 9)), (3, 9, 200))
     files = (str(folder / "image.png"),), (str(folder / "label.png"),)
-    source = Source("ramp", "train", classes, ("image",), *files)
+    source = Source("ramp", "train", classes, ("image",), Files(*files))
     dataset = segmentation_data.train_dataset(source, batch_size=16, crop_size=CROP, seed=0)
     batches = list(itertools.islice(segmentation_data.iterate(dataset), COUNT // 16))
     images = np.concatenate([b["image"] for b in batches]).astype(float)

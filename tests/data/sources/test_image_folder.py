@@ -27,12 +27,12 @@ def test_order_labels_and_bytes(root):
     source = open_images("image_folder", root=root, split="train")
     assert source.classes.names == ("cat", "dog")
     assert source.ids == ("cat/x.jpg", "dog/b.JPEG", "dog/deep/a.png")
-    assert [source.read(i)[1] for i in range(3)] == [0, 1, 1]
-    assert source.read(1)[0] == (root / "train/dog/b.JPEG").read_bytes()
+    assert [source.records.open(i).label for i in range(3)] == [0, 1, 1]
+    assert source.records.open(1).data == (root / "train/dog/b.JPEG").read_bytes()
     assert source.image_name(2) == str(root / "train/dog/deep/a.png")
     part = source.take([2, 0])
     assert (len(part), part.ids) == (2, ("dog/deep/a.png", "cat/x.jpg"))
-    assert [part.read(i)[1] for i in range(2)] == [1, 0]
+    assert [part.records.open(i).label for i in range(2)] == [1, 0]
     assert ImageClasses.from_json(source.classes.to_json()) == source.classes
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hrnet_jax.data import open_source
+from hrnet_jax.data.sources.files import Files
 from hrnet_jax.data.sources.source import Classes, Source
 
 GOOD = {
@@ -69,23 +70,20 @@ def test_refuses_missing_keys():
 def test_source_refuses_what_does_not_fit():
     classes = Classes.from_json(GOOD)
     with pytest.raises(ValueError, match="split 'val' of 'x' holds no images"):
-        Source("x", "val", classes, ())
-    with pytest.raises(ValueError, match="1 ids but 2 files"):
-        Source("x", "val", classes, ("a",), ("a.png", "b.png"))
-    with pytest.raises(ValueError, match="either image_paths or records"):
-        Source("x", "val", classes, ("a",))
+        Source("x", "val", classes, (), Files(()))
+    with pytest.raises(ValueError, match="1 ids but 2 records"):
+        Source("x", "val", classes, ("a",), Files(("a.png", "b.png")))
 
 
 def test_take():
-    source = Source(
-        "x", "val", Classes.from_json(GOOD), ("a", "b", "c"), ("ia", "ib", "ic"), ("la", "lb", "lc")
-    )
+    records = Files(("ia", "ib", "ic"), ("la", "lb", "lc"))
+    source = Source("x", "val", Classes.from_json(GOOD), ("a", "b", "c"), records)
     part = source.take([2, 0])
     assert (part.ids, part.image_paths, part.label_paths) == (
         ("c", "a"), ("ic", "ia"), ("lc", "la"),
     )  # fmt: skip
     assert len(part) == 2
-    unlabelled = dataclasses.replace(source, label_paths=())
+    unlabelled = dataclasses.replace(source, records=Files(source.image_paths))
     assert source.has_labels
     assert not unlabelled.has_labels
     assert unlabelled.take([1]).label_paths == ()

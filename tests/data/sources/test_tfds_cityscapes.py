@@ -5,7 +5,6 @@ import pytest
 import tensorflow_datasets as tfds
 
 from hrnet_jax.data import open_source
-from hrnet_jax.data.images import decode
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.audit import audit_labels
 from hrnet_jax.data.sources.cityscapes import CLASSES
@@ -56,7 +55,7 @@ def test_every_sample_once_and_exactly(prepared):
     assert source.ids[:2] == ("train/000000", "train/000001")
     expected = {picture("train", k)[0].tobytes(): picture("train", k)[1][..., 0] for k in range(5)}
     for index in (3, 0, 4, 1, 2):  # any order
-        sample = decode.open_sample(source, index)
+        sample = source.records.open(index)
         np.testing.assert_array_equal(sample.label(), expected.pop(sample.image().tobytes()))
     assert not expected
 
@@ -67,7 +66,7 @@ def test_splits(prepared):
     assert both.ids[4:6] == ("train/000004", "validation/000000")
     test = open_source("tfds_cityscapes", root=prepared, split="test")
     assert not test.has_labels
-    assert decode.read_sample(test, 1)[1] is None
+    assert test.read(1)[1] is None
     with pytest.raises(ValueError, match="unknown split 'validation'"):
         open_source("tfds_cityscapes", root=prepared, split="validation")
 

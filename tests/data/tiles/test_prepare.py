@@ -16,7 +16,6 @@ from PIL import Image
 
 from hrnet_jax.configs import common
 from hrnet_jax.data import open_source
-from hrnet_jax.data.images import decode
 from hrnet_jax.data.pipeline import audit
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.class_counts import class_counts
@@ -70,8 +69,8 @@ def test_any_window_of_any_tiling(tile, make_source, tmp_path, monkeypatch):
     cut = tile_format.open_tiles(tmp_path / "tiles", "test", "train")
     rng = np.random.default_rng(0)
     for index, size in enumerate(sizes):
-        expected, got = decode.open_sample(source, index), decode.open_sample(cut, index)
-        assert got.size == size == decode.image_size(cut, index)
+        expected, got = source.records.open(index), cut.records.open(index)
+        assert got.size == size == cut.records.size(index)
         np.testing.assert_array_equal(got.image(), expected.image())
         np.testing.assert_array_equal(got.label(), expected.label())
         for _ in range(20):
@@ -257,7 +256,7 @@ def test_every_damaged_byte_of_pixels_is_noticed(copied):
         for place in range(start, start + length, max(1, length // 50)):
             path.write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
             with pytest.raises(ValueError, match=r"tile \(0, 0\) of .*00000-of-00004 is damaged"):
-                decode.read_sample(source, 0)
+                source.read(0)
     with pytest.raises(ValueError, match=r"00000-of-00004 is damaged: another checksum"):
         tiles.verify(copied, "train", progress=False)
 

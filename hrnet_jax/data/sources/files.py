@@ -1,0 +1,175 @@
+"""Samples that are an image file and a label file each."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from hrnet_jax.data.images import decode
+from hrnet_jax.data.images.headers import parse_header, read_header
+from hrnet_jax.data.sources.source import (
+    Classes,
+    Records,
+    Sample,
+    Source,
+    Window,
+    describe_folder,
+)
+from hrnet_jax.runtime import storage
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample of encoded files, see `source.Sample`.
+
+    Attributes:
+        image_data: a PNG or JPEG file.
+        label_data: a PNG file, or None.
+        image_name: what errors call the image.
+        label_name: what errors call the label.
+    """
+
+    image_data: bytes
+    label_data: bytes | None
+    image_name: str
+    label_name: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return parse_header(self.image_data, self.image_name).size
+
+    def image(self, window: Window | None = None) -> np.ndarray:
+        if window is None:
+            return decode.decode_image(self.image_data, self.image_name)
+        return decode.decode_image(self.image_data, self.image_name, window[0].stop)[window]
+
+    def label(self, window: Window | None = None) -> np.ndarray:
+        if (size := parse_header(self.label_data, self.label_name).size) != self.size:
+            raise ValueError(
+                f"label {self.label_name} is {size[0]}x{size[1]} but its image {self.image_name} "
+                f"is {self.size[0]}x{self.size[1]}"
+            )
+        if window is None:
+            return decode.decode_label(self.label_data, self.label_name)
+        return decode.decode_label(self.label_data, self.label_name, window[0].stop)[window]
+
+
+@dataclass(frozen=True)
+class Files(Records[Sample]):
+    """Image files and their label files, see `source.Records`.
+
+    Attributes:
+        image_paths: one per sample.
+        label_paths: one per sample; empty if the split has no labels.
+
+    Raises:
+        ValueError: if the numbers of files differ.
+    """
+
+    image_paths: tuple[str, ...] = field()  # without the default of `Records`
+    label_paths: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.label_paths and len(self.label_paths) != len(self.image_paths):
+            raise ValueError(
+                f"{len(self.image_paths)} image files but {len(self.label_paths)} label files: "
+                f"{self.label_paths[:2]} ..."
+            )
+
+    @property
+    def has_labels(self) -> bool:
+        return bool(self.label_paths)
+
+    def __len__(self) -> int:
+        return len(self.image_paths)
+
+    def name(self, index: int) -> str:
+        return self.image_paths[index]
+
+    def label_name(self, index: int) -> str:
+        return self.label_paths[index] if self.label_paths else self.image_paths[index]
+
+    def open(self, index: int) -> EncodedSample:
+        label = storage.read_bytes(self.label_paths[index]) if self.label_paths else None
+        image = storage.read_bytes(self.image_paths[index])
+        return EncodedSample(image, label, self.name(index), self.label_name(index))
+
+    def size(self, index: int) -> tuple[int, int]:
+        return read_header(self.image_paths[index]).size
+
+    def label(self, index: int) -> np.ndarray:
+        # Counting the ids of a split needs no images, which are ten times as large.
+        path = self.label_paths[index]
+        return decode.decode_label(storage.read_bytes(path), path)
+
+    def take(self, indices: Sequence[int]) -> "Files":
+        pick = lambda paths: tuple(paths[i] for i in indices) if paths else ()  # noqa: E731
+        return Files(pick(self.image_paths), pick(self.label_paths))
+
+
+class Pair(NamedTuple):
+    """A sample of a dataset of files: its id, its image file and where its label file must be."""
+
+    id: str
+    image: str
+    label: str
+
+
+def find_images(
+    root: epath.Path, folder: epath.Path, pattern: str, *, dataset: str, layout: str
+) -> list[str]:
+    """The files in `folder` that fit the pattern, in order of names.
+
+    Args:
+        root: the dataset's folder, described in the error.
+        folder: below root.
+        pattern: of `storage.files_in`.
+        dataset: its name, for the error.
+        layout: where files are expected, for the error.
+
+    Raises:
+        FileNotFoundError: if there are none; it says what was looked for and what is there.
+    """
+    found = storage.files_in(folder, pattern)
+    if not found:
+        inside = "; ".join(describe_folder(p) for p in (root, folder) if p == root or p.is_dir())
+        raise FileNotFoundError(
+            f"no {dataset} images: looked for {folder}/{pattern}; {inside}. "
+            f"Expected layout: {layout}. Is --config.data.root the right folder?"
+        )
+    return found
+
+
+def source_of_pairs(
+    name: str,
+    split: str,
+    classes: Classes,
+    pairs: Iterable[Pair],
+    *,
+    layout: str,
+    has_labels: bool = True,
+) -> Source[Classes, Sample]:
+    """The source of these files.
+
+    Args:
+        name: of the dataset.
+        split: of the dataset.
+        classes: what the labels mean.
+        pairs: one per sample.
+        layout: where files are expected, for the error.
+        has_labels: False: the pairs' label files are not looked at.
+
+    Raises:
+        FileNotFoundError: if a label file is missing.
+    """
+    ids, images, labels = zip(*pairs, strict=True)
+    if not has_labels:
+        labels = ()
+    if missing := storage.missing(labels):
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(labels)} images of {name} {split!r} have no label; the first "
+            f"one looked for is {missing[0]} (layout: {layout})"
+        )
+    return Source(name, split, classes, ids, Files(images, labels))

@@ -175,8 +175,9 @@ def test_program_ends_with_samples_under_way(make_source, damaged):
     code = f"""
 from hrnet_jax.data import Classes, Source
 from hrnet_jax.data.pipeline import segmentation
+from hrnet_jax.data.sources.files import Files
 classes = Classes.from_json({source.classes.to_json()})
-source = Source("x", "train", classes, {source.ids}, {source.image_paths}, {source.label_paths})
+source = Source("x", "train", classes, {source.ids}, {source.records})
 dataset = segmentation.train_dataset(source, batch_size=8, crop_size=(800, 800), seed=0)
 batches = segmentation.iterate(dataset)
 first = next(batches)

@@ -26,11 +26,19 @@ logger = logging.getLogger(__name__)
 FILE = "run.lock"
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
+ADVICE = (
+    "two runs in one folder would destroy each other's checkpoints. End that run, or give another"
+    " --workdir."
+)
 
 
 @contextlib.contextmanager
-def locked(workdir: str) -> Iterator[None]:
-    """Holds the lock of a run's folder, which is created where missing.
+def locked(workdir: str | os.PathLike, *, advice: str = ADVICE) -> Iterator[None]:
+    """Holds the lock of a folder, which is created where missing.
+
+    Args:
+      workdir: the folder of a run, or of other work that one process must do alone.
+      advice: what the error says after naming the holder.
 
     Raises:
       ValueError: naming host and process, if another run holds it.
@@ -42,7 +50,7 @@ def locked(workdir: str) -> Iterator[None]:
     with _flock(file) as kernel_agrees:
         holder = _read(file)
         if kernel_agrees is False:
-            raise ValueError(_refusal(folder, holder))
+            raise ValueError(_refusal(folder, holder, advice))
         # flock may say nothing about other hosts, and object stores have none.
         if holder is not None and not _is_dead(holder, me, kernel_agrees):
             logger.info(
@@ -50,7 +58,7 @@ def locked(workdir: str) -> Iterator[None]:
                 *(folder, holder.get("pid"), holder["host"], STALE_SECONDS),
             )
             if _changes(file, holder):
-                raise ValueError(_refusal(folder, holder))
+                raise ValueError(_refusal(folder, holder, advice))
             logger.warning("taking over %s: that process gave no sign", folder)
         stop = threading.Event()
         _renew(file, me)
@@ -135,11 +143,8 @@ def _keep(file: epath.Path, me: dict[str, Any], stop: threading.Event) -> None:
             logger.warning("cannot renew %s: %s", file, error)
 
 
-def _refusal(folder: epath.Path, holder: dict[str, Any] | None) -> str:
+def _refusal(folder: epath.Path, holder: dict[str, Any] | None, advice: str) -> str:
     who = "another process"
     if holder is not None:
         who = f"process {holder.get('pid')} on {holder['host']}"
-    return (
-        f"{folder} is in use by {who}: two runs in one folder would destroy each other's"
-        " checkpoints. End that run, or give another --workdir."
-    )
+    return f"{folder} is in use by {who}: {advice}"

@@ -303,15 +303,15 @@ def plain(path_: str | os.PathLike) -> Iterator[pathlib.Path]:
 # ---- writing
 
 
-def write_bytes(file: str | os.PathLike, data: bytes) -> None:
-    """Writes a file, whole or not at all, and makes its folder.
+def write_bytes(file: str | os.PathLike, data: bytes, *, sync: bool = False) -> None:
+    """Writes a file, whole or not at all, and makes its folder; `sync` as in `written`.
 
     Raises:
       OSError: naming the file.
     """
     file = os.fspath(file)
     if not in_store(file):
-        with written(file) as partial:
+        with written(file, sync=sync) as partial:
             partial.write_bytes(data)
         return
     with _named(file):
@@ -334,10 +334,15 @@ def append_text(file: str | os.PathLike, text: str) -> None:
 
 
 @contextlib.contextmanager
-def written(file: str | os.PathLike) -> Iterator[pathlib.Path]:
+def written(file: str | os.PathLike, *, sync: bool = False) -> Iterator[pathlib.Path]:
     """A local path to write to, a file or a folder; on leaving it becomes `file`.
 
     The folder of `file` is made where missing. Nothing is left if the block raises.
+
+    Args:
+      file: local or in a store.
+      sync: a local file's bytes are on the disk before it gets its name, so that a power cut cannot
+        leave an incomplete one.
 
     Raises:
       OSError: naming the file.
@@ -356,6 +361,9 @@ def written(file: str | os.PathLike) -> Iterator[pathlib.Path]:
     _remove(partial)
     try:
         yield partial
+        if sync:
+            with open(partial, "rb") as stream:
+                os.fsync(stream.fileno())
         if partial.is_dir():
             _remove(target)
         partial.replace(target)

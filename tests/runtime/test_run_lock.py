@@ -98,3 +98,12 @@ def test_without_the_kernels_locks(tmp_path, quick, monkeypatch):
     monkeypatch.setattr(run_lock, "STALE_SECONDS", 600.0)
     with run_lock.locked(str(tmp_path)):
         pass
+
+
+def test_the_refusal_ends_with_the_advice(tmp_path):
+    with (
+        run_lock.locked(tmp_path),
+        pytest.raises(ValueError, match=rf"{tmp_path} is in use by process \d+ on .*: wait\.$"),
+        run_lock.locked(tmp_path, advice="wait."),
+    ):
+        pass

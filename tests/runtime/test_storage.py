@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 from hrnet_jax.runtime import storage
@@ -16,3 +17,14 @@ def test_absolute(tmp_path, monkeypatch):
         "/r",
         "gs://bucket/run",
     ]
+
+
+def test_written_with_sync_flushes_before_the_file_gets_its_name(tmp_path, monkeypatch):
+    there = []
+    monkeypatch.setattr(os, "fsync", lambda handle: there.append((tmp_path / "a").exists()))
+    storage.write_bytes(tmp_path / "a", b"1")
+    assert there == []
+    (tmp_path / "a").unlink()
+    storage.write_bytes(tmp_path / "a", b"2", sync=True)
+    assert there == [False]
+    assert (tmp_path / "a").read_bytes() == b"2"

@@ -1,17 +1,17 @@
-"""Turns any data set into tiles (`tile_store` says what they are).
+"""Converts any dataset to tiles (`tiles.format` describes them).
 
-`prepare` does it in threads, shard by shard, and continues where it was killed. `Tiles` is the same
-as a builder of TensorFlow Datasets, which can also run on Apache Beam, for sets that outgrow one
-machine:
+`prepare` does it in threads, shard by shard, and continues after an interruption. `Tiles` does the
+same as a builder of TensorFlow Datasets, which can also run on Apache Beam, for datasets that are
+too large for one machine:
 
-    tfds build hrnet_jax/data/tiles.py --config=cityscapes --manual_dir=CITYSCAPES --data_dir=DIR
+    tfds build hrnet_jax/data/tiles/prepare.py --config=cityscapes --manual_dir=CITYSCAPES \\
+        --data_dir=DIR
     ... --config=cityscapes_beam --beam_pipeline_options=...
 
 Both write the same records and description, which `tfds.builder_from_directory` reads.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -33,10 +33,10 @@ from hrnet_jax.data.images import decode
 from hrnet_jax.data.pipeline import audit
 from hrnet_jax.data.sources.source import UNKNOWN_LABEL, Source
 from hrnet_jax.data.tiles import format as tile_format
-from hrnet_jax.runtime import storage
+from hrnet_jax.runtime import run_lock, storage
 
 VERSION = "1.0.0"
-# About 200 MB of streets: what is lost at most when a preparation is killed.
+# About 200 MB of street images: the most that is lost when a preparation is killed.
 SHARD_IMAGES = 64
 _SPLITS = ("train", "train_extra", "val", "test")
 
@@ -53,14 +53,14 @@ FEATURES = tfds.features.FeaturesDict(
         "id_count": tfds.features.Tensor(shape=(256,), dtype=np.int64),
     }
 )
-_DESCRIPTION = "Images and labels cut into tiles that are compressed on their own."
+_DESCRIPTION = "Images and labels cut into tiles; each tile is compressed separately."
 
 
 def tile_example(source: Source, index: int) -> dict[str, Any]:
     """One image as FEATURES say.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file that is gone or not sound, or holds ids that
+        FileNotFoundError, ValueError: naming the file that is missing or damaged, or holds ids that
             the class list does not know.
     """
     sample = source.records.open(index)
@@ -90,7 +90,7 @@ def tile_example(source: Source, index: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What preparing will take on disk; stores have no limit, and None free."""
+    """The disk space that a preparation needs. `free` is None for a store."""
 
     images: int
     bytes: int
@@ -110,10 +110,10 @@ def estimate(source: Source, output: epath.Path, samples: int = 4) -> Estimate:
     sizes = list(audit.parallel(source.records.size, range(len(source)), "sizes", False))
     examples = [tile_example(source, i) for i in chosen]
     stored = sum(len(e["image"]) + len(e["label"]) for e in examples)
-    share = stored / sum(math.prod(sizes[i]) for i in chosen)
+    per_pixel = stored / sum(math.prod(sizes[i]) for i in chosen)
     pixels = sum(math.prod(size) for size in sizes)
     free = None if storage.in_store(output) else shutil.disk_usage(output).free
-    return Estimate(len(source), int(share * pixels), free)
+    return Estimate(len(source), int(per_pixel * pixels), free)
 
 
 def prepare(
@@ -124,21 +124,21 @@ def prepare(
     progress: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> epath.Path:
-    """Writes the tiles of a split; continues if a former call was interrupted.
+    """Writes the tiles of a split; continues an interrupted preparation.
 
     Args:
-        source: what to cut; not tiles themselves.
-        output: the folder; other splits of the same set may be there.
+        source: what to convert; not tiles themselves.
+        output: the folder; other splits of the same dataset may be in it.
         shard_images: images per shard.
         progress: show a bar with rate and time left.
-        say: gets lines about disk use and what was found.
+        say: is called with lines about disk use and what was found.
 
     Returns:
         The manifest's path.
 
     Raises:
-        ValueError: if the output holds something else, the disk is too small, another process is
-            at it, or a file of the source is not sound.
+        ValueError: if the output holds other tiles, the disk is too small, another process
+            prepares the same tiles, or a file of the source is damaged.
         OSError: if writing fails; complete shards are kept.
     """
     if isinstance(source.records, tile_format.TileRecords):
@@ -158,8 +158,7 @@ def prepare(
         say(f"{path}: complete, nothing to do")
         return path
     work = tile_format.unfinished_folder(output, source.split)
-    work.mkdir(parents=True, exist_ok=True)
-    with _locked(work):
+    with run_lock.locked(work, advice="wait until it is done, or end it."):
         _check_plan(work / "plan", plan)
         count = -(-len(source) // shard_images)
         shards = [
@@ -167,13 +166,7 @@ def prepare(
         ]
         missing = [k for k in range(count) if not _is_complete(shards[k], work)]
         if missing:
-            space = estimate(source, output)
-            say(space.text())
-            needed = space.bytes * len(missing) / count
-            if space.free is not None and needed > space.free:
-                raise ValueError(
-                    f"{output} has {space.free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are needed"
-                )
+            _check_space(source, output, len(missing) / count, say)
         if len(missing) < count:
             say(f"continuing: {count - len(missing)} of {count} shards are complete")
         _write_shards(source, shards, missing, shard_images, work, progress)
@@ -184,28 +177,49 @@ def prepare(
     return path
 
 
-def _write_shards(source, shards, missing, shard_images, work, progress) -> None:
+def _check_space(
+    source: Source, output: epath.Path, fraction: float, say: Callable[[str], None]
+) -> None:
+    """Raises ValueError if the disk has no room for this fraction of the shards."""
+    space = estimate(source, output)
+    say(space.text())
+    needed = space.bytes * fraction
+    if space.free is not None and needed > space.free:
+        raise ValueError(
+            f"{output} has {space.free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are needed"
+        )
+
+
+def _write_shards(
+    source: Source,
+    shards: list[epath.Path],
+    missing: list[int],
+    shard_images: int,
+    work: epath.Path,
+    progress: bool,
+) -> None:
+    """Writes the missing shards in order; see `prepare`."""
     serializer = tfds.core.example_serializer.ExampleSerializer(FEATURES.get_serialized_info())
 
     def record(index: int) -> bytes:
         example = FEATURES.encode_example(tile_example(source, index))
-        # The order of the features would otherwise be another one in each program.
+        # Otherwise the order of the features differs from process to process.
         return serializer.get_tf_example(example).SerializeToString(deterministic=True)
 
     members = {
         k: range(k * shard_images, min((k + 1) * shard_images, len(source))) for k in missing
     }
     order = [i for k in missing for i in members[k]]
-    records = audit.parallel(record, order, f"cutting {source.split}", progress)
+    records = audit.parallel(record, order, f"tiling {source.split}", progress)
     with contextlib.closing(records):
         for done, k in enumerate(missing):
             complete = f"{len(shards) - len(missing) + done} of {len(shards)} shards"
-            with _disk_errors(shards[k], complete), storage.written(shards[k]) as part:
+            with _disk_errors(shards[k], complete), storage.written(shards[k], sync=True) as part:
                 with tf.io.TFRecordWriter(str(part)) as writer:
                     for _ in members[k]:
                         writer.write(next(records))
-                _sync(part)
-                _write(work / f"{shards[k].name}.npz", _pack(index_shard(part)))
+                index = _pack(index_shard(part))
+                storage.write_bytes(work / f"{shards[k].name}.npz", index, sync=True)
 
 
 @contextlib.contextmanager
@@ -242,36 +256,8 @@ def _pack(arrays: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def _write(path: epath.Path, data: bytes) -> None:
-    """Whole or not at all, also if the power fails."""
-    with storage.written(path) as part:
-        part.write_bytes(data)
-        _sync(part)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _locked(work: epath.Path) -> Iterator[None]:
-    if storage.in_store(work):  # which has no locks
-        yield
-        return
-    with open(work / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"another process is preparing in {work.parent}") from None
-        yield
-
-
 def _fingerprint(source: Source, shard_images: int) -> str:
-    """Of everything the shards depend on."""
+    """A hash of everything that the shards depend on."""
     digest = hashlib.sha256()
     options = [tile_format.FORMAT_VERSION, source.name, source.split, tile_format.TILE]
     options += [tile_format.LEVEL, shard_images, source.classes.to_json(), source.ids]
@@ -285,9 +271,9 @@ def _check_plan(path: epath.Path, plan: str) -> None:
     if path.is_file() and path.read_text() != plan:
         raise ValueError(
             f"{path.parent} is an unfinished preparation of other files or with other options: "
-            "delete it and the shards beside it to begin anew"
+            "delete it and the shards beside it to start again"
         )
-    _write(path, plan.encode())
+    storage.write_bytes(path, plan.encode(), sync=True)
 
 
 # ---- manifest, index and what TFDS wants to know
@@ -386,7 +372,7 @@ def _write_manifest(
     )
     arrays = tile_format.index_path(folder, source.split)
     data = _pack(index)
-    _write(arrays, data)
+    storage.write_bytes(arrays, data, sync=True)
     files = [{"name": arrays.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}]
     files += [
         {
@@ -409,7 +395,8 @@ def _write_manifest(
         "files": files,
         "ids": ids,
     }
-    _write(tile_format.manifest_path(folder, source.split), json.dumps(manifest, indent=1).encode())
+    path = tile_format.manifest_path(folder, source.split)
+    storage.write_bytes(path, json.dumps(manifest, indent=1).encode(), sync=True)
 
 
 def describe_for_tfds(folder: epath.Path) -> None:
@@ -469,18 +456,18 @@ def verify(folder: str | os.PathLike, split: str, *, progress: bool = True) -> i
 
 @dataclass
 class TilesConfig(tfds.core.BuilderConfig):
-    """Which data set; `beam` runs on Apache Beam."""
+    """Which dataset; `beam`: run on Apache Beam."""
 
     source: str = ""
     beam: bool = False
 
 
 class Tiles(tfds.core.GeneratorBasedBuilder):
-    """Tiles of the data set in --manual_dir."""
+    """Tiles of the dataset in --manual_dir."""
 
     name = "tiles"
     VERSION = tfds.core.Version(VERSION)
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "--manual_dir is the data set's folder, as training reads it."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "--manual_dir is the dataset's folder, as training reads it."
     BUILDER_CONFIGS = [  # noqa: RUF012
         TilesConfig(name=f"{source}{suffix}", source=source, beam=bool(suffix))
         for source in SOURCES

@@ -21,6 +21,7 @@ from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.class_counts import class_counts
 from hrnet_jax.data.tiles import format as tile_format
 from hrnet_jax.data.tiles import prepare as tiles
+from hrnet_jax.runtime import run_lock
 from hrnet_jax.train import loop
 
 ROOT = Path(__file__).parents[3]
@@ -228,7 +229,7 @@ def test_one_at_a_time_and_only_what_was_begun(streets, tmp_path):
     source = open_source("cityscapes", root=streets, split="train")
     work = tile_format.unfinished_folder(tmp_path, "train")
     work.mkdir()
-    with tiles._locked(work), pytest.raises(ValueError, match="another process is preparing"):
+    with run_lock.locked(work), pytest.raises(ValueError, match=r"is in use by .* wait until"):
         tiles.prepare(source, tmp_path, progress=False)
     (work / "plan").write_text("other")
     with pytest.raises(ValueError, match="unfinished preparation of other files"):

@@ -1,6 +1,7 @@
-"""Data sets, the input pipeline and the checks before training.
+"""Datasets, the input pipeline and the checks before training.
 
-Importing this package does not import TensorFlow; `pipeline`, `decode` and `audit` do.
+Importing this package does not import TensorFlow; `pipeline`, `tiles.prepare` and the sources of
+TFDS do.
 """
 
 import os
@@ -21,31 +22,31 @@ __all__ = [
 ]
 
 SOURCES = ("cityscapes", "cityscapes_coarse", "camvid", "folder", "tfds_cityscapes")
-# Of images with one class each.
+# With one class per image.
 IMAGE_SOURCES = ("image_folder", "tfds_imagenet")
 
 
 def open_source(name: str, *, root: str | os.PathLike, split: str, class_file: str = "") -> Source:
-    """One split of a data set.
+    """One split of a dataset.
 
     Args:
         name: one of SOURCES.
-        root: the data set's folder, for tfds_cityscapes the TFDS data_dir; or the folder with the
-            set's tiles (`prepare_tiles`).
-        split: e.g. "train"; the known ones depend on the set.
+        root: the dataset's folder, for tfds_cityscapes the TFDS data_dir; or the folder with the
+            dataset's tiles (`prepare_tiles`).
+        split: e.g. "train"; which ones exist depends on the dataset.
         class_file: for "folder" only: the JSON file with the classes, instead of
             root/classes.json.
 
     Raises:
-        FileNotFoundError: if the files are not where the set's layout has them.
+        FileNotFoundError: if the files are not where the dataset's layout has them.
         ValueError: for unknown names and splits, or an empty split.
     """
     if name not in SOURCES:
-        raise ValueError(f"unknown data set {name!r}; known: {SOURCES}")
+        raise ValueError(f"unknown dataset {name!r}; known: {SOURCES}")
     if not str(root):
-        raise ValueError(f"data set {name!r} needs its folder: --config.data.root=DIR")
+        raise ValueError(f"dataset {name!r} needs its folder: --config.data.root=DIR")
     if class_file and name != "folder":
-        raise ValueError(f"class_file={class_file!r} is for the data set 'folder', not {name!r}")
+        raise ValueError(f"class_file={class_file!r} is for the dataset 'folder', not {name!r}")
     if folder := find_tiles(root, name):
         source = open_tiles(folder, name, split)
         if class_file and read_class_file(class_file) != source.classes:
@@ -67,21 +68,21 @@ def open_source(name: str, *, root: str | os.PathLike, split: str, class_file: s
 
 
 def open_images(name: str, *, root: str | os.PathLike, split: str) -> ImageSource:
-    """One split of a set of images with one class each.
+    """One split of a dataset with one class per image.
 
     Args:
         name: one of IMAGE_SOURCES.
-        root: the data set's folder; for tfds_imagenet the TFDS data_dir.
+        root: the dataset's folder; for tfds_imagenet the TFDS data_dir.
         split: e.g. "train".
 
     Raises:
-        FileNotFoundError: if the files are not where the set's layout has them.
+        FileNotFoundError: if the files are not where the dataset's layout has them.
         ValueError: for unknown names and splits, or a class without images.
     """
     if name not in IMAGE_SOURCES:
-        raise ValueError(f"unknown set of images {name!r}; known: {IMAGE_SOURCES}")
+        raise ValueError(f"unknown dataset of images {name!r}; known: {IMAGE_SOURCES}")
     if not str(root):
-        raise ValueError(f"data set {name!r} needs its folder: --config.data.root=DIR")
+        raise ValueError(f"dataset {name!r} needs its folder: --config.data.root=DIR")
     if name == "image_folder":
         return open_image_folder(root, split)
     from hrnet_jax.data.sources.tfds_imagenet import open_tfds_imagenet

@@ -1,11 +1,11 @@
-"""Cuts a data set into tiles, from which training decodes only what a crop covers.
+"""Converts a dataset to tiles, from which training decodes only what a crop covers.
 
 python -m hrnet_jax.tools.prepare_tiles --name=cityscapes --root=CITYSCAPES --output=DIR
     [--splits=train,val] [--verify]
 
-Says beforehand how much disk it takes; killed or out of space, the same command continues. Then
-give DIR as --config.data.root or --data_root in place of the data set's own folder: the pixels are
-the same, and so is every bit of the training.
+It first prints the disk space needed. After an interruption the same command continues. Then give
+DIR as --config.data.root or --data_root instead of the dataset's own folder: the pixels are the
+same, and training is bit-identical.
 """
 
 from absl import flags
@@ -15,10 +15,12 @@ from hrnet_jax.data.tiles import prepare as tiles
 from hrnet_jax.runtime import memory, storage
 from hrnet_jax.tools import script
 
-_NAME = flags.DEFINE_enum("name", None, SOURCES, "Data set.")
-_ROOT = flags.DEFINE_string("root", None, "Folder of the data set.")
-_CLASS_FILE = flags.DEFINE_string("class_file", "", "Of --name=folder: instead of ROOT's own.")
-_SPLITS = flags.DEFINE_list("splits", ["train", "val"], "Splits to cut, separated by commas.")
+_NAME = flags.DEFINE_enum("name", None, SOURCES, "Dataset.")
+_ROOT = flags.DEFINE_string("root", None, "Folder of the dataset.")
+_CLASS_FILE = flags.DEFINE_string(
+    "class_file", "", "Of --name=folder: the class file instead of ROOT/classes.json."
+)
+_SPLITS = flags.DEFINE_list("splits", ["train", "val"], "Splits to convert, separated by commas.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the tiles.")
 _SHARD_IMAGES = flags.DEFINE_integer("shard_images", tiles.SHARD_IMAGES, "Images per shard.")
 _VERIFY = flags.DEFINE_bool(
@@ -32,11 +34,11 @@ def run(arguments: list[str]) -> int:
         raise ValueError(f"unexpected arguments {arguments}; options start with --")
     if _VERIFY.value:
         for split in _SPLITS.value:
-            print(f"{split}: {tiles.verify(_OUTPUT.value, split)} files as they were written")
+            print(f"{split}: {tiles.verify(_OUTPUT.value, split)} files are unchanged")
         return 0
     if not _NAME.value or not _ROOT.value:
-        raise ValueError(f"--name and --root are needed; data sets: {SOURCES}")
-    # Opened first: a misspelt split should not turn up after an hour.
+        raise ValueError(f"--name and --root are needed; datasets: {SOURCES}")
+    # All are opened first, so that a misspelt split is found at once.
     sources = [
         open_source(_NAME.value, root=_ROOT.value, split=split, class_file=_CLASS_FILE.value)
         for split in _SPLITS.value

@@ -1,7 +1,7 @@
 """Format and size of PNG and JPEG files from their first bytes, before anything is decoded.
 
-A small file can decode to gigabytes, a JPEG may be called .png, and a palette PNG holds indices
-that decoders turn into colours: the header says all of it for a few hundred bytes read.
+A small file can decode to gigabytes, a JPEG may be named .png, and a palette PNG holds indices that
+decoders turn into colors. The header shows all of this, and takes a few hundred bytes to read.
 """
 
 import struct
@@ -38,7 +38,7 @@ def parse_header(data: bytes, name: str) -> Header:
 
     Args:
         data: the file's bytes, or as many of its first ones as hold the header.
-        name: what errors call it; if it ends like a picture file, the content must agree.
+        name: what errors call it; if it has the suffix of an image file, the content must match.
 
     Raises:
         ValueError: naming the file, if it is empty, neither PNG nor JPEG, of another format than
@@ -56,7 +56,7 @@ def parse_header(data: bytes, name: str) -> Header:
     if suffix in sum(_SUFFIXES.values(), ()) and suffix not in _SUFFIXES[header.format]:
         raise ValueError(
             f"{name} holds {header.format.upper()} data under the name {suffix}; rename it, or "
-            "save it anew if it should be lossless"
+            "save it again as PNG if it must be lossless"
         )
     if header.height < 1 or header.width < 1:
         raise ValueError(f"{name} has no pixels: {header.height}x{header.width}")
@@ -69,17 +69,17 @@ def parse_header(data: bytes, name: str) -> Header:
 
 
 def check_label_header(header: Header, name: str) -> None:
-    """Refuses label files whose pixels cannot be class ids.
+    """Rejects label files whose pixels cannot be class ids.
 
     Raises:
-        ValueError: naming the file and the mend.
+        ValueError: naming the file and how to correct it.
     """
     if header.format != "png":
         raise ValueError(f"label {name} is a {header.format.upper()} file: labels must be PNG")
     if header.kind not in ("grey", "palette"):
         raise ValueError(
-            f"label {name} is a colour picture ({header.kind}): labels must be single-channel PNG "
-            "with class ids as values; convert the colours to ids first"
+            f"label {name} is a color image ({header.kind}): labels must be single-channel PNG "
+            "with class ids as values; convert the colors to ids first"
         )
     if header.kind == "grey" and header.bits != 8:
         raise ValueError(
@@ -106,7 +106,7 @@ def _parse_png(data: bytes, name: str) -> Header:
         raise ValueError(f"{name} is a damaged PNG file: it has no header")
     width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
     if color not in _PNG_KINDS:
-        raise ValueError(f"{name} is a damaged PNG file: colour type {color} does not exist")
+        raise ValueError(f"{name} is a damaged PNG file: color type {color} does not exist")
     return Header("png", height, width, _PNG_KINDS[color], bits)
 
 

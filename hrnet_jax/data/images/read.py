@@ -1,4 +1,4 @@
-"""Images that people give for prediction: files and arrays, checked."""
+"""Images given for prediction: files and arrays, checked."""
 
 import io
 import os
@@ -17,12 +17,12 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".we
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Reads an image file as uint8 RGB [H, W, 3], pixels as stored (no rotation by EXIF).
 
-    Grey, palette and opaque RGBA files are converted, which loses nothing, with a warning.
+    Grey, palette and opaque RGBA files are converted without loss, with a warning.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it is no image, damaged, or of another kind (16 bit,
-            transparent, CMYK, ...).
+        ValueError: naming the file, if it is not an image, damaged, or of an unsupported kind
+            (16 bit, transparent, CMYK, ...).
     """
     if storage.in_store(path):
         data = storage.read_bytes(os.fspath(path))
@@ -54,19 +54,19 @@ def decode_image(file: Path | BinaryIO, name: str) -> np.ndarray:
 
 
 def check_image(image: np.ndarray) -> np.ndarray:
-    """The array itself if it is uint8 [H, W, 3]; else a ValueError that says the mend."""
+    """The array itself if it is uint8 [H, W, 3]; else a ValueError that says how to correct it."""
     image = np.asarray(image)
-    mend = ""
+    advice = ""
     if image.ndim == 4:
-        mend = "; for several images pass a list of them"
+        advice = "; for several images pass a list of them"
     elif image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
-        mend = "; repeat the grey channel three times"
+        advice = "; repeat the grey channel three times"
     elif image.ndim == 3 and image.shape[2] == 4:
-        mend = "; drop the alpha channel: image[..., :3]"
+        advice = "; drop the alpha channel: image[..., :3]"
     elif image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
-        mend = "; channels come last: image.transpose(1, 2, 0)"
+        advice = "; channels come last: image.transpose(1, 2, 0)"
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"image must be [H, W, 3], got {image.shape}{mend}")
+        raise ValueError(f"image must be [H, W, 3], got {image.shape}{advice}")
     if image.dtype != np.uint8:
         raise ValueError(
             f"image must be uint8 with values 0..255, got {image.dtype}; convert it first, "

@@ -1,7 +1,7 @@
-"""Looks at a data set before the first step: what is in the labels, and is every file sound?
+"""Checks a dataset before the first step: the headers of its files and the ids in its labels.
 
-A run that dies in its third hour at one bad file, or trains on a wrong class list without dying,
-costs more than the minute this takes.
+It takes about a minute. Without it a damaged file stops the run hours later, and a wrong class list
+is not noticed at all.
 """
 
 import os
@@ -20,7 +20,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class LabelAudit:
-    """What was found.
+    """The classes in the labels of a split.
 
     Attributes:
         names: of the classes.
@@ -39,8 +39,8 @@ class LabelAudit:
     num_images: int
 
     @property
-    def shares(self) -> np.ndarray:
-        """Of each class in the labelled pixels, float64 [num_classes]."""
+    def fractions(self) -> np.ndarray:
+        """Of each class in the labeled pixels, float64 [num_classes]."""
         return self.counts / self.counts.sum()
 
     @property
@@ -55,8 +55,8 @@ class LabelAudit:
         if self.num_counted == self.num_images:
             counted = f"all {self.num_images}"
         lines = [f"labels of {counted} images", f"{'class':<{width}}   pixels   images"]
-        for name, share, images in zip(self.names, self.shares, self.images, strict=True):
-            lines.append(f"{name:<{width}} {share:>8.3%} {images:>8}")
+        for name, fraction, images in zip(self.names, self.fractions, self.images, strict=True):
+            lines.append(f"{name:<{width}} {fraction:>8.3%} {images:>8}")
         ignored = self.ignored / (self.ignored + self.counts.sum())
         lines.append(f"ignored: {ignored:.3%} of all pixels")
         if self.absent:
@@ -70,15 +70,15 @@ def audit_labels(source: Source, *, max_images: int = 0, progress: bool = True) 
     Args:
         source: a split with labels.
         max_images: count the ids of this many labels only, spread evenly over the split; 0 counts
-            all. The headers of all files are checked in any case (of samples inside shards, those
+            all. The headers of all files are always checked (of samples inside shards, those
             that are counted).
         progress: show a bar with rate and time left.
 
     Raises:
-        FileNotFoundError: naming a file that is gone.
+        FileNotFoundError: naming a file that is missing.
         ValueError: naming the file, if one is empty, damaged, of the wrong format, too large, or
             if a label's size is not its image's; naming ids that belong to no class with examples;
-            if the set holds nothing but ignored pixels, or has no labels.
+            if all pixels are ignored, or the split has no labels.
     """
     if not source.has_labels:
         raise ValueError(f"split {source.split!r} of {source.name!r} has no labels to audit")
@@ -158,7 +158,7 @@ def _judge(
     if not counts.sum():
         raise ValueError(
             f"all {ignored} pixels in {num_counted} labels of {source.name!r}, split "
-            f"{source.split!r}, are ignored: there is nothing to learn or to score. Ids found: "
+            f"{source.split!r}, are ignored: nothing can be learned or evaluated. Ids found: "
             f"{sorted(examples)}; known: {source.known_ids()}"
         )
     return LabelAudit(
@@ -176,7 +176,7 @@ def parallel(function: Callable, items: Iterable[int], what: str, progress: bool
     items = list(items)
     threads = 2 * (os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
-        # A bounded look-ahead: an error must not wait behind everything that was queued.
+        # A bounded number of items ahead, so that an error does not wait for the whole queue.
         futures: list[Future] = [pool.submit(function, i) for i in items[: 4 * threads]]
         with tqdm(total=len(items), desc=what, unit=" images", disable=not progress) as bar:
             for k in range(len(items)):

@@ -1,7 +1,7 @@
-"""How many pixels of each class every label of a source holds; counted once and kept.
+"""Pixels of each class in every label of a source, for sampling by class.
 
-Sampling by class needs it. Tiles bring the counts along; for files they are counted at the first
-use and kept in the user's cache, under a name made of the files' names, sizes and times.
+Tiles store the counts. For files they are counted once and kept in the user's cache, in a file
+whose name is a hash of the label files' names, sizes and times.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ def class_counts(source: Source, *, progress: bool = True) -> np.ndarray:
     """Pixels of each class in each label, int64 [samples, classes].
 
     Raises:
-        FileNotFoundError, ValueError: naming a file that is gone or not sound.
+        FileNotFoundError, ValueError: naming a file that is missing or damaged.
     """
     if (known := source.records.id_counts) is not None:
         return _by_class(source, known)
@@ -35,7 +35,8 @@ def class_counts(source: Source, *, progress: bool = True) -> np.ndarray:
     count = lambda index: audit.count_ids(source, index)  # noqa: E731
     counts = np.array(list(audit.parallel(count, indices, "counting classes", progress)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written under another name first: nobody reads half of it, and the last of several wins.
+    # Written under another name first: no process reads an incomplete file. Several processes may
+    # count at the same time; the last one replaces the file of the others.
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         np.save(file, counts.astype(np.uint32))
     os.replace(file.name, path)
@@ -43,7 +44,7 @@ def class_counts(source: Source, *, progress: bool = True) -> np.ndarray:
 
 
 def cache_folder() -> Path:
-    """Where counts are kept: hrnet_jax in $XDG_CACHE_HOME or ~/.cache."""
+    """The folder of the counts: hrnet_jax in $XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hrnet_jax"
 
 

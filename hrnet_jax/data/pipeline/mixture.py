@@ -9,16 +9,16 @@ from hrnet_jax.data.sources.source import Classes, Source
 
 @dataclass(frozen=True)
 class Mixture:
-    """What to train on: sources with the same classes, each with its share.
+    """What to train on: sources with the same classes, each with its weight.
 
     Attributes:
         sources: the first one gives its name.
         weights: one per source; their proportions count.
-        class_uniform: share of the samples that are chosen by drawing a class first, then an image
-            that holds it, and cropped around one of its pixels.
+        class_uniform: fraction of the samples for which a class is drawn first, then an image that
+            holds it; the crop is placed around one of its pixels.
 
     Raises:
-        ValueError: for sources without labels or with other classes, or weights that make no sense.
+        ValueError: for sources without labels or with other classes, or invalid weights.
     """
 
     sources: tuple[Source, ...]
@@ -37,7 +37,7 @@ class Mixture:
             if source.classes.names != self.classes.names:
                 raise ValueError(
                     f"{source.name!r} has other classes than {self.name!r}: {source.classes.names} "
-                    f"and {self.classes.names}; say with a class_map what becomes of each"
+                    f"and {self.classes.names}; map them with a class_map"
                 )
 
     @classmethod
@@ -58,11 +58,11 @@ class Mixture:
         return self.sources[0].classes
 
     def __len__(self) -> int:
-        """Samples in an epoch: in so many, each image of the first source has its turn."""
+        """Samples in an epoch, which is one pass over the first source."""
         return max(1, round(len(self.sources[0]) * sum(self.weights) / self.weights[0]))
 
     def describe(self) -> str:
-        """The shares, for the log."""
+        """The fractions, for the log."""
         total = sum(self.weights)
         parts = [
             f"{weight / total:.1%} {source.name} {source.split} ({len(source)} images)"
@@ -77,13 +77,13 @@ def open_mixture(first: Source, others: Sequence[dict], class_uniform: float) ->
     """What `config.data.mix` and `config.data.class_uniform` describe.
 
     Args:
-        first: the set that the rest of `config.data` names; its weight is 1 minus the others'.
+        first: the dataset that the rest of `config.data` names; its weight is 1 minus the others'.
         others: dicts with name, root, split, weight and, if need be, class_file and class_map.
         class_uniform: see `Mixture`.
 
     Raises:
-        ValueError: for unknown or missing keys, or values that make no sense.
-        FileNotFoundError: if a set is not there.
+        ValueError: for unknown or missing keys, or invalid values.
+        FileNotFoundError: if a dataset is missing.
     """
     from hrnet_jax.data import open_source
 
@@ -106,8 +106,8 @@ def open_mixture(first: Source, others: Sequence[dict], class_uniform: float) ->
         weights.append(float(entry["weight"]))
     if not sum(weights) < 1:
         raise ValueError(
-            f"config.data.mix: the weights {weights} leave nothing for {first.name!r}, whose share "
-            "is what they lack to 1"
+            f"config.data.mix: the weights {weights} leave nothing for {first.name!r}, whose "
+            "weight is 1 minus their sum"
         )
     if len(sources) == 1 and not class_uniform:
         return first

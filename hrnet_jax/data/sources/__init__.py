@@ -1,1 +1,1 @@
-"""Data sets as people have them: classes, names, and where the bytes are."""
+"""Datasets in the layouts that users have: classes, names and the way to the samples."""

@@ -1,8 +1,8 @@
-"""Images with one class each, as a folder per class:
+"""Images with one class each, in one folder per class:
 
     root/SPLIT/CLASS/**/NAME.{jpg,jpeg,png}
 
-which is how ImageNet is mostly unpacked. The classes are the folders' names in alphabetic order.
+which is ImageNet's usual layout. The classes are the folders' names in alphabetic order.
 """
 
 import os
@@ -19,7 +19,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True)
 class ImageClasses:
-    """Names of classes of whole images; there may be any number of them.
+    """Names of the classes of whole images, two or more.
 
     Raises:
         ValueError: for fewer than two, or a name used twice.
@@ -29,7 +29,7 @@ class ImageClasses:
 
     def __post_init__(self):
         if len(self.names) < 2:
-            raise ValueError(f"need two classes or more to tell apart, got {list(self.names)}")
+            raise ValueError(f"need two or more classes, got {list(self.names)}")
         if len(set(self.names)) < len(self.names):
             repeated = sorted({n for n in self.names if self.names.count(n) > 1})
             raise ValueError(f"class name used more than once: {repeated[:5]}")

@@ -1,8 +1,8 @@
 """Samples by number from what TensorFlow Datasets has prepared.
 
-The order of training is a function of the step, so samples are read by number straight from the
-shards: a TFRecord shard has no index, so its record offsets are collected once by hopping over the
-length headers; ArrayRecord shards bring their own. Nothing is downloaded here.
+The order of training is a function of the step, so samples are read by number directly from the
+shards. A TFRecord shard has no index: its record offsets are collected once from the length
+headers. ArrayRecord shards have an index. Nothing is downloaded.
 """
 
 import os
@@ -21,7 +21,7 @@ from hrnet_jax.runtime import storage
 
 @dataclass(frozen=True)
 class Prepared:
-    """A set as TFDS names it, and how a user gets it.
+    """A dataset as TFDS names it, and how a user gets it.
 
     Attributes:
         name: e.g. "cityscapes/semantic_segmentation".
@@ -58,7 +58,7 @@ class Prepared:
         if not versions:
             raise FileNotFoundError(
                 f"{self.name} is not prepared: looked for {root / self.name}/VERSION/"
-                f"dataset_info.json; {describe_folder(root)}. It is never downloaded from here: "
+                f"dataset_info.json; {describe_folder(root)}. It is never downloaded: "
                 f"get the archives from {self.home} and run `{self.command}`, then give DIR as "
                 "--config.data.root"
             )
@@ -75,7 +75,7 @@ class Prepared:
         for split in splits:
             if split not in info.splits:
                 known = sorted(info.splits)
-                raise ValueError(f"no split {split!r} in {info.data_dir}; there: {known}")
+                raise ValueError(f"no split {split!r} in {info.data_dir}; known: {known}")
             start = len(places)
             files = zip(info.splits[split].filepaths, info.splits[split].shard_lengths, strict=True)
             for path, length in files:
@@ -83,7 +83,7 @@ class Prepared:
                 if len(shard) != length:
                     raise ValueError(
                         f"shard {path} holds {len(shard)} records, its description says {length}; "
-                        "prepare the data set again"
+                        "prepare the dataset again"
                     )
                 places += [(len(shards), i) for i in range(length)]
                 shards.append(shard)
@@ -94,7 +94,7 @@ class Prepared:
     def _open_shard(self, path: str, file_format: str):
         if storage.missing([path]):
             raise FileNotFoundError(
-                f"shard {path} is missing; prepare the data set again: {self.command}"
+                f"shard {path} is missing; prepare the dataset again: {self.command}"
             )
         if file_format == "tfrecord":
             return TFRecordShard(path)
@@ -137,7 +137,7 @@ class TFRecordShard:
                 if position + 16 + length > size:
                     raise ValueError(
                         f"shard {self.path} is damaged: record {len(spans)} at byte {position} "
-                        f"ends beyond the file's {size} bytes; prepare the data set again"
+                        f"ends beyond the file's {size} bytes; prepare the dataset again"
                     )
                 spans.append((position + 12, length))
                 position += 16 + length
@@ -157,7 +157,7 @@ class Shards:
     """Serialized tf.train.Examples by number.
 
     Attributes:
-        dataset: what errors call the set.
+        dataset: its name in errors.
         ids: one per sample.
         paths: of the shards.
         files: the shards themselves; each has __len__ and __getitem__(i) -> bytes.

@@ -1,1 +1,1 @@
-"""A data set cut into tiles once, for reading many times."""
+"""Datasets converted to tiles once, for faster reading."""

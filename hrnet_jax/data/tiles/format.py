@@ -7,8 +7,8 @@ A split is a number of TFRecord shards, one `tf.train.Example` per image, and tw
     tiles_SPLIT.json      the manifest: names, classes, sizes and checksums of all these files
 
 The manifest is written last and names its files with their sizes, so a folder without it, or with a
-file of another length, is never read. A crop costs one read per row of tiles under it, and each
-tile carries a checksum of its pixels. docs/data.md has the measurements behind these choices.
+file of another length, is never read. A crop takes one read per row of tiles below it. Each tile
+holds a checksum of its pixels. docs/data.md has the measurements behind these choices.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ class Grid(NamedTuple):
 def encode_tiles(pixels: np.ndarray, tile: tuple[int, int] = TILE) -> list[bytes]:
     """Compresses an image or a label, tile by tile, row after row.
 
-    Images are stored as differences to the pixel above, which costs next to nothing to undo.
+    Images are stored as differences to the pixel above; undoing them is one addition per row.
 
     Args:
         pixels: uint8 [H, W, 3] or, for labels, [H, W].
@@ -174,7 +174,7 @@ class TileSample:
                 pixels = self._decompress(tile, (tall, wide, *channels), (top + k, left + i))
                 bands[k, :tall, i * width : i * width + wide] = pixels
         if kind == "image":
-            # All rows of tiles at once; below the image's end this adds up garbage.
+            # All rows of tiles at once. Rows below the image hold arbitrary values and are cut off.
             for y in range(1, height):
                 np.add(bands[:, y - 1], bands[:, y], out=bands[:, y])
         whole = bands.reshape(-1, *bands.shape[2:])
@@ -224,7 +224,7 @@ def index_path(folder: epath.Path, split: str) -> epath.Path:
 
 
 def find_tiles(root: str | os.PathLike, name: str) -> epath.Path | None:
-    """The folder with tiles of a data set, if `root` is one, or a data_dir of TFDS with one."""
+    """The folder with tiles of a dataset, if `root` is one, or a data_dir of TFDS with one."""
     built = [f"tiles/{kind}/*/tiles_*.json" for kind in (name, f"{name}_beam")]
     root = storage.path(root)
     for pattern in (*reversed(built), "tiles_*.json"):
@@ -238,18 +238,18 @@ def open_tiles(folder: epath.Path, name: str, split: str) -> Source:
 
     Args:
         folder: of `find_tiles`.
-        name: of the data set the tiles are expected to be from.
-        split: of the data set.
+        name: of the dataset that the tiles must be from.
+        split: of the dataset.
 
     Raises:
         FileNotFoundError: if the split is not prepared, or a file is missing.
-        ValueError: naming the file, if the manifest does not fit the other files or the set.
+        ValueError: naming the file, if the manifest does not match the other files or the dataset.
     """
     manifest = read_manifest(folder, split)
     path = manifest_path(folder, split)
     if manifest["name"] != name:
         raise ValueError(
-            f"{path} is of the data set {manifest['name']!r}, not {name!r}: give "
+            f"{path} is of the dataset {manifest['name']!r}, not {name!r}: give "
             f"--config.data.name={manifest['name']} or another folder"
         )
     for shard in manifest["files"]:
@@ -283,7 +283,7 @@ def read_manifest(folder: epath.Path, split: str) -> dict:
     """The manifest of a prepared split.
 
     Raises:
-        FileNotFoundError: if there is none; it says what is there.
+        FileNotFoundError: if there is none; it lists what was found.
         ValueError: if it is damaged or of another version.
     """
     path = manifest_path(folder, split)

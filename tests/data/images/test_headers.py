@@ -42,7 +42,7 @@ def test_reads_png_and_jpeg(tmp_path):
         (b"\xff\xd8\xff\xe0", "x.jpg", "x.jpg is a damaged JPEG"),
         (png_head(8, 6), "x.jpg", "x.jpg holds PNG data under the name .jpg"),
         (png_head(0, 6), "x.png", "x.png has no pixels: 6x0"),
-        (png_head(8, 6, color=5), "x.png", "colour type 5 does not exist"),
+        (png_head(8, 6, color=5), "x.png", "color type 5 does not exist"),
         (png_head(16384, 16384), "x.png", "x.png is 16384x16384 by its header: more than 67108864"),
     ],
 )
@@ -65,8 +65,8 @@ def test_labels(tmp_path):
     for mode in ("L", "P"):
         check_label_header(read_header(save(tmp_path / "ok.png", mode)), "ok.png")
     for mode, message in (
-        ("RGB", "x is a colour picture"),
-        ("LA", "x is a colour picture"),
+        ("RGB", "x is a color image"),
+        ("LA", "x is a color image"),
         ("I;16", "x has 16 bits per pixel"),
         ("1", "x has 1 bits per pixel"),
     ):

@@ -21,7 +21,7 @@ def test_counts_by_hand(make_source):
     assert found.counts.dtype == np.int64
     assert found.images.tolist() == [2, 2, 0]
     assert found.ignored == 4
-    assert found.shares.tolist() == [8 / 12, 4 / 12, 0]
+    assert found.fractions.tolist() == [8 / 12, 4 / 12, 0]
     assert found.absent == ("sky",)
     assert (found.num_counted, found.num_images) == (2, 2)
     table = found.table()

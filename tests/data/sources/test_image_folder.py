@@ -53,9 +53,9 @@ def test_refuses_other_layouts(root, tmp_path):
     with pytest.raises(FileNotFoundError, match="no class folders in"):
         open_images("image_folder", root=root, split="empty")
     write(root / "one" / "cat" / "a.png")
-    with pytest.raises(ValueError, match="two classes or more"):
+    with pytest.raises(ValueError, match="two or more classes"):
         open_images("image_folder", root=root, split="one")
-    with pytest.raises(ValueError, match="unknown set of images 'cityscapes'; known"):
+    with pytest.raises(ValueError, match="unknown dataset of images 'cityscapes'; known"):
         open_images("cityscapes", root=root, split="train")
     with pytest.raises(ValueError, match=r"--config\.data\.root=DIR"):
         open_images("image_folder", root="", split="train")

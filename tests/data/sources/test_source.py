@@ -90,11 +90,11 @@ def test_take():
 
 
 def test_open_source_names_the_choices(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown data set 'kitti'; known: .*camvid"):
+    with pytest.raises(ValueError, match=r"unknown dataset 'kitti'; known: .*camvid"):
         open_source("kitti", root=tmp_path, split="train")
     with pytest.raises(ValueError, match="needs its folder"):
         open_source("camvid", root="", split="train")
-    with pytest.raises(ValueError, match="is for the data set 'folder'"):
+    with pytest.raises(ValueError, match="is for the dataset 'folder'"):
         open_source("camvid", root=tmp_path, split="train", class_file="c.json")
 
 

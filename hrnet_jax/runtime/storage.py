@@ -232,15 +232,18 @@ def sizes_below(folder: str) -> dict[str, int]:
     return {name[start:]: entry["size"] for name, entry in found.items() if name[start:]}
 
 
-def names_below(folder: str | os.PathLike, suffixes: Sequence[str] = ()) -> list[str]:
+def names_below(
+    folder: str | os.PathLike, suffixes: Sequence[str] = (), *, follow_links: bool = False
+) -> list[str]:
     """The files at any depth, by their place in the folder, in order of folders and names.
 
     Args:
       folder: nothing is found where there is none.
       suffixes: in small letters, as in ".png"; only files with one of these, in any case.
+      follow_links: also list what lies in folders that are symbolic links; stores have no links.
 
     Raises:
-      ValueError: for a name that is not UTF-8.
+      ValueError: for a name that is not UTF-8; for a link to a folder that contains the link.
     """
     folder = os.fspath(folder)
     if in_store(folder):
@@ -248,7 +251,7 @@ def names_below(folder: str | os.PathLike, suffixes: Sequence[str] = ()) -> list
     else:
         found = [
             os.path.relpath(os.path.join(parent, name), folder)
-            for parent, _, names in os.walk(folder)
+            for parent, names in _walk(folder, follow_links)
             for name in names
         ]
     for name in found:
@@ -256,6 +259,22 @@ def names_below(folder: str | os.PathLike, suffixes: Sequence[str] = ()) -> list
     if suffixes:
         found = [name for name in found if os.path.splitext(name)[1].lower() in suffixes]
     return sorted(found, key=lambda name: name.split("/"))
+
+
+def _walk(folder: str, follow_links: bool) -> Iterator[tuple[str, list[str]]]:
+    """Each folder at any depth with the names of its files."""
+    above = {folder: {os.path.realpath(folder)}}  # the real places of a folder and its parents
+    for parent, folders, names in os.walk(folder, followlinks=follow_links):
+        yield parent, names
+        if not follow_links:
+            continue
+        places = above.pop(parent)
+        for name in folders:
+            path_ = os.path.join(parent, name)
+            place = os.path.realpath(path_)
+            if place in places:
+                raise ValueError(f"{path_} is a link to {place}, which contains it; remove it")
+            above[path_] = places | {place}
 
 
 @contextlib.contextmanager

@@ -117,10 +117,22 @@ class Pair(NamedTuple):
     label: str
 
 
+def not_hidden(names: Iterable[str]) -> list[str]:
+    """The relative paths without a part that begins with a dot.
+
+    Operating systems and tools leave files such as ._NAME.png, .DS_Store and .ipynb_checkpoints/.
+    """
+    return [name for name in names if not _is_hidden(name.split("/"))]
+
+
+def _is_hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") for part in parts)
+
+
 def find_images(
     root: epath.Path, folder: epath.Path, pattern: str, *, dataset: str, layout: str
 ) -> list[str]:
-    """The files in `folder` that fit the pattern, in order of names.
+    """The files in `folder` that fit the pattern, without hidden ones, in order of names.
 
     Args:
         root: the dataset's folder, described in the error.
@@ -132,7 +144,9 @@ def find_images(
     Raises:
         FileNotFoundError: if there are none; it says what was looked for and what is there.
     """
+    depth = 1 + pattern.count("/")
     found = storage.files_in(folder, pattern)
+    found = [path for path in found if not _is_hidden(path.split("/")[-depth:])]
     if not found:
         inside = "; ".join(describe_folder(p) for p in (root, folder) if p == root or p.is_dir())
         raise FileNotFoundError(

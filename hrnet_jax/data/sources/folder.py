@@ -4,7 +4,7 @@
     root/labels/SPLIT/**/NAME.png               same relative path, ids as 8-bit grey or palette
     root/classes.json
 
-Splits are whatever folders there are. A split without a folder under root/labels has no labels
+Each folder in root/images is a split. A split without a folder under root/labels has no labels
 and can be predicted only. classes.json lists the classes in the order of their train ids:
 
     {
@@ -21,16 +21,21 @@ automatically, label_ids are 0, 1, 2, ..., only 255 is ignored, and there are no
 
 import colorsys
 import json
+import logging
 import os
 from typing import Any
 
-from hrnet_jax.data.sources.files import Pair, source_of_pairs
+from etils import epath
+
+from hrnet_jax.data.sources.files import Pair, not_hidden, source_of_pairs
 from hrnet_jax.data.sources.source import Classes, Source, describe_folder
 from hrnet_jax.runtime import storage
 
 LAYOUT = (
     "ROOT/images/SPLIT/**/NAME.{png,jpg,jpeg}, ROOT/labels/SPLIT/**/NAME.png, ROOT/classes.json"
 )
+logger = logging.getLogger(__name__)
+
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -44,12 +49,13 @@ def open_folder(root: str | os.PathLike, split: str, class_file: str | os.PathLi
 
     Raises:
         FileNotFoundError: if the class file, the images or a label are not there.
-        ValueError: if the class file is not sound, or two images share a name.
+        ValueError: if the class file is invalid, or two images have the same name.
     """
     root = storage.path(root)
     classes = read_class_file(class_file or root / "classes.json")
     folder = root / "images" / split
-    found = storage.names_below(folder, _IMAGE_SUFFIXES)
+    names = not_hidden(storage.names_below(folder, follow_links=True))
+    found = [name for name in names if _suffix(name) in _IMAGE_SUFFIXES]
     if not split or not found:
         raise FileNotFoundError(
             f"no images in split {split!r}: looked for {folder}/**/*{{.png,.jpg,.jpeg}}; "
@@ -60,12 +66,29 @@ def open_folder(root: str | os.PathLike, split: str, class_file: str | os.PathLi
     if repeated := sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []:
         raise ValueError(f"images in {folder} differ in nothing but their suffix: {repeated[:5]}")
     labels = root / "labels" / split
+    _log_unused(folder, set(names) - set(found), "are no images with a known suffix")
+    label_names = not_hidden(storage.names_below(labels, (".png",), follow_links=True))
+    used = set(ids)
+    unused = {name for name in label_names if os.path.splitext(name)[0] not in used}
+    _log_unused(labels, unused, "are labels without an image")
     pairs = [
         Pair(i, f"{folder}/{name}", f"{labels}/{i}.png") for i, name in zip(ids, found, strict=True)
     ]
     return source_of_pairs(
         "folder", split, classes, pairs, layout=LAYOUT, has_labels=labels.is_dir()
     )
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _log_unused(folder: epath.Path, names: set[str], what: str) -> None:
+    if names:
+        first = sorted(names)[:3]
+        logger.warning(
+            "%d files in %s %s and are not used, e.g. %s", len(names), folder, what, first
+        )
 
 
 def read_class_file(path: str | os.PathLike) -> Classes:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from hrnet_jax.data.sources.files import not_hidden
 from hrnet_jax.data.sources.source import Records, Source, describe_folder
 from hrnet_jax.runtime import storage
 
@@ -98,7 +99,6 @@ def open_image_folder(root: str | os.PathLike, split: str) -> ImageSource:
             f"no folder for split {split!r}: looked for {folder}; {describe_folder(root)}. "
             f"Expected layout: {LAYOUT}"
         )
-    # Tools leave folders such as .ipynb_checkpoints behind.
     found = (e for e in folder.iterdir() if not e.name.startswith("."))
     entries = sorted(found, key=lambda e: e.name)
     names = [e.name for e in entries if e.is_dir()]
@@ -114,7 +114,8 @@ def open_image_folder(root: str | os.PathLike, split: str) -> ImageSource:
         )
     ids, labels = [], []
     for label, name in enumerate(names):
-        found = sorted(filter(_is_image, storage.names_below(folder / name)))
+        files = not_hidden(storage.names_below(folder / name, follow_links=True))
+        found = sorted(filter(_is_image, files))
         if not found:
             raise ValueError(
                 f"class folder {folder / name} holds no images ({', '.join(_SUFFIXES)}); "
@@ -132,4 +133,4 @@ def open_image_folder(root: str | os.PathLike, split: str) -> ImageSource:
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES) and not os.path.basename(name).startswith(".")
+    return name.lower().endswith(_SUFFIXES)

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hrnet_jax.data.sources.files import EncodedSample, Files, Pair, find_images, source_of_pairs
+from hrnet_jax.data.sources.files import (
+    EncodedSample,
+    Files,
+    Pair,
+    find_images,
+    not_hidden,
+    source_of_pairs,
+)
 from hrnet_jax.data.sources.source import Classes
 from hrnet_jax.runtime import storage
 
@@ -77,10 +84,23 @@ def test_source_of_pairs(pair):
     assert (len(source), source.has_labels) == (2, False)
 
 
+def test_not_hidden():
+    names = ["a.png", "._a.png", "b/.ipynb_checkpoints/c.png", ".DS_Store", "b/c.png"]
+    assert not_hidden(names) == ["a.png", "b/c.png"]
+
+
 def test_find_images(pair, tmp_path):
     root = storage.path(tmp_path)
+    (tmp_path / "._a.png").write_bytes(b"")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "b.png").write_bytes(b"")
     names = {"dataset": "Mine", "layout": "ROOT/x"}
     assert find_images(root, root, "*.png", **names) == [pair.image, pair.label]
+    with pytest.raises(FileNotFoundError, match="no Mine images"):
+        find_images(root, root, "*/*.png", **names)
+    (tmp_path / ".hidden" / "b.png").unlink()
+    (tmp_path / ".hidden").rmdir()
+    (tmp_path / "._a.png").unlink()
     message = (
         r"no Mine images: looked for .*/x/\*.png; .* holds a.png, a_label.png. Expected .*ROOT/x"
     )

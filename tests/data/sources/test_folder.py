@@ -59,3 +59,35 @@ def test_errors(folder):
     (folder / "classes.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no class file .*classes.json"):
         open_source("folder", root=folder, split="train")
+
+
+def test_files_that_are_not_samples(folder, caplog):
+    """Hidden files are ignored, others that are not used are named in the log."""
+    expected = open_source("folder", root=folder, split="train")
+    assert not caplog.records
+    images, labels = folder / "images" / "train", folder / "labels" / "train"
+    (images / "a" / ".ipynb_checkpoints").mkdir()
+    for path in (images / "._x.png", images / ".DS_Store", images / "a/.ipynb_checkpoints/y.png"):
+        path.write_bytes(b"")
+    for path in (images / "a" / "z.tif", labels / "b" / "three.png", labels / "._x.png"):
+        path.write_bytes(b"")
+    assert open_source("folder", root=folder, split="train") == expected
+    unused_image, unused_label = (record.getMessage() for record in caplog.records)
+    assert unused_image.startswith(f"1 files in {images} are no images with a known suffix")
+    assert "['a/z.tif']" in unused_image
+    assert unused_label.startswith(f"1 files in {labels} are labels without an image")
+    assert "['b/three.png']" in unused_label
+
+
+def test_linked_folders_are_followed_and_loops_refused(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for kind in ("images", "labels"):
+        (folder / kind / "train" / "a").rename(elsewhere / kind)
+        (folder / kind / "train" / "a").symlink_to(elsewhere / kind)
+        # The same folder under two names is no loop.
+        (folder / kind / "train" / "c").symlink_to(elsewhere / kind)
+    source = open_source("folder", root=folder, split="train")
+    assert source.ids == ("a/one", "b/two", "c/one")
+    (elsewhere / "images" / "again").symlink_to(folder / "images" / "train")
+    with pytest.raises(ValueError, match=r"train/[ac]/again is a link to .*/images/train, which"):
+        open_source("folder", root=folder, split="train")

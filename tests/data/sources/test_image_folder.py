@@ -23,6 +23,9 @@ def write(path, size=(10, 12)):
 
 def test_order_labels_and_bytes(root):
     (root / "train" / ".hidden").mkdir()
+    (root / "train" / "dog" / ".ipynb_checkpoints").mkdir()
+    (root / "train" / "dog" / ".ipynb_checkpoints" / "c.png").write_bytes(b"")
+    (root / "train" / "dog" / "._b.JPEG").write_bytes(b"")
     (root / "train" / "readme.txt").write_text("no image")
     source = open_images("image_folder", root=root, split="train")
     assert source.classes.names == ("cat", "dog")

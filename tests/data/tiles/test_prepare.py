@@ -304,7 +304,7 @@ def edit(**change):
         (lambda f: (f / "tiles_train.npz").unlink(), r"tiles_train.npz is missing"),
         (lambda f: (f / "tiles_train.json").write_text("{"), r"tiles_train.json is damaged"),
         (edit(format_version=9), r"tiles_train.json is of version 9, this program reads 1"),
-        (edit(name="camvid"), r"is of the data set 'camvid', not 'cityscapes'"),
+        (edit(name="camvid"), r"is of the dataset 'camvid', not 'cityscapes'"),
         (edit(ids=["a"]), r"tiles_train.json lists 1 images, .*npz 7"),
         (lambda f: (f / "tiles_train.json").unlink(), r"prepared are \['test', 'val'\]"),
     ],

@@ -36,6 +36,8 @@ from PIL import Image
 
 from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.pipeline.augment import Augmentation
+from hrnet_jax.data.pipeline.batches import BatchPlan, iterate
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.data.tiles import prepare as tiles
 from hrnet_jax.runtime import memory
@@ -118,8 +120,8 @@ def alone(function: Callable, *arguments):
 def measure_crops(root: Path, num_batches: int, started: float) -> dict:
     """Crops per second after two batches to warm up, seconds to the first, peak memory."""
     source = open_source("cityscapes", root=root, split="train")
-    dataset = segmentation_data.train_dataset(source, batch_size=BATCH, crop_size=CROP, seed=0)
-    batches = segmentation_data.iterate(dataset)
+    plan = BatchPlan(batch_size=BATCH, seed=0)
+    batches = iterate(segmentation_data.train_dataset(source, Augmentation(CROP), plan))
     next(batches)
     first = time.time() - started
     next(batches)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.pipeline.order import Shard
 from hrnet_jax.data.sources.source import Source
 from hrnet_jax.evaluation import metrics
 from hrnet_jax.inference import multi_scale
@@ -243,12 +244,10 @@ def evaluate(
                 seen[i] += 1
         bar.update(int((index >= 0).sum()))
 
-    share = sharding.share_of_batch(mesh)
     batches = segmentation_data.eval_batches(
         source,
         batch_size=batch_size,
-        process_index=share[0],
-        process_count=share[1],
+        shard=Shard(*sharding.share_of_batch(mesh)),
     )
     with bar:
         pending = None

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
@@ -22,6 +21,7 @@ from hrnet_jax.evaluation import metrics
 from hrnet_jax.inference import multi_scale
 from hrnet_jax.inference.multi_scale import Method, check_model
 from hrnet_jax.runtime import sharding, storage
+from hrnet_jax.runtime.progress import progress_bar
 
 OnBatch = Callable[[dict[str, np.ndarray], np.ndarray], None]
 
@@ -225,7 +225,7 @@ def evaluate(
     confusion = np.zeros((num_classes, num_classes), np.int64)
     counts = np.zeros((len(source), 3, num_classes), np.int64)
     seen = np.zeros(len(source), np.int64)
-    bar = tqdm(
+    bar = progress_bar(
         total=len(source),
         desc=f"evaluating {source.split}",
         unit="image",

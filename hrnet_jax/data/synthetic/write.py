@@ -4,10 +4,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
-from tqdm import tqdm
 
 from hrnet_jax.data.synthetic.scene import SPLITS, draw_scene
 from hrnet_jax.runtime import storage
+from hrnet_jax.runtime.progress import progress_bar
 
 
 def write_cityscapes(
@@ -48,8 +48,8 @@ def write_cityscapes(
                 Image.fromarray(pixels).save(file, compress_level=4)
 
     with ThreadPoolExecutor(2) as pool:
-        done = tqdm(
-            pool.map(write, jobs), "drawing", len(jobs), unit=" images", disable=not progress
-        )
-        for _ in done:
+        drawn = pool.map(write, jobs)
+        for _ in progress_bar(
+            drawn, total=len(jobs), desc="drawing", unit=" images", disable=not progress
+        ):
             pass

@@ -36,7 +36,9 @@ from PIL import Image
 
 from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
-from hrnet_jax.data.synthetic import write as synthetic
+from hrnet_jax.data.pipeline.augment import Augmentation
+from hrnet_jax.data.pipeline.batches import BatchPlan, iterate
+from hrnet_jax.data.synthetic.scene import draw_scene
 from hrnet_jax.data.tiles import prepare as tiles
 from hrnet_jax.runtime import memory
 
@@ -59,7 +61,7 @@ def write_streets(root: Path, count: int) -> None:
     """Street scenes of 512x1024, enlarged to 1024x2048, with noise as a camera's."""
 
     def write(number: int) -> None:
-        image, label = synthetic.draw_scene(0, "train", number, *CROP)
+        image, label = draw_scene(0, "train", number, *CROP)
         rng = np.random.default_rng(number)
         size = (2 * CROP[1], 2 * CROP[0])
         pixels = np.asarray(
@@ -118,8 +120,8 @@ def alone(function: Callable, *arguments):
 def measure_crops(root: Path, num_batches: int, started: float) -> dict:
     """Crops per second after two batches to warm up, seconds to the first, peak memory."""
     source = open_source("cityscapes", root=root, split="train")
-    dataset = segmentation_data.train_dataset(source, batch_size=BATCH, crop_size=CROP, seed=0)
-    batches = segmentation_data.iterate(dataset)
+    plan = BatchPlan(batch_size=BATCH, seed=0)
+    batches = iterate(segmentation_data.train_dataset(source, Augmentation(CROP), plan))
     next(batches)
     first = time.time() - started
     next(batches)

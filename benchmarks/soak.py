@@ -504,21 +504,20 @@ def topology(lab: Lab) -> str:
 
 def hosts(lab: Lab) -> str:
     from hrnet_jax.data import open_source
-    from hrnet_jax.data.pipeline import segmentation as segmentation_data
+    from hrnet_jax.data.pipeline.augment import Augmentation
+    from hrnet_jax.data.pipeline.batches import BatchPlan, iterate
+    from hrnet_jax.data.pipeline.order import Shard
+    from hrnet_jax.data.pipeline.segmentation import train_dataset
 
     source = open_source("cityscapes", root=str(lab.streets), split="train")
 
     def batches(count: int, steps: int) -> list[bytes]:
         parts = [
-            segmentation_data.iterate(
-                segmentation_data.train_dataset(
+            iterate(
+                train_dataset(
                     source,
-                    batch_size=4,
-                    crop_size=(32, 64),
-                    seed=3,
-                    start_step=7,
-                    process_index=index,
-                    process_count=count,
+                    Augmentation((32, 64)),
+                    BatchPlan(batch_size=4, seed=3, start_step=7, shard=Shard(index, count)),
                 )
             )
             for index in range(count)

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from hrnet_jax.data.pipeline import classification as classification_data
+from hrnet_jax.data.pipeline.order import Shard
 from hrnet_jax.data.sources.image_folder import ImageSource
 from hrnet_jax.models import normalize
 from hrnet_jax.runtime import sharding
+from hrnet_jax.runtime.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def evaluate(
     batch_size = -(-batch_size // mesh.shape["data"]) * mesh.shape["data"]
     variables = sharding.place_replicated(variables, mesh)
     found = np.full((2, len(source)), -1, np.int64)
-    bar = tqdm(
+    bar = progress_bar(
         total=len(source),
         desc=f"evaluating {source.split}",
         unit="image",
@@ -142,14 +143,12 @@ def evaluate(
         found[:, index[index >= 0]] = np.stack(rows)[:, index >= 0]
         bar.update(int((index >= 0).sum()))
 
-    share, shares = sharding.share_of_batch(mesh)
     batches = classification_data.eval_batches(
         source,
         batch_size=batch_size,
         crop_size=crop_size,
         short_side=short_side,
-        process_index=share,
-        process_count=shares,
+        shard=Shard(*sharding.share_of_batch(mesh)),
     )
     with bar:
         pending = None

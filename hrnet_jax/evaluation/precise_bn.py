@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.sources.source import Source
@@ -22,6 +21,7 @@ from hrnet_jax.inference.multi_scale import check_model
 from hrnet_jax.models import normalize
 from hrnet_jax.models.layers import BN_MOMENTUM
 from hrnet_jax.runtime import sharding
+from hrnet_jax.runtime.progress import progress_bar
 
 
 def measure(
@@ -54,7 +54,7 @@ def measure(
     of_batch = jax.jit(function, compiler_options=sharding.compiler_options())
     variables = sharding.place_replicated(variables, mesh)
     total, images = None, 0
-    bar = tqdm(
+    bar = progress_bar(
         total=len(source), desc=f"statistics of {source.split}", unit="image", disable=not progress
     )
     with bar:

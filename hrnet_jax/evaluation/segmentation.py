@@ -12,15 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.pipeline.order import Shard
 from hrnet_jax.data.sources.source import Source
 from hrnet_jax.evaluation import metrics
 from hrnet_jax.inference import multi_scale
 from hrnet_jax.inference.multi_scale import Method, check_model
 from hrnet_jax.runtime import sharding, storage
+from hrnet_jax.runtime.progress import progress_bar
 
 OnBatch = Callable[[dict[str, np.ndarray], np.ndarray], None]
 
@@ -224,7 +225,7 @@ def evaluate(
     confusion = np.zeros((num_classes, num_classes), np.int64)
     counts = np.zeros((len(source), 3, num_classes), np.int64)
     seen = np.zeros(len(source), np.int64)
-    bar = tqdm(
+    bar = progress_bar(
         total=len(source),
         desc=f"evaluating {source.split}",
         unit="image",
@@ -243,12 +244,10 @@ def evaluate(
                 seen[i] += 1
         bar.update(int((index >= 0).sum()))
 
-    share = sharding.share_of_batch(mesh)
     batches = segmentation_data.eval_batches(
         source,
         batch_size=batch_size,
-        process_index=share[0],
-        process_count=share[1],
+        shard=Shard(*sharding.share_of_batch(mesh)),
     )
     with bar:
         pending = None

@@ -18,6 +18,7 @@ from hrnet_jax.inference import multi_scale, visualize
 from hrnet_jax.inference.predictor import Predictor, to_label_ids
 from hrnet_jax.inference.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
 from hrnet_jax.runtime import storage
+from hrnet_jax.runtime.progress import progress_bar
 
 SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 OUTPUTS = ("overlay", "labels", "probabilities")
@@ -141,7 +142,7 @@ class Job:
         done = 0
         with ThreadPoolExecutor(2) as pool:
             writer = _Writer(pool)
-            with tqdm(total=len(images), unit="image", disable=self._quiet(images)) as bar:
+            with progress_bar(total=len(images), unit="image", disable=self._quiet(images)) as bar:
                 for group in self._groups(images, bar):
                     done += self._predict_images(group, writer)
                     bar.update(len(group))
@@ -194,7 +195,7 @@ class Job:
                     path = self.output / f"{item.name}_overlay.mp4"
                     file = stack.enter_context(storage.written(path))
                     overlay = stack.enter_context(VideoWriter(file, frames.rate))
-                bar = tqdm(
+                bar = progress_bar(
                     total=frames.num_frames,
                     desc=item.path.name,
                     unit="frame",

@@ -3,8 +3,9 @@
 python -m hrnet_jax.tools.serve_data --config=configs/NAME.py --config.data.root=DIR --port=5000
     [--host=NAME]
 
-Give the run's configuration: a server with another one is refused. The data set has to be readable
-here. Runs until it is stopped; training then uses --config.data.service="('HOST:5000',)".
+Use the configuration of the run: a server with another one raises an error in training. The server
+reads the dataset itself and runs until it is stopped. Then start training with
+--config.data.service="('HOST:5000',)".
 """
 
 import socket
@@ -12,28 +13,27 @@ import socket
 from absl import flags
 from ml_collections import config_flags
 
-from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.pipeline.augment import Augmentation
 from hrnet_jax.data.pipeline.mixture import Mixture
+from hrnet_jax.data.pipeline.segmentation import TrainingSamples
 from hrnet_jax.data.pipeline.service import Server
 from hrnet_jax.tools import script
 from hrnet_jax.train import build
+from hrnet_jax.train.tasks import augmentation_of
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
-_PORT = flags.DEFINE_integer("port", 5000, "Where to listen; 0: any free one.", lower_bound=0)
-_HOST = flags.DEFINE_string("host", socket.gethostname(), "This machine's name for the others.")
+_PORT = flags.DEFINE_integer("port", 5000, "Port to listen on; 0: any free port.", lower_bound=0)
+_HOST = flags.DEFINE_string("host", socket.gethostname(), "Name of this machine for others.")
 flags.mark_flags_as_required(["config"])
 
 
 def run(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected arguments {arguments}; options start with --")
-    data, seed = _CONFIG.value.data, _CONFIG.value.seed
-    source, _ = build.open_sources(_CONFIG.value)
-    keys = ("scale_min", "scale_max", "scale_step", "flip", "brightness")
-    augmentation = segmentation_data.Augmentation(
-        tuple(data.crop_size), **{k: data[k] for k in keys}
-    )
-    samples = segmentation_data.TrainingSamples(Mixture.of(source), augmentation, seed)
+    config = _CONFIG.value
+    source, _ = build.open_sources(config)
+    augmentation = augmentation_of(config.data, Augmentation)
+    samples = TrainingSamples(Mixture.of(source), augmentation, config.seed)
     server = Server(samples, _PORT.value, _HOST.value)
     print(f"serving {samples.description} at {server.address}", flush=True)
     server.join()

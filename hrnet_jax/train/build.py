@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 import hrnet_jax
 from hrnet_jax.checkpoints import manifest, weights_file
 from hrnet_jax.checkpoints.load import load_checkpoint
-from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.pipeline.batches import iterate
+from hrnet_jax.data.pipeline.order import Shard
 from hrnet_jax.data.sources.source import Source
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import HRNetModel, create_model
@@ -189,11 +190,9 @@ def make_metadata(config: ConfigDict, model: HRNetModel, source: Source) -> dict
 def make_batches(
     config: ConfigDict, source: Source, start_step: int, mesh: Mesh | None = None
 ) -> Iterator[dict]:
-    """This process's share of the batches; all of them without a mesh."""
-    share = sharding.share_of_batch(mesh)
-    return segmentation_data.iterate(
-        task_of(config.head).dataset(config, source, start_step, share)
-    )
+    """This process's slices of the batches; whole batches without a mesh."""
+    shard = Shard(*sharding.share_of_batch(mesh))
+    return iterate(task_of(config.head).dataset(config, source, start_step, shard))
 
 
 def make_state(config, model, optimizer, initial, mesh: Mesh) -> TrainState:

@@ -5,7 +5,7 @@ A network's head says its task. The training loop is the same for all; what diff
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +16,10 @@ from hrnet_jax.data import IMAGE_SOURCES, SOURCES, open_images, open_source
 from hrnet_jax.data.pipeline import audit
 from hrnet_jax.data.pipeline import classification as classification_data
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.pipeline.augment import Augmentation
+from hrnet_jax.data.pipeline.batches import BatchPlan
 from hrnet_jax.data.pipeline.mixture import Mixture, open_mixture
+from hrnet_jax.data.pipeline.order import Shard
 from hrnet_jax.data.sources.source import IGNORE_LABEL
 from hrnet_jax.evaluation import classification, segmentation
 from hrnet_jax.inference import visualize
@@ -25,6 +28,8 @@ from hrnet_jax.inference.multi_scale import SEGMENTATION_HEADS
 # Labels or images looked at before the first step.
 AUDITED_IMAGES = 500
 NUM_PICTURES = 3
+
+_Settings = TypeVar("_Settings", Augmentation, classification_data.CropAugmentation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +59,7 @@ class Task:
       open: (config, split) -> source.
       mix: (config, source of the training split) -> what to train on.
       audit: source -> what was found in it, as text; raises for what is not sound.
-      dataset: (config, source, start_step, share) -> endless batches of "image" and "label", of
-        which share = (index, count) says the slice.
+      dataset: (config, source, start_step, shard) -> endless batches of "image" and "label".
       label_shape: config -> shape of one image's label, and its type.
       ignore_label: the label that does not count.
       evaluate: (config, model, variables, source, mesh) -> Evaluation.
@@ -66,7 +70,7 @@ class Task:
     open: Callable[[ConfigDict, str], Any]
     mix: Callable[[ConfigDict, Any], Any]
     audit: Callable[[Any], str]
-    dataset: Callable[[ConfigDict, Any, int, tuple[int, int]], tf.data.Dataset]
+    dataset: Callable[[ConfigDict, Any, int, Shard], tf.data.Dataset]
     label_shape: Callable[[ConfigDict], tuple[tuple[int, ...], Any]]
     ignore_label: int
     evaluate: Callable[[ConfigDict, Any, Any, Any, Mesh], Evaluation]
@@ -81,6 +85,27 @@ def task_of(head: str) -> Task:
     if head not in _TASKS:
         raise ValueError(f"config.head={head!r} cannot be trained here; known: {sorted(_TASKS)}")
     return _TASKS[head]
+
+
+def augmentation_of(data: ConfigDict, kind: type[_Settings]) -> _Settings:
+    """The augmentation that config.data describes; its keys have the names of the fields.
+
+    Raises:
+      ValueError: for a value out of range.
+    """
+    return kind(**{field.name: data[field.name] for field in dataclasses.fields(kind)})
+
+
+def _batch_plan(config: ConfigDict, start_step: int, shard: Shard) -> BatchPlan:
+    return BatchPlan(
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        shard=shard,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+        service=config.data.service,
+    )
 
 
 # ---- segmentation
@@ -102,25 +127,11 @@ def _audit_segmentation(source) -> str:
 
 
 def _segmentation_dataset(
-    config: ConfigDict, source, start_step: int, share: tuple[int, int]
+    config: ConfigDict, source, start_step: int, shard: Shard
 ) -> tf.data.Dataset:
-    data = config.data
+    augmentation = augmentation_of(config.data, Augmentation)
     return segmentation_data.train_dataset(
-        source,
-        batch_size=config.batch_size,
-        crop_size=tuple(data.crop_size),
-        seed=config.seed,
-        start_step=start_step,
-        scale_min=data.scale_min,
-        scale_max=data.scale_max,
-        scale_step=data.scale_step,
-        flip=data.flip,
-        brightness=data.brightness,
-        threads=data.threads,
-        prefetch=data.prefetch,
-        service=data.service,
-        process_index=share[0],
-        process_count=share[1],
+        source, augmentation, _batch_plan(config, start_step, shard)
     )
 
 
@@ -179,23 +190,12 @@ def _audit_classification(source) -> str:
 
 
 def _classification_dataset(
-    config: ConfigDict, source, start_step: int, share: tuple[int, int]
+    config: ConfigDict, source, start_step: int, shard: Shard
 ) -> tf.data.Dataset:
-    data = config.data
-    classification_data.check_center(tuple(data.crop_size), data.eval_short_side)
+    augmentation = augmentation_of(config.data, classification_data.CropAugmentation)
+    classification_data.check_center(augmentation.crop_size, config.data.eval_short_side)
     return classification_data.train_dataset(
-        source,
-        batch_size=config.batch_size,
-        crop_size=tuple(data.crop_size),
-        seed=config.seed,
-        start_step=start_step,
-        area_min=data.area_min,
-        aspect_max=data.aspect_max,
-        flip=data.flip,
-        threads=data.threads,
-        prefetch=data.prefetch,
-        process_index=share[0],
-        process_count=share[1],
+        source, augmentation, _batch_plan(config, start_step, shard)
     )
 
 

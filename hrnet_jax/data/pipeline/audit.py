@@ -10,10 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from hrnet_jax.data.images import decode, headers
 from hrnet_jax.data.sources.source import IGNORE_LABEL, UNKNOWN_LABEL, Source
+from hrnet_jax.runtime.progress import progress_bar
 
 _EXAMPLES = 3
 
@@ -178,7 +178,7 @@ def parallel(function: Callable, items: Iterable[int], what: str, progress: bool
     with ThreadPoolExecutor(threads) as pool:
         # A bounded number of items ahead, so that an error does not wait for the whole queue.
         futures: list[Future] = [pool.submit(function, i) for i in items[: 4 * threads]]
-        with tqdm(total=len(items), desc=what, unit=" images", disable=not progress) as bar:
+        with progress_bar(total=len(items), desc=what, unit=" images", disable=not progress) as bar:
             for k in range(len(items)):
                 result = futures[k].result()
                 futures[k] = None

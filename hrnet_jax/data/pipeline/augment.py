@@ -2,14 +2,16 @@
 
 The recipe is that of the official HRNet code: the whole image is resized by a random factor, padded
 at the bottom and on the right where it is smaller than the crop, and cropped at random. Here the
-crop is chosen first and only the source pixels under it are resized, at exactly the sampling
-positions the whole image would have; the result is the same to the bit.
+crop is chosen first and only the source pixels under it are resized, at the sampling positions of
+the whole image; the result is bit-identical.
 
-NumPy, because it was the fastest: a crop of 512x1024 takes 30 ms of a core with TensorFlow's gather
-and arithmetic, 12 ms with its crop_and_resize (whose single-precision positions are off by 1e-4
-pixels besides), and 9 ms here, with the interpreter lock released for most of it.
+NumPy was the fastest: a crop of 512x1024 takes 30 ms of a core with TensorFlow's gather and
+arithmetic, 12 ms with its crop_and_resize (whose single-precision positions are also off by 1e-4
+pixels), and 9 ms here, with the GIL released for most of the time.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +20,55 @@ from hrnet_jax.data.sources.source import IGNORE_LABEL
 
 Window = tuple[slice, slice]  # rows and columns
 
-# Rows resized at a time: what is in flight stays in the cache.
+# Rows resized at a time, so that the intermediate values stay in the cache.
 _BLOCK = 32
+
+
+def checked_crop_size(crop_size: Sequence[int]) -> tuple[int, int]:
+    """Raises ValueError for anything but two positive numbers."""
+    crop_size = tuple(int(c) for c in crop_size)
+    if len(crop_size) != 2 or min(crop_size) < 1:
+        raise ValueError(f"crop_size must be (height, width), got {crop_size}")
+    return crop_size
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The settings of the augmentation; the fields are the keys of config.data with these names.
+
+    Attributes:
+        crop_size: (height, width) of the samples.
+        scale_min: smallest factor of the random scale.
+        scale_max: largest factor, inclusive.
+        scale_step: distance of the factors (official: 0.1); 0 draws from the whole interval.
+        flip: flip half of the samples left to right.
+        brightness: add an integer in [-brightness, brightness] to all channels.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    crop_size: tuple[int, int]
+    scale_min: float = 0.5
+    scale_max: float = 2.1
+    scale_step: float = 0.1
+    flip: bool = True
+    brightness: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "crop_size", checked_crop_size(self.crop_size))
+        low, high, step = self.scale_min, self.scale_max, self.scale_step
+        if not 0 < low <= high:
+            raise ValueError(f"need 0 < scale_min <= scale_max, got {low} and {high}")
+        if step < 0:
+            raise ValueError(f"scale_step must be 0 or more, got {step}")
+        if step and abs((high - low) / step - round((high - low) / step)) > 1e-6:
+            raise ValueError(
+                f"scale_step {step} does not divide the interval from scale_min {low} to "
+                f"scale_max {high}"
+            )
+        if isinstance(self.brightness, bool) or not 0 <= self.brightness <= 255:
+            raise ValueError(f"brightness is the largest shift, 0..255, got {self.brightness!r}")
 
 
 class View(NamedTuple):
@@ -28,7 +77,7 @@ class View(NamedTuple):
     Attributes:
         scaled_size: (height, width) the whole image would be resized to.
         offset: (top, left) of the crop in the resized image.
-        flip: mirror left to right.
+        flip: flip left to right.
         shift: added to all channels.
     """
 
@@ -41,35 +90,26 @@ class View(NamedTuple):
 def sample_view(
     rng: np.random.Generator,
     size: tuple[int, int],
-    *,
-    crop_size: tuple[int, int],
-    scale_min: float,
-    scale_max: float,
-    scale_step: float,
-    flip: bool,
-    brightness: int,
+    augmentation: Augmentation,
     focus: tuple[int, int] | None = None,
 ) -> View:
     """Draws a view of an image.
 
     Args:
-        rng: where the random numbers come from.
+        rng: source of the random numbers.
         size: (height, width) of the image.
-        crop_size: of the result.
-        scale_min: smallest factor.
-        scale_max: largest factor, inclusive.
-        scale_step: distance of the factors, e.g. 0.1; 0 draws from the whole interval.
-        flip: whether half of the views are mirrored.
-        brightness: the shift is an integer in [-brightness, brightness].
-        focus: (row, column) of a pixel that has to be in the crop, at any place of it.
+        augmentation: the settings.
+        focus: (row, column) of a pixel that must be in the crop, at any place of it.
     """
-    # Always four draws in this order: one setting does not change what another one draws.
-    which, place, mirrored, shift = rng.random(), rng.random(2), rng.random(), rng.random()
-    if scale_step:
-        steps = round((scale_max - scale_min) / scale_step)
-        scale = scale_min + int(which * (steps + 1)) * scale_step
+    low_scale, high_scale = augmentation.scale_min, augmentation.scale_max
+    crop_size = augmentation.crop_size
+    # Always four draws in this order, so that one setting does not change the draws of another.
+    which, place, flipped, shift = rng.random(), rng.random(2), rng.random(), rng.random()
+    if step := augmentation.scale_step:
+        steps = round((high_scale - low_scale) / step)
+        scale = low_scale + int(which * (steps + 1)) * step
     else:
-        scale = scale_min + which * (scale_max - scale_min)
+        scale = low_scale + which * (high_scale - low_scale)
     scaled = scaled_size(size, scale)
     offset = []
     for axis, (p, whole, crop) in enumerate(zip(place, scaled, crop_size, strict=True)):
@@ -81,8 +121,8 @@ def sample_view(
     return View(
         scaled_size=scaled,
         offset=(offset[0], offset[1]),
-        flip=flip and bool(mirrored < 0.5),
-        shift=int(shift * (2 * brightness + 1)) - brightness,
+        flip=augmentation.flip and bool(flipped < 0.5),
+        shift=int(shift * (2 * augmentation.brightness + 1)) - augmentation.brightness,
     )
 
 
@@ -97,7 +137,7 @@ def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
 class _Axis(NamedTuple):
     low: np.ndarray  # int64 [n], index of the source pixel at or before each position
     high: np.ndarray  # int64 [n], index of the one after
-    weight: np.ndarray  # float32 [n], share of `high`
+    weight: np.ndarray  # float32 [n], fraction of `high`
     nearest: np.ndarray  # int64 [n]
 
     def moved(self, by: int) -> "_Axis":
@@ -107,9 +147,9 @@ class _Axis(NamedTuple):
 def _axis(size: int, scaled: int, offset: int, length: int) -> _Axis:
     """Where `length` pixels of the resized axis, from `offset` on, lie in the source axis.
 
-    Pixel centres are at half integers (OpenCV's INTER_LINEAR, PyTorch's align_corners=False) and
-    positions beyond the outermost centres take the edge pixel. Nearest is floor(i * size / scaled)
-    (OpenCV's INTER_NEAREST). Fewer than `length` positions if the resized axis ends before.
+    Pixel centers are at half integers (OpenCV's INTER_LINEAR, PyTorch's align_corners=False) and
+    positions beyond the outermost centers take the edge pixel. Nearest is floor(i * size / scaled)
+    (OpenCV's INTER_NEAREST). The result is shorter than `length` if the resized axis ends before.
     """
     index = np.arange(offset, min(offset + length, scaled))
     position = (index + 0.5) * (size / scaled) - 0.5
@@ -124,7 +164,7 @@ def _axis(size: int, scaled: int, offset: int, length: int) -> _Axis:
 
 
 def window(view: View, size: tuple[int, int], crop_size: tuple[int, int]) -> Window:
-    """The rows and columns of an image of this size which a view reads."""
+    """The rows and columns of an image of this size that a view reads."""
     spans = []
     for args in zip(size, view.scaled_size, view.offset, crop_size, strict=True):
         axis = _axis(*args)
@@ -142,13 +182,13 @@ def apply_view(
     size: tuple[int, int] | None = None,
     origin: tuple[int, int] = (0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes, crops, pads, shifts and mirrors; labels are never interpolated.
+    """Resizes, crops, pads, shifts and flips; labels are never interpolated.
 
     Args:
-        image: uint8 [H, W, 3], the image or what `window` says of it.
+        image: uint8 [H, W, 3], the image or its part `window`.
         label: uint8 [H, W].
-        view: what to show.
-        crop_size: of the result.
+        view: the part to show.
+        crop_size: (height, width) of the result.
         size: (height, width) of the whole image; default: that of `label`.
         origin: (row, column) of the first given pixel in the whole image.
 
@@ -164,7 +204,7 @@ def apply_view(
     height, width = len(rows.low), len(columns.low)
     first = 0
     if view.flip:
-        # Mirrored positions give a mirrored picture; the padding moves to the left.
+        # Reversed positions give the flipped image; the padding moves to the left.
         columns = _Axis(*(values[::-1] for values in columns))
         first = crop_size[1] - width
     pixels = np.zeros((*crop_size, 3), np.uint8)

@@ -1,15 +1,16 @@
-"""Batches of images with one class each, for training a classifier and for evaluating it.
+"""Batches of images with one class each, for training and for evaluation of a classifier.
 
-The augmentation is that of the official ImageNet code, torchvision's: a crop of random area and
-aspect ratio, resized with antialiasing, mirrored or not; for evaluation the short side is resized
-and the centre cropped. Pillow decodes and resizes, as there: the pixels are the same. Order and
-random numbers are those of `pipeline`.
+The augmentation is that of the official ImageNet code, which uses torchvision's: a crop of random
+area and aspect ratio, resized with antialiasing, flipped or not; for evaluation the short side is
+resized and the center cropped. Pillow decodes and resizes in both, so the pixels are the same.
+`batches` says how the order follows from seed and step.
 """
 
 import io
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,18 +18,25 @@ import tensorflow as tf
 from PIL import Image
 
 from hrnet_jax.data.images.headers import MAX_PIXELS
-from hrnet_jax.data.pipeline import segmentation as segmentation_data
-from hrnet_jax.data.pipeline.order import sample_order
+from hrnet_jax.data.pipeline.augment import checked_crop_size
+from hrnet_jax.data.pipeline.batches import (
+    BatchPlan,
+    batch_rows,
+    read_ahead,
+    sample_dataset,
+    sample_rng,
+)
+from hrnet_jax.data.pipeline.order import WHOLE, Shard, sample_order
 from hrnet_jax.data.sources.image_folder import ImageSource
 
-# Images with a shorter side are refused: nothing can be recognised in them.
+# Images with a shorter side are rejected: nothing can be recognized in them.
 MIN_SIDE = 8
-# Crops are drawn anew until one lies in the image, but no more often than that.
+# A crop is drawn again until it lies in the image, at most so many times.
 _ATTEMPTS = 10
 
 
 class CropView(NamedTuple):
-    """What one augmented sample shows of its image: this box, mirrored or not."""
+    """What one augmented sample shows of its image: this box, flipped or not."""
 
     top: int
     left: int
@@ -37,40 +45,61 @@ class CropView(NamedTuple):
     flip: bool
 
 
+@dataclass(frozen=True)
+class CropAugmentation:
+    """The settings of the augmentation; the fields are the keys of config.data with these names.
+
+    Attributes:
+        crop_size: (height, width) of the samples.
+        area_min: the crop's fraction of the image area is uniform between this and 1.
+        aspect_max: the logarithm of width / height is uniform between its negative and itself.
+        flip: flip half of the samples left to right.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    crop_size: tuple[int, int]
+    area_min: float = 0.08
+    aspect_max: float = 4 / 3
+    flip: bool = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "crop_size", checked_crop_size(self.crop_size))
+        if not 0 < self.area_min <= 1:
+            raise ValueError(f"area_min must be above 0 and at most 1, got {self.area_min}")
+        if self.aspect_max < 1:
+            raise ValueError(f"aspect_max must be 1 or more, got {self.aspect_max}")
+
+
 def sample_crop(
-    rng: np.random.Generator,
-    size: tuple[int, int],
-    *,
-    area_min: float,
-    aspect_max: float,
-    flip: bool,
+    rng: np.random.Generator, size: tuple[int, int], augmentation: CropAugmentation
 ) -> CropView:
     """Draws a crop of an image.
 
     Args:
-        rng: where the random numbers come from.
+        rng: source of the random numbers.
         size: (height, width) of the image.
-        area_min: the crop's share of the area is uniform between this and 1.
-        aspect_max: the logarithm of width / height is uniform between its negative and itself.
-        flip: whether half of the views are mirrored.
+        augmentation: the settings.
     """
-    # Always the same number of draws: one setting does not change what another one draws.
-    shapes, place, mirrored = rng.random((_ATTEMPTS, 2)), rng.random(2), rng.random()
+    area_min, aspect_max = augmentation.area_min, augmentation.aspect_max
+    # Always the same number of draws, so that one setting does not change the draws of another.
+    shapes, place, flipped = rng.random((_ATTEMPTS, 2)), rng.random(2), rng.random()
     height, width = size
     top = left = None
-    for share, shape in shapes:
-        area = height * width * (area_min + share * (1 - area_min))
+    for fraction, shape in shapes:
+        area = height * width * (area_min + fraction * (1 - area_min))
         aspect = math.exp((2 * shape - 1) * math.log(aspect_max))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             top, left = int(place[0] * (height - h + 1)), int(place[1] * (width - w + 1))
             break
     else:
-        # The largest box in the middle with an aspect ratio that is allowed.
+        # The largest centered box with an allowed aspect ratio.
         w = min(width, round(height * aspect_max))
         h = min(height, round(width * aspect_max))
         top, left = (height - h) // 2, (width - w) // 2
-    return CropView(top, left, h, w, flip and bool(mirrored < 0.5))
+    return CropView(top, left, h, w, augmentation.flip and bool(flipped < 0.5))
 
 
 def apply_crop(image: Image.Image, view: CropView, crop_size: tuple[int, int]) -> np.ndarray:
@@ -82,7 +111,7 @@ def apply_crop(image: Image.Image, view: CropView, crop_size: tuple[int, int]) -
 
 
 def center_crop(image: Image.Image, short_side: int, crop_size: tuple[int, int]) -> np.ndarray:
-    """Resizes an RGB image's short side and crops the centre, uint8 [*crop_size, 3]."""
+    """Resizes an RGB image's short side and crops the center, uint8 [*crop_size, 3]."""
     width, height = image.size
     shortest = min(image.size)
     size = int(short_side * width / shortest), int(short_side * height / shortest)
@@ -92,15 +121,15 @@ def center_crop(image: Image.Image, short_side: int, crop_size: tuple[int, int])
 
 
 def check_center(crop_size: tuple[int, int], short_side: int) -> None:
-    """Raises ValueError if `center_crop` would find less than a whole crop."""
+    """Raises ValueError if the resized images are smaller than a crop."""
     if max(crop_size) > short_side:
         raise ValueError(f"crops of {crop_size} do not fit images with a side of {short_side}")
 
 
 def decode_rgb(data: bytes, name: str) -> Image.Image:
-    """PNG or JPEG of any colour mode -> RGB.
+    """PNG or JPEG of any color mode -> RGB.
 
-    Of ImageNet's own files some are CMYK and one is a PNG called .JPEG; the content decides.
+    The content decides: some of ImageNet's files are CMYK, and one is a PNG named .JPEG.
 
     Raises:
         ValueError: naming the file, if it is empty, damaged, neither PNG nor JPEG, too small or
@@ -137,67 +166,34 @@ def read_image(source: ImageSource, index: int) -> tuple[Image.Image, int]:
 
 
 def train_dataset(
-    source: ImageSource,
-    *,
-    batch_size: int,
-    crop_size: tuple[int, int],
-    seed: int,
-    start_step: int = 0,
-    area_min: float = 0.08,
-    aspect_max: float = 4 / 3,
-    flip: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
-    threads: int = 0,
-    prefetch: int = 2,
+    source: ImageSource, augmentation: CropAugmentation, plan: BatchPlan
 ) -> tf.data.Dataset:
-    """Augmented batches without end; order and random numbers as `segmentation_data.train_dataset`.
+    """An endless dataset of augmented batches.
 
     Args:
         source: the images.
-        batch_size: over all processes.
-        crop_size: (height, width) of the samples.
-        seed: of order and augmentation.
-        start_step: the first batch is that of this step.
-        area_min: see `sample_crop`, as are aspect_max and flip.
-        aspect_max: largest width / height of a crop, and height / width.
-        flip: mirror half of the samples left to right.
-        process_index: of this process; it gets its contiguous slice of each batch.
-        process_count: number of processes; must divide batch_size.
-        threads: that make samples; 0: one for each core.
-        prefetch: batches made ahead.
+        augmentation: its crop_size is the size of the samples.
+        plan: which batches, and how they are made; without service.
 
     Returns:
-        Dataset of {"image": uint8 [b, *crop_size, 3], "label": int32 [b]}, for
-        `segmentation_data.iterate`.
+        Dataset of {"image": uint8 [b, *crop_size, 3], "label": int32 [b]}, for `batches.iterate`.
 
     Raises:
-        ValueError: for arguments that make no sense.
+        ValueError: for a plan with servers.
     """
-    crop_size = _checked_size(crop_size)
-    if not 0 < area_min <= 1:
-        raise ValueError(f"area_min must be above 0 and at most 1, got {area_min}")
-    if aspect_max < 1:
-        raise ValueError(f"aspect_max must be 1 or more, got {aspect_max}")
-
-    segmentation_data.check_seed(seed)
+    if plan.service:
+        raise ValueError(f"service {plan.service!r} is for segmentation only")
 
     def load(index: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         image, label = read_image(source, int(index))
-        size, rng = image.size[::-1], segmentation_data.sample_rng(seed, int(place))
-        view = sample_crop(rng, size, area_min=area_min, aspect_max=aspect_max, flip=flip)
-        return apply_crop(image, view, crop_size), np.int32(label)
+        view = sample_crop(sample_rng(plan.seed, int(place)), image.size[::-1], augmentation)
+        return apply_crop(image, view, augmentation.crop_size), np.int32(label)
 
-    return segmentation_data.sample_dataset(
-        lambda place: (sample_order(len(source), seed, place), place),
+    return sample_dataset(
+        lambda place: (sample_order(len(source), plan.seed, place), place),
         load,
-        {"image": ((*crop_size, 3), tf.uint8), "label": ((), tf.int32)},
-        batch_size=batch_size,
-        start_step=start_step,
-        process_index=process_index,
-        process_count=process_count,
-        threads=threads,
-        prefetch=prefetch,
+        {"image": ((*augmentation.crop_size, 3), tf.uint8), "label": ((), tf.int32)},
+        plan,
     )
 
 
@@ -207,41 +203,37 @@ def eval_batches(
     batch_size: int,
     crop_size: tuple[int, int],
     short_side: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    shard: Shard = WHOLE,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The centre of every image exactly once, in order.
+    """The center crop of every image exactly once, in order.
 
-    The last batch is filled up with rows that do not count, so that all have one shape; processes
-    get contiguous slices of each.
+    The last batch is filled up with rows that do not count, so that all batches have one shape.
+    Shards are contiguous slices of each batch.
 
     Args:
         source: the images.
-        batch_size: over all processes.
-        crop_size: (height, width) of the centre.
-        short_side: the image's shorter side is resized to it before.
-        process_index: of this process.
-        process_count: number of processes; must divide batch_size.
+        batch_size: images of a batch over all processes; shard.count must divide it.
+        crop_size: (height, width) of the center crop.
+        short_side: the image's shorter side is first resized to this.
+        shard: the slice of each batch that this process gets.
 
     Yields:
         {"image": uint8 [b, *crop_size, 3], "label": int32 [b], "valid_mask": bool [b],
-        "index": int32 [b], place in the source}; filled-up rows have valid_mask False, index and
-        label -1.
+        "index": int32 [b], number of the image in the source}; rows that do not count have
+        valid_mask False, index and label -1.
 
     Raises:
-        ValueError, FileNotFoundError: naming the file that is missing or not sound.
+        ValueError, FileNotFoundError: naming the file that is missing or damaged.
     """
-    crop_size = _checked_size(crop_size)
+    crop_size = checked_crop_size(crop_size)
     check_center(crop_size, short_side)
 
     def read(index: int) -> tuple[np.ndarray, int]:
         image, label = read_image(source, index)
         return center_crop(image, short_side, crop_size), label
 
-    plan = segmentation_data.batch_rows(
-        range(len(source)), batch_size, process_index, process_count
-    )
-    for rows, samples in zip(plan, segmentation_data.read_ahead(plan, read), strict=True):
+    plan = batch_rows(range(len(source)), batch_size, shard)
+    for rows, samples in zip(plan, read_ahead(plan, read), strict=True):
         batch = {
             "image": np.zeros((len(rows), *crop_size, 3), np.uint8),
             "label": np.full(len(rows), -1, np.int32),
@@ -255,12 +247,12 @@ def eval_batches(
 
 
 def audit_images(source: ImageSource, max_images: int) -> str:
-    """Decodes `max_images` of the images, spread evenly, and says what was found.
+    """Decodes `max_images` of the images, evenly spread, and describes them in one line.
 
-    Not all of them, as a set of this kind may have millions.
+    Not all images, since a dataset of this kind may have millions.
 
     Raises:
-        ValueError, FileNotFoundError: naming the file that is missing or not sound.
+        ValueError, FileNotFoundError: naming the file that is missing or damaged.
     """
 
     def look(index: int) -> tuple[int, int, int]:
@@ -276,10 +268,3 @@ def audit_images(source: ImageSource, max_images: int) -> str:
         f"{len(set(labels))} classes: {min(heights)}..{max(heights)} high, "
         f"{min(widths)}..{max(widths)} wide"
     )
-
-
-def _checked_size(crop_size: tuple[int, int]) -> tuple[int, int]:
-    crop_size = tuple(int(c) for c in crop_size)
-    if len(crop_size) != 2 or min(crop_size) < 1:
-        raise ValueError(f"crop_size must be (height, width), got {crop_size}")
-    return crop_size

@@ -1,9 +1,9 @@
-"""Samples made on other machines: the tf.data service, with the same sequence as without it.
+"""Samples made on other machines with the tf.data service, in the same sequence as without it.
 
-Each address is a server of its own (`python -m hrnet_jax.tools.serve_data`), which opens the data
-as the run's configuration says. Of K servers the first makes every K-th batch, the second those one
-step later, and so on; they are taken in turn. So neither the number of servers nor their speed
-changes what comes, and the state is still nothing but the step.
+Each address is a separate server (`python -m hrnet_jax.tools.serve_data`), which opens the dataset
+as the run's configuration says. Of K servers the first makes batches 0, K, 2K, ..., the second
+batches 1, K + 1, ..., and so on; the run takes them in turn. So the number of servers and their
+speed do not change the batches, and the step is still the only state.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,26 @@ Load = Callable[..., tuple[np.ndarray, ...]]
 
 
 def call_on_server(load: Load, inputs: tuple, types: tuple[tf.DType, ...]) -> list[tf.Tensor]:
-    """As `tf.numpy_function`, but calls the server's own function instead of `load`."""
+    """Like `tf.numpy_function`, but calls the function of the server instead of `load`."""
     inputs = [tf.convert_to_tensor(value) for value in inputs]
     return tf.raw_ops.PyFunc(input=inputs, token=_TOKEN, Tout=types)
+
+
+def _register(load: Load) -> None:
+    """Makes `load` the function that `call_on_server` calls in this process.
+
+    TensorFlow's public functions name a registered function by a number of the process; the graph
+    of a run needs a name that is the same in every process. So this writes to the private registry
+    `script_ops._py_funcs`, a WeakValueDictionary from token to function in TensorFlow 2.x: `load`
+    is released with the server. If a TensorFlow version changes it, test_service.py fails here.
+    """
+    script_ops._py_funcs._funcs[_TOKEN] = load
 
 
 def distribute(dataset: tf.data.Dataset, address: str) -> tf.data.Dataset:
     """The dataset, computed by the server at HOST:PORT."""
     options = tf.data.Options()
-    # The only state outside of the graph is the function that the server has, too.
+    # The only state outside of the graph is the function, which the server has as well.
     options.experimental_external_state_policy = tf.data.experimental.ExternalStatePolicy.IGNORE
     return dataset.with_options(options).apply(
         tf.data.experimental.service.distribute(
@@ -40,10 +51,14 @@ class Server:
     """A dispatcher with one worker, in this process, that makes samples with `load`."""
 
     def __init__(self, load: Load, port: int, host: str):
-        # TensorFlow's registry of functions holds them weakly and names them by number; graphs of
-        # other processes need a name that is always the same.
+        """
+        Args:
+            load: makes a sample; one function for all servers of a process.
+            port: port to listen on; 0: any free port.
+            host: name of this machine for others.
+        """
         self._load = load
-        script_ops._py_funcs._funcs[_TOKEN] = load
+        _register(load)
         service = tf.data.experimental.service
         self._dispatcher = service.DispatchServer(service.DispatcherConfig(port=port))
         dispatcher_port = self._dispatcher.target.rpartition(":")[2]
@@ -56,5 +71,5 @@ class Server:
         )
 
     def join(self) -> None:
-        """Serves until the program is ended."""
+        """Serves until the program is stopped."""
         self._dispatcher.join()

@@ -5,14 +5,15 @@ python -m hrnet_jax.data.synthetic --output=DIR [--train=200 --val=40 --height=2
 
 from absl import app, flags
 
-from hrnet_jax.data.synthetic.write import _MIN_SIDE, write_cityscapes
+from hrnet_jax.data.synthetic.scene import MIN_SIDE
+from hrnet_jax.data.synthetic.write import write_cityscapes
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.", required=True)
-_TRAIN = flags.DEFINE_integer("train", 200, "Images of the train split.", lower_bound=0)
-_VAL = flags.DEFINE_integer("val", 40, "Images of the val split.", lower_bound=0)
-_HEIGHT = flags.DEFINE_integer("height", 256, "Of the images.", lower_bound=_MIN_SIDE)
-_WIDTH = flags.DEFINE_integer("width", 512, "Of the images.", lower_bound=_MIN_SIDE)
-_SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same files.", lower_bound=0)
+_TRAIN = flags.DEFINE_integer("train", 200, "Number of images of the train split.", lower_bound=0)
+_VAL = flags.DEFINE_integer("val", 40, "Number of images of the val split.", lower_bound=0)
+_HEIGHT = flags.DEFINE_integer("height", 256, "Height of the images.", lower_bound=MIN_SIDE)
+_WIDTH = flags.DEFINE_integer("width", 512, "Width of the images.", lower_bound=MIN_SIDE)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed; equal seeds give equal files.", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:

@@ -3,9 +3,16 @@ import collections
 import numpy as np
 import pytest
 
-from hrnet_jax.data.pipeline.augment import View, apply_view, sample_view, scaled_size
+from hrnet_jax.data.pipeline.augment import Augmentation, View, apply_view, sample_view, scaled_size
 
-OFFICIAL = {"scale_min": 0.5, "scale_max": 2.1, "scale_step": 0.1, "flip": True, "brightness": 0}
+OFFICIAL = {
+    "crop_size": (60, 90),
+    "scale_min": 0.5,
+    "scale_max": 2.1,
+    "scale_step": 0.1,
+    "flip": True,
+    "brightness": 0,
+}
 
 
 def resize_whole(image, label, size):
@@ -107,7 +114,7 @@ def test_scaled_size_is_the_official_one():
 def test_distribution():
     draws = 4000
     rng = np.random.default_rng(0)
-    views = [sample_view(rng, (100, 200), crop_size=(60, 90), **OFFICIAL) for _ in range(draws)]
+    views = [sample_view(rng, (100, 200), Augmentation(**OFFICIAL)) for _ in range(draws)]
     widths = collections.Counter(v.scaled_size[1] for v in views)
     # 17 scales, 0.5 to 2.1, alike: 235 each, give or take 5 standard deviations of 15.
     assert sorted(widths) == [round(200 * k / 10) for k in range(5, 22)]
@@ -130,7 +137,7 @@ def test_distribution():
 def test_continuous_scale_and_brightness():
     rng = np.random.default_rng(1)
     settings = OFFICIAL | {"scale_step": 0, "brightness": 10, "flip": False}
-    views = [sample_view(rng, (500, 1000), crop_size=(60, 90), **settings) for _ in range(3000)]
+    views = [sample_view(rng, (500, 1000), Augmentation(**settings)) for _ in range(3000)]
     widths = np.array([v.scaled_size[1] for v in views])
     assert widths.min() >= 500
     assert widths.max() <= 2100
@@ -143,7 +150,7 @@ def test_continuous_scale_and_brightness():
 def test_settings_do_not_disturb_each_other():
     def draw(**changes):
         rng = np.random.default_rng(3)
-        return sample_view(rng, (100, 200), crop_size=(60, 90), **OFFICIAL | changes)
+        return sample_view(rng, (100, 200), Augmentation(**OFFICIAL | changes))
 
     assert draw(brightness=9)._replace(shift=0) == draw()
     assert draw(flip=False)._replace(flip=draw().flip) == draw()

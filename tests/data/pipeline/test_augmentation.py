@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+from batching import train_batches
 from PIL import Image
 from scipy import stats
 
 from hrnet_jax.data import Source
-from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.sources.files import Files
 from hrnet_jax.data.sources.source import Classes
 
@@ -32,8 +32,8 @@ def views(tmp_path_factory):
     classes = Classes(("a", "b", "c"), ((9, 0, 0), (0, 9, 0), (0, 0, 9)), (3, 9, 200))
     files = (str(folder / "image.png"),), (str(folder / "label.png"),)
     source = Source("ramp", "train", classes, ("image",), Files(*files))
-    dataset = segmentation_data.train_dataset(source, batch_size=16, crop_size=CROP, seed=0)
-    batches = list(itertools.islice(segmentation_data.iterate(dataset), COUNT // 16))
+    dataset = train_batches(source, batch_size=16, crop_size=CROP, seed=0)
+    batches = list(itertools.islice(dataset, COUNT // 16))
     images = np.concatenate([b["image"] for b in batches]).astype(float)
     labels = {int(i) for b in batches for i in np.unique(b["label"])}
     return [_measure(image) for image in images], labels

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batching import train_image_batches
 from PIL import Image
 from scipy import stats
 
 from hrnet_jax.data import open_images
 from hrnet_jax.data.pipeline import classification as classification_data
-from hrnet_jax.data.pipeline import segmentation as segmentation_data
-from hrnet_jax.data.pipeline.classification import CropView
+from hrnet_jax.data.pipeline.classification import CropAugmentation, CropView
+from hrnet_jax.data.pipeline.order import Shard
 
-SETTINGS = {"area_min": 0.08, "aspect_max": 4 / 3, "flip": True}
+SETTINGS = {"crop_size": (16, 12), "area_min": 0.08, "aspect_max": 4 / 3, "flip": True}
 
 
 @pytest.fixture
@@ -37,8 +38,7 @@ def source(root):
 
 def take(source, batches, **options):
     options = {"batch_size": 4, "crop_size": (16, 12), "seed": 3} | options
-    dataset = classification_data.train_dataset(source, **options)
-    return list(itertools.islice(segmentation_data.iterate(dataset), batches))
+    return list(itertools.islice(train_image_batches(source, **options), batches))
 
 
 def numbers(batches):
@@ -47,7 +47,8 @@ def numbers(batches):
 
 def draw(count, size, seed, **changes):
     rng = np.random.default_rng(seed)
-    return [classification_data.sample_crop(rng, size, **SETTINGS | changes) for _ in range(count)]
+    augmentation = CropAugmentation(**SETTINGS | changes)
+    return [classification_data.sample_crop(rng, size, augmentation) for _ in range(count)]
 
 
 def official_box(rng, height, width):
@@ -144,7 +145,7 @@ def test_each_epoch_visits_each_image_once_with_its_class(source):
 def test_a_function_of_seed_step_and_slot(source):
     whole = take(source, 5)
     later = take(source, 2, start_step=3)
-    parts = [take(source, 5, process_index=i, process_count=2) for i in range(2)]
+    parts = [take(source, 5, shard=(i, 2)) for i in range(2)]
     for key in ("image", "label"):
         for a, b in zip(whole[3:], later, strict=True):
             np.testing.assert_array_equal(a[key], b[key])
@@ -166,11 +167,7 @@ def test_evaluation_sees_every_image_once(source):
             np.testing.assert_array_equal(batch["image"][row], expected)
             assert batch["label"][row] == label
     parts = [
-        list(
-            classification_data.eval_batches(
-                source, batch_size=4, process_index=i, process_count=2, **options
-            )
-        )
+        list(classification_data.eval_batches(source, batch_size=4, shard=Shard(i, 2), **options))
         for i in range(2)
     ]
     for whole, *pair in zip(batches, *parts, strict=True):
@@ -185,9 +182,10 @@ def test_evaluation_sees_every_image_once(source):
         ({"area_min": 1.1}, "area_min must be above 0"),
         ({"aspect_max": 0.5}, "aspect_max must be 1 or more"),
         ({"crop_size": (0, 3)}, "crop_size must be"),
-        ({"batch_size": 0}, "batch size 0"),
+        ({"batch_size": 0}, "batch_size 0"),
         ({"seed": -1}, "seed must be"),
         ({"start_step": -1}, "start_step"),
+        ({"service": ("host:5000",)}, "service .* is for segmentation only"),
     ],
 )
 def test_refuses(source, change, message):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from batching import train_batches
 
 from hrnet_jax.data import Classes, open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
@@ -80,7 +81,7 @@ def test_described_by_the_config(streets, camvid):
 
 def crops(source, batches, **options):
     options = {"batch_size": 4, "crop_size": (24, 40), "seed": 1} | options
-    dataset = segmentation_data.iterate(segmentation_data.train_dataset(source, **options))
+    dataset = train_batches(source, **options)
     return [next(dataset) for _ in range(batches)]
 
 
@@ -117,11 +118,10 @@ def test_mixture_does_not_depend_on_hosts_or_threads(streets, camvid, process_co
     mixture = open_mixture(street, (entry | {"class_map": class_map},), 0.3)
     whole = crops(mixture, 4)
     parts = [
-        crops(mixture, 2, start_step=2, process_index=i, process_count=process_count, threads=3 - i)
-        for i in range(2)
+        crops(mixture, 2, start_step=2, shard=(i, process_count), threads=3 - i) for i in range(2)
     ]
     parts += [
-        crops(mixture, 2, start_step=2, process_index=i, process_count=process_count, threads=1)
+        crops(mixture, 2, start_step=2, shard=(i, process_count), threads=1)
         for i in range(2, process_count)
     ]
     for step in range(2):

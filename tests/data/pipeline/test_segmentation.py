@@ -5,18 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batching import train_batches
 from PIL import Image
 
 from hrnet_jax.data import open_source
+from hrnet_jax.data.pipeline import batches
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.pipeline.augment import Augmentation
+from hrnet_jax.data.pipeline.batches import BatchPlan
+from hrnet_jax.data.pipeline.order import Shard
 
 PLAIN = {"scale_min": 1.0, "scale_max": 1.0, "scale_step": 0, "flip": False}
 
 
 def take(source, batches, **options):
     options = {"batch_size": 4, "crop_size": (16, 24), "seed": 3} | options
-    dataset = segmentation_data.train_dataset(source, **options)
-    return list(itertools.islice(segmentation_data.iterate(dataset), batches))
+    return list(itertools.islice(train_batches(source, **options), batches))
 
 
 def numbers(batches):
@@ -39,7 +43,7 @@ def test_shapes_and_values(streets):
     assert batch["image"].dtype == batch["label"].dtype == np.uint8
     assert set(np.unique(batch["label"])) <= {*range(19), 255}
     spec = segmentation_data.train_dataset(
-        source, batch_size=4, crop_size=(48, 96), seed=0
+        source, Augmentation((48, 96)), BatchPlan(batch_size=4, seed=0)
     ).element_spec
     assert spec["image"].shape == (4, 48, 96, 3)
 
@@ -71,7 +75,7 @@ def test_hosts_take_slices_of_one_batch(make_source):
     source = make_source([(20, 30)] * 5)
     whole = take(source, 3)
     for count in (2, 4):
-        parts = [take(source, 3, process_index=i, process_count=count) for i in range(count)]
+        parts = [take(source, 3, shard=(i, count)) for i in range(count)]
         joined = [
             {k: np.concatenate([p[k] for p in batch]) for k in ("image", "label")}
             for batch in zip(*parts, strict=True)
@@ -83,7 +87,7 @@ def test_parallelism_changes_nothing(make_source, monkeypatch):
     source = make_source([(20, 30)] * 5)
     runs = []
     for threads in (1, 2, 8):
-        monkeypatch.setattr(segmentation_data, "_threads", lambda n=threads: n)
+        monkeypatch.setattr(batches, "_threads", lambda n=threads: n)
         runs.append(take(source, 4))
     assert_same(runs[0], runs[1])
     assert_same(runs[0], runs[2])
@@ -99,10 +103,10 @@ def test_seed_and_epoch_change_the_augmentation(make_source):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 0}, "batch size 0"),
-        ({"batch_size": -4}, "batch size -4"),
-        ({"batch_size": 5, "process_count": 2}, "5 is not divisible by 2 processes"),
-        ({"process_index": 2, "process_count": 2}, r"process_index 2 must be in 0\.\.1"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": -4}, "batch_size -4"),
+        ({"batch_size": 5, "shard": (0, 2)}, "5 is not divisible by 2 shards"),
+        ({"shard": (2, 2)}, r"shard index 2 must be in 0\.\.1"),
         ({"crop_size": (0, 4)}, "crop_size must be"),
         ({"crop_size": (4,)}, "crop_size must be"),
         ({"scale_min": 0}, "0 < scale_min"),
@@ -174,12 +178,15 @@ def test_program_ends_with_samples_under_way(make_source, damaged):
         damage(source.image_paths[5], "cut")
     code = f"""
 from hrnet_jax.data import Classes, Source
-from hrnet_jax.data.pipeline import segmentation
+from hrnet_jax.data.pipeline.augment import Augmentation
+from hrnet_jax.data.pipeline.batches import BatchPlan, iterate
+from hrnet_jax.data.pipeline.segmentation import train_dataset
 from hrnet_jax.data.sources.files import Files
 classes = Classes.from_json({source.classes.to_json()})
 source = Source("x", "train", classes, {source.ids}, {source.records})
-dataset = segmentation.train_dataset(source, batch_size=8, crop_size=(800, 800), seed=0)
-batches = segmentation.iterate(dataset)
+batches = iterate(
+    train_dataset(source, Augmentation((800, 800)), BatchPlan(batch_size=8, seed=0))
+)
 first = next(batches)
 """
     command = [sys.executable, "-c", code]
@@ -222,11 +229,7 @@ def test_evaluation_on_several_processes_lines_up(make_source, count):
     source = make_source(SIZES)
     whole = list(segmentation_data.eval_batches(source, batch_size=4))
     parts = [
-        list(
-            segmentation_data.eval_batches(
-                source, batch_size=4, process_index=i, process_count=count
-            )
-        )
+        list(segmentation_data.eval_batches(source, batch_size=4, shard=Shard(i, count)))
         for i in range(count)
     ]
     assert len({len(p) for p in parts}) == 1

@@ -1,14 +1,17 @@
+import gc
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from batching import train_batches
 
 from hrnet_jax.data import open_source
-from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.pipeline import service
 from hrnet_jax.data.pipeline.order import Order
 
 AUGMENTATION = {"scale_min": 0.5, "scale_max": 2.0, "scale_step": 0, "flip": True, "brightness": 5}
@@ -16,7 +19,7 @@ AUGMENTATION = {"scale_min": 0.5, "scale_max": 2.0, "scale_step": 0, "flip": Tru
 
 def take(source, batches, **options):
     options = {"batch_size": 4, "crop_size": (16, 24), "seed": 3} | AUGMENTATION | options
-    iterator = segmentation_data.iterate(segmentation_data.train_dataset(source, **options))
+    iterator = train_batches(source, **options)
     try:
         return [next(iterator) for _ in range(batches)]
     finally:
@@ -26,11 +29,12 @@ def take(source, batches, **options):
 SERVER = """
 import sys
 from hrnet_jax.data import open_source
-from hrnet_jax.data.pipeline import segmentation
+from hrnet_jax.data.pipeline.augment import Augmentation
+from hrnet_jax.data.pipeline.mixture import Mixture
+from hrnet_jax.data.pipeline.segmentation import TrainingSamples
 from hrnet_jax.data.pipeline.service import Server
 source = open_source("cityscapes", root=sys.argv[1], split="train")
-augmentation = segmentation.Augmentation((16, 24), **%r)
-samples = segmentation.TrainingSamples(segmentation.Mixture.of(source), augmentation, seed=3)
+samples = TrainingSamples(Mixture.of(source), Augmentation((16, 24), **%r), seed=3)
 servers = [Server(samples, 0, "localhost") for _ in range(2)]
 print(*(server.address for server in servers), flush=True)
 servers[0].join()
@@ -61,8 +65,8 @@ def test_same_sequence_for_any_number_of_servers(served, streets):
     start = next(k for k in range(100) if 6 not in places[k : k + 4])
     options = {"batch_size": 1, "start_step": start}
     expected = take(source, 4, **options)
-    for service in (addresses[:1], addresses):
-        got = take(source, 4, service=service, prefetch=0, **options)
+    for servers in (addresses[:1], addresses):
+        got = take(source, 4, service=servers, prefetch=0, **options)
         for a, b in zip(got, expected, strict=True):
             for key in ("image", "label"):
                 np.testing.assert_array_equal(a[key], b[key])
@@ -77,3 +81,17 @@ def test_errors_of_a_server_are_named(served):
         take(source, 1, service=addresses, seed=4)
     with pytest.raises(ValueError, match=r"_leftImg8bit.png is empty"):
         take(source, 4, service=addresses)
+
+
+def test_function_is_registered_as_long_as_its_server_lives():
+    """Depends on a private part of TensorFlow, which only `service` may use."""
+    load = lambda: (np.arange(3, dtype=np.int32),)  # noqa: E731
+    server = service.Server(load, 0, "localhost")
+    (value,) = service.call_on_server(load, (), (tf.int32,))
+    assert value.numpy().tolist() == [0, 1, 2]
+    registered = weakref.ref(load)
+    del load, server
+    gc.collect()
+    assert registered() is None
+    with pytest.raises(tf.errors.OpError, match="Could not find callback"):
+        service.call_on_server(None, (), (tf.int32,))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from batching import train_batches
 
 from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
@@ -78,8 +79,8 @@ def test_folder_of_the_version_itself(prepared):
 
 def test_feeds_training_evaluation_and_audit(prepared):
     source = open_source("tfds_cityscapes", root=prepared, split="val")
-    dataset = segmentation_data.train_dataset(source, batch_size=2, crop_size=(8, 8), seed=0)
-    assert next(segmentation_data.iterate(dataset))["image"].shape == (2, 8, 8, 3)
+    batch = next(train_batches(source, batch_size=2, crop_size=(8, 8), seed=0))
+    assert batch["image"].shape == (2, 8, 8, 3)
     indices = [i for b in segmentation_data.eval_batches(source, batch_size=2) for i in b["index"]]
     assert indices == [0, 1, 2, -1]
     assert audit_labels(source, progress=False).counts.sum() == 3 * 12 * 20

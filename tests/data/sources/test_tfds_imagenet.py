@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from batching import train_image_batches
 
 from hrnet_jax.data import open_images
 from hrnet_jax.data.pipeline import classification as classification_data
-from hrnet_jax.data.pipeline import segmentation as segmentation_data
 
 COUNTS = {"train": 5, "validation": 3}
 
@@ -55,8 +55,7 @@ def test_every_image_with_its_class(prepared):
 
 def test_feeds_training_and_evaluation(prepared):
     source = open_images("tfds_imagenet", root=prepared, split="val")
-    dataset = classification_data.train_dataset(source, batch_size=3, crop_size=(8, 8), seed=0)
-    batch = next(segmentation_data.iterate(dataset))
+    batch = next(train_image_batches(source, batch_size=3, crop_size=(8, 8), seed=0))
     assert [i // 40 for i in batch["image"][:, 0, 0, 0].tolist()] == batch["label"].tolist()
     batches = classification_data.eval_batches(source, batch_size=2, crop_size=(8, 8), short_side=8)
     assert [i for b in batches for i in b["index"]] == [0, 1, 2, -1]

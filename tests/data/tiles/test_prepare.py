@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from batching import train_batches
 from PIL import Image
 
 from hrnet_jax.configs import common
@@ -48,7 +49,7 @@ def both(streets, prepared, split="train"):
 
 def crops(source, batches, **options):
     options = {"batch_size": 4, "crop_size": (48, 96), "seed": 1} | options
-    dataset = segmentation_data.iterate(segmentation_data.train_dataset(source, **options))
+    dataset = train_batches(source, **options)
     return [next(dataset) for _ in range(batches)]
 
 

@@ -30,7 +30,7 @@ def get_config(arg=None):
     config.optimizer.learning_rate = 0.1
     config.optimizer.weight_decay = 1e-4
     config.optimizer.nesterov = True
-    config.optimizer.schedule = "staircase"
+    config.optimizer.schedule = "multistep"
     config.eval.every_epochs = 1.0
     config.eval.batch_size = 128
     if arg.runlocal:

@@ -10,15 +10,14 @@ here. Runs until it is stopped; training then uses --config.data.service="('HOST
 import socket
 
 from absl import flags
-from ml_collections import config_flags
 
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.mixture import Mixture
 from hrnet_jax.data.pipeline.service import Server
-from hrnet_jax.tools import script
+from hrnet_jax.tools import config_flag, script
 from hrnet_jax.train import build
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
+_CONFIG = config_flag.define()
 _PORT = flags.DEFINE_integer("port", 5000, "Where to listen; 0: any free one.", lower_bound=0)
 _HOST = flags.DEFINE_string("host", socket.gethostname(), "This machine's name for the others.")
 flags.mark_flags_as_required(["config"])

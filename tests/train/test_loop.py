@@ -148,12 +148,12 @@ def test_nan_stops_the_run_and_names_the_step(tmp_path, streets, quick, monkeypa
                 batch = {**batch, "label": np.full_like(batch["label"], 99)}  # no class
             yield batch
 
-    def slow(store, write=CheckpointStore._write_manifest):
+    def slow(store, write=CheckpointStore._complete):
         time.sleep(1)  # step 2 is still being written when the error comes
         write(store)
 
     monkeypatch.setattr(build, "make_batches", poisoned)
-    monkeypatch.setattr(CheckpointStore, "_write_manifest", slow)
+    monkeypatch.setattr(CheckpointStore, "_complete", slow)
     with pytest.raises(
         loop.NonFiniteError,
         match=r"step 3: the loss is nan.*gradient is not is head/classifier.* that of step 2 in",

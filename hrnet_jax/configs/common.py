@@ -142,6 +142,10 @@ def get_config() -> Config:
     loss.name = "cross_entropy"  # or "ohem"
     loss.class_weights = config_dict.placeholder(tuple)  # one per class; None: all are 1
     loss.label_smoothing = 0.0  # fraction of each label that is spread over all classes, 0..1
+    # Heads with an auxiliary output (ocr): weights of both losses. The auxiliary one is always
+    # cross-entropy, as in the official code; loss.name is that of the main output.
+    loss.main_weight = 1.0
+    loss.aux_weight = 0.4
     loss.ohem_threshold = 0.9  # pixels whose class has a lower probability are kept
     loss.ohem_min_kept = 131072  # pixels of a batch, or of its part with gradient accumulation
 

@@ -32,7 +32,7 @@ from hrnet_jax.train import loop, preemption
 from hrnet_jax.train.config import RENAMED_KEYS, flatten
 
 _CONFIG = config_flag.define()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and pictures.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and logs.")
 flags.mark_flags_as_required(["config", "workdir"])
 flags.adopt_module_key_flags(process_flags)  # shown by --help
 

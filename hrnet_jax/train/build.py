@@ -4,7 +4,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -35,7 +35,7 @@ SHORT_RUN_WARMUP = 0.1
 
 
 def with_fake_data(config: ConfigDict, workdir: str) -> ConfigDict:
-    """Replaces the data set "fake" by a tiny synthetic one in `workdir`; leaves others alone."""
+    """Replaces the dataset "fake" by a tiny synthetic one in `workdir`; leaves others alone."""
     if config.data.name != "fake":
         return config
     config = config.copy_and_resolve_references()
@@ -216,7 +216,7 @@ def make_metadata(config: ConfigDict, model: HRNetModel, source: Source) -> dict
 def make_batches(
     config: ConfigDict, source: Source, start_step: int, mesh: Mesh | None = None
 ) -> Iterator[dict]:
-    """This process's share of the batches; all of them without a mesh."""
+    """The batches of this process: its shard of each, or whole ones without a mesh."""
     share = sharding.share_of_batch(mesh)
     return segmentation_data.iterate(
         task_of(config.head).dataset(config, source, start_step, share)
@@ -258,6 +258,7 @@ def lower_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainState
         skip_nonfinite=config.optimizer.skip_nonfinite > 0,
         color_jitter=config.data.color_jitter,
         class_mix=config.data.class_mix,
+        segmentation_loss=make_segmentation_loss(config),
     )
     label_shape, label_type = task_of(config.head).label_shape(config)
     image_shape = (config.batch_size, *config.data.crop_size, 3)
@@ -278,16 +279,34 @@ def lower_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainState
 
 
 def make_loss(config: ConfigDict) -> losses.LossFunction:
-    common = {
-        "ignore_label": task_of(config.head).ignore_label,
-        "class_weights": config.loss.class_weights,
-        "label_smoothing": config.loss.label_smoothing,
-    }
+    """The loss of the main output."""
     if config.loss.name == "cross_entropy":
-        return functools.partial(losses.cross_entropy, **common)
+        return _cross_entropy(config)
     return functools.partial(
         losses.ohem_cross_entropy,
         threshold=config.loss.ohem_threshold,
         min_kept=config.loss.ohem_min_kept,
-        **common,
+        **_loss_options(config),
     )
+
+
+def make_segmentation_loss(config: ConfigDict) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """`losses.segmentation_loss` with its options: cross-entropy for the auxiliary output."""
+    return functools.partial(
+        losses.segmentation_loss,
+        aux_loss_function=_cross_entropy(config),
+        aux_weight=config.loss.aux_weight,
+        main_weight=config.loss.main_weight,
+    )
+
+
+def _cross_entropy(config: ConfigDict) -> losses.LossFunction:
+    return functools.partial(losses.cross_entropy, **_loss_options(config))
+
+
+def _loss_options(config: ConfigDict) -> dict[str, Any]:
+    return {
+        "ignore_label": task_of(config.head).ignore_label,
+        "class_weights": config.loss.class_weights,
+        "label_smoothing": config.loss.label_smoothing,
+    }

@@ -45,7 +45,7 @@ FREE_KEYS = (
 # Keys that runs of earlier versions do not have, with the values that those runs used.
 LATER_KEYS = {
     "data.color_jitter": 0.0, "data.class_mix": 0.0, "loss.label_smoothing": 0.0,
-    "model.image_statistics": 0.0,
+    "model.image_statistics": 0.0, "loss.aux_weight": 0.4, "loss.main_weight": 1.0,
 }  # fmt: skip
 
 # Numbers and their inclusive limits. An upper limit of infinity does not allow infinity itself.
@@ -68,6 +68,8 @@ RANGES = (
     ("model.image_statistics", 0, 1),
     ("loss.label_smoothing", 0, 1),
     ("loss.ohem_threshold", 0, 1),
+    ("loss.main_weight", 0, math.inf),
+    ("loss.aux_weight", 0, math.inf),
     ("eval.every_steps", 0, math.inf),
     ("eval.every_epochs", 0, math.inf),
     ("eval.batch_size", 1, math.inf),

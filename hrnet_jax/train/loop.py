@@ -69,7 +69,7 @@ class Run:
     """What all steps of a run use.
 
     Attributes:
-      config: the configuration, with a data set that exists.
+      config: the configuration, with a dataset that exists.
       workdir: the run's folder.
       mesh: the devices.
       train_source: what to train on.

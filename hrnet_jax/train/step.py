@@ -81,6 +81,7 @@ def make_train_step(
     skip_nonfinite: bool = False,
     color_jitter: float = 0.0,
     class_mix: float = 0.0,
+    segmentation_loss: Callable[..., tuple[jax.Array, jax.Array]] = losses.segmentation_loss,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Builds the pure function (state, batch) -> (state, metrics).
 
@@ -102,8 +103,12 @@ def make_train_step(
       skip_nonfinite: if the loss or the gradient's norm is not finite, only counters change.
       color_jitter: 0..1, see `augment.color_factors`; 0 leaves the images alone.
       class_mix: fraction of the images that get classes of others, see `augment.mix_classes`.
+      segmentation_loss: `losses.segmentation_loss`, maybe with its options for auxiliary logits.
     """
-    forward = functools.partial(_forward, model, loss_function, ignore_label)
+    loss_of = functools.partial(
+        segmentation_loss, loss_function=loss_function, align_corners=model.align_corners
+    )
+    forward = functools.partial(_forward, model, loss_of, ignore_label)
     gradient_function = jax.grad(forward, has_aux=True)
 
     def train_step(state, batch):
@@ -120,7 +125,7 @@ def make_train_step(
     return train_step
 
 
-def _forward(model, loss_function, ignore_label, params, batch_stats, batch, key):
+def _forward(model, loss_of, ignore_label, params, batch_stats, batch, key):
     """The loss, and as auxiliary output the new batch statistics and the metrics."""
     images = batch["image"]
     if "color" in batch:
@@ -132,9 +137,7 @@ def _forward(model, loss_function, ignore_label, params, batch_stats, batch, key
         mutable=["batch_stats"],
         rngs={"dropout": key},
     )
-    loss, logits = losses.segmentation_loss(
-        outputs, batch["label"], loss_function, align_corners=model.align_corners
-    )
+    loss, logits = loss_of(outputs, batch["label"])
     accuracy = losses.pixel_accuracy(lax.stop_gradient(logits), batch["label"], ignore_label)
     return loss, (updated["batch_stats"], {"loss": loss, "pixel_accuracy": accuracy})
 

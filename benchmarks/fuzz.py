@@ -240,9 +240,9 @@ def class_file(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
 def config(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     """A value of --config.KEY=VALUE; accepted ones go as far as to the first compilation."""
     from absl import flags
-    from ml_collections import config_flags
 
     from hrnet_jax.data.synthetic import write as synthetic
+    from hrnet_jax.tools import config_flag
     from hrnet_jax.train import build, loop
     from hrnet_jax.train.config import flatten
 
@@ -252,7 +252,7 @@ def config(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
 
     def parse(arguments: list[str]):
         values = flags.FlagValues()
-        holder = config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+        holder = config_flag.define(values)
         before, sys.argv = sys.argv, arguments  # where config_flags looks for keys
         try:
             values(arguments)

@@ -704,7 +704,7 @@ def configurations(lab: Lab) -> str:
         "batch_size=-1": "must be at least 1",
         "data.crop_size=(50,64)": "not divisible by 32",
         "variant=w19": "unknown variant 'w19'; known",
-        "optimizer.momentum=0.8": "optimizer.momentum: 0.9 there, 0.8 now",
+        "optimizer.momentum=0.8": "optimizer.momentum: saved 0.9, now 0.8",
     }
     lab.reference(num_steps=9, checkpoint_every_steps=3)
     names = list(cases)[:1] + list(cases)[-1:] if lab.short else list(cases)

@@ -23,18 +23,18 @@ import jax
 import numpy as np
 import optax
 from absl import app, flags
-from ml_collections import config_flags
 
 import hrnet_jax
 from hrnet_jax.evaluation import segmentation
 from hrnet_jax.pytorch import convert
 from hrnet_jax.pytorch import files as torch_files
 from hrnet_jax.runtime import sharding
+from hrnet_jax.tools import config_flag
 from hrnet_jax.train import build, metric_log
 from hrnet_jax.train.config import check_config, flatten
 from hrnet_jax.train.step import create_state, make_train_step
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "As for train.py.")
+_CONFIG = config_flag.define()
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of log.jsonl and peer.pth.")
 _PEER = flags.DEFINE_string("peer_python", sys.executable, "Interpreter with torch.")
 flags.mark_flags_as_required(["config", "output"])
@@ -45,7 +45,8 @@ def check(config) -> None:
     expected = {
         "head": "segmentation", "optimizer.name": "sgd",
         "optimizer.momentum": 0.9, "optimizer.weight_decay": 5e-4, "optimizer.nesterov": False,
-        "optimizer.accumulate": 1, "optimizer.ema_decay": 0.0, "optimizer.skip_nonfinite": 0,
+        "optimizer.gradient_accumulation": 1, "optimizer.ema_decay": 0.0,
+        "optimizer.skip_nonfinite": 0,
         "loss.name": "cross_entropy", "loss.class_weights": None, "loss.label_smoothing": 0.0,
         "data.color_jitter": 0.0, "data.class_mix": 0.0, "model.align_corners": None,
     }  # fmt: skip
@@ -82,8 +83,7 @@ def main(argv: list[str]) -> None:
     check_config(config)
     check(config)
     source, eval_source = build.open_sources(config)
-    steps_per_epoch = len(source) / config.batch_size
-    num_steps = config.num_steps or max(1, int(config.num_epochs * steps_per_epoch))
+    num_steps, steps_per_epoch = build.run_length(config, len(source))
     schedule, optimizer = build.make_optimizer(config, num_steps, steps_per_epoch)
     model = build.make_model(config, source.classes.num_classes)
     sharding.use_compilation_cache(config.compilation_cache)
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
     weights = folder / "peer.pth"
     torch_files.write_tensors(weights, convert.to_torch(model, variables, "official"))
     learning_rates = jax.device_get(jax.vmap(schedule)(np.arange(num_steps)))
-    eval_every = config.eval.every_steps or round(config.eval.every_epochs * steps_per_epoch)
+    eval_every = build.steps_per_evaluation(config, steps_per_epoch)
 
     shape = map(str, (source.classes.num_classes, config.batch_size, *config.data.crop_size))
     threads = str(len(os.sched_getaffinity(0)))

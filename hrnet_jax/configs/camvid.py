@@ -19,7 +19,7 @@ the learning rate falls to 0; a tenth of BatchNorm's statistics is each image's 
 
 from hrnet_jax.configs import common
 
-# Share of each class among the training pixels to the power of -1/4, over its mean over the pixels:
+# (Fraction of each class among the training pixels) ** -1/4, divided by its mean over the pixels:
 # a bicyclist (0.3 % of all) counts three times as much as road (33 %).
 CLASS_WEIGHTS = (0.97, 0.89, 1.97, 0.83, 1.35, 1.11, 1.89, 1.91, 1.26, 2.2, 2.67)
 

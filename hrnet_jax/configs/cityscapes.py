@@ -9,7 +9,7 @@ small_v2 76.2, small_v1 70.3.
 Cost: the official code takes 0.7 s a step for W48 with batch 8 on four V100, so about a day there.
 
 `:variant=w48,scratch` trains from random weights: 1000 steps of warm-up, since large early steps
-on untrained BatchNorm statistics are what goes wrong there; Kaiming initialisation instead of the
+on untrained BatchNorm statistics are what goes wrong there; Kaiming initialization instead of the
 normal(0.001) that presumes pretrained weights; OHEM in place of the class weights, and a moving
 average of the weights, which smooths the noisier end of such a run. Users report 65.2 for small_v1
 and 70-73 for W48 from scratch with the official code.

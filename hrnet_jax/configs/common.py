@@ -1,7 +1,8 @@
 """The full recipe with every key there is, and the parser of the `:variant=NAME,runlocal` argument.
 
-The other configurations start from `get_config()` and change values. The result is locked: a key
-that is not listed here is refused. No key exists that the trainer does not read.
+The other configurations start from `get_config()` and change values. The result is locked: an
+unknown key is an error. Keys and values of earlier versions are read, with a warning
+(`train.config.RENAMED_KEYS`).
 """
 
 import difflib
@@ -10,6 +11,7 @@ import types
 from ml_collections import ConfigDict, config_dict
 
 from hrnet_jax.models.variants import get_variant
+from hrnet_jax.train.config import Config
 
 
 def parse_arg(arg: str | None, **defaults) -> types.SimpleNamespace:
@@ -46,104 +48,120 @@ def parse_arg(arg: str | None, **defaults) -> types.SimpleNamespace:
     return types.SimpleNamespace(**values)
 
 
-def get_config() -> ConfigDict:
-    """All keys with the values of the official Cityscapes recipe, without a data set."""
-    config = ConfigDict()
+def get_config() -> Config:
+    """All keys with the values of the official Cityscapes recipe, without a dataset.
+
+    One page on purpose: a list of keys is easier to read and search in one place than in parts.
+    """
+    config = Config()
     config.variant = "w48"
     config.head = "segmentation"
-    config.seed = 0  # of initialisation, data order, augmentation and dropout
-    config.batch_size = 12  # images per optimizer step, over all devices and hosts
+    config.seed = 0  # of initialization, data order, augmentation and dropout
+    config.batch_size = 12  # images per optimizer step, over all devices and processes
     config.num_epochs = 484
-    config.num_steps = 0  # 0: as many as num_epochs take
-    # Start from these weights instead of random ones: a folder with a checkpoint of ours, a
-    # PyTorch file, or a name such as "camvid_w18_small_v1" of weights that come with the package.
+    config.num_steps = 0  # length of the run in optimizer steps; 0: num_epochs decides
+    # Start from these weights instead of random ones: a folder with one of our checkpoints, a
+    # PyTorch file, or the name of weights that come with the package ("camvid_w18_small_v1").
     config.init_from = ""
-    config.log_every_steps = 50
-    config.checkpoint_every_steps = 1000  # besides, at every evaluation and at the end
+    config.log_every_steps = 50  # also logged: the first step and every saved one
+    config.checkpoint_every_steps = 1000  # also saved: every evaluated step and the last one
     config.compilation_cache = ""  # folder; "": JAX_COMPILATION_CACHE_DIR or the user's cache
 
-    config.data = data = ConfigDict()
+    config.data = data = Config()
     data.name = "cityscapes"
     data.root = ""
-    data.class_file = ""  # of name="folder"
+    data.class_file = ""  # for name="folder" only; "": classes.json in root
     data.train_split = "train"
-    data.eval_split = "val"
+    data.eval_split = "val"  # "": no evaluation
     data.crop_size = (512, 1024)  # height, width
-    data.allow_any_crop = False  # True: also sizes that 32 does not divide
+    data.allow_any_crop = False  # True: also sizes that are not multiples of 32
+    # Segmentation: each image is scaled by a random factor of this range before it is cropped.
     data.scale_min = 0.5
     data.scale_max = 2.1
-    data.scale_step = 0.1  # 0: uniform between min and max
-    data.flip = True
+    data.scale_step = 0.1  # distance of the factors; 0: any factor between min and max
+    data.flip = True  # horizontally, every second image on average
     data.brightness = 0  # largest shift of the pixel values, 0..255
-    # Brightness, contrast and saturation of each image times random factors in 1 +- this, 0..1;
-    # on the device (preprocess.adjust_color). 0: none, as in the official recipes.
+    # Brightness, contrast and saturation of each image are multiplied by random factors in
+    # 1 +- this, 0..1, on the device (train.augment.adjust_color). The official recipes have 0.
     data.color_jitter = 0.0
-    # Share of the samples over which some classes of the batch's next sample are pasted, 0..1; on
-    # the device (preprocess.mix_classes). 0: none, as in the official recipes.
+    # Fraction of the samples that get some classes of the next sample of the batch pasted, 0..1, on
+    # the device (train.augment.mix_classes). The official recipes have 0.
     data.class_mix = 0.0
-    # More sets to train on, each a dict with name, root, split, weight (its share of the samples)
-    # and class_map ({class there: class here, or "" to ignore it}). docs/data.md has an example.
+    # More datasets to train on, each a dict with name, root, split, weight (its fraction of the
+    # samples) and class_map ({its class: class here, or "" to ignore it}): see docs/data.md.
     data.mix = ()
-    # Share of the samples chosen by drawing a class first, then an image with it: for rare classes.
+    # Fraction of the samples for which a class is drawn first, then an image that has it. It makes
+    # rare classes more frequent.
     data.class_uniform = 0.0
-    data.threads = 0  # that make samples; 0: one for each core
-    data.prefetch = 2  # batches made ahead
+    data.threads = 0  # that make samples; 0: one per core
+    data.prefetch = 2  # batches prepared in advance
     data.service = ()  # ("HOST:PORT", ...) of machines that make the samples (tools.serve_data)
-    # Of whole images with one class (head="classification"), instead of scale and brightness:
-    data.area_min = 0.08  # smallest share of the image in a crop
-    data.aspect_max = 4 / 3  # most elongated crop
-    data.eval_short_side = 256  # images are resized to it, then their centre is cropped
+    # Classification: a random part of each image is resized to crop_size, instead of scale_min,
+    # scale_max, scale_step and brightness.
+    data.area_min = 0.08  # smallest fraction of the image in a crop
+    data.aspect_max = 4 / 3  # largest width / height of a crop, and height / width
+    data.eval_short_side = 256  # images are resized to it, then the center is cropped
 
-    config.model = model = ConfigDict()
-    model.dtype = "float32"  # of the arithmetic; parameters and statistics are float32 or float64
-    # What the backward pass computes again, for memory: "none", "norm" (normalisation and
-    # activation), "block" (residual blocks), "module" (rounds of branches and exchange).
-    model.remat = "none"
-    # What is compiled once and run in a loop: "none", a stage's "modules", or "blocks", too.
-    # "auto": "none" on CPU, where loops are slow, and "modules" elsewhere.
-    model.scan = "auto"
-    # Share of each image's own statistics in BatchNorm's where the network is not trained, 0..1.
-    model.image_statistics = 0.0
-    model.align_corners = config_dict.placeholder(bool)  # None: as the head's official code
-    model.init = (
-        "kaiming"  # "normal": the official segmentation code's, for use with pretrained weights
+    config.model = model = Config()
+    model.dtype = (
+        "float32"  # of the arithmetic; parameters are float64 with "float64", else float32
     )
+    # What the backward pass recomputes to save memory: "none", "norm" (normalization and
+    # activation), "block" (residual blocks), "module" (branches and their exchange).
+    model.remat = "none"
+    # What is compiled once and run in a loop, to compile faster: "none", the "modules" of a stage,
+    # or the residual "blocks" of each branch, too. "auto": "none" on CPU, where loops are slow,
+    # "blocks" on TPU and "modules" on GPU.
+    model.scan = "auto"
+    # Evaluation and prediction: fraction of each image's own statistics in BatchNorm, 0..1.
+    model.image_statistics = 0.0
+    model.align_corners = config_dict.placeholder(bool)  # None: as in the head's official code
+    # "kaiming", or "normal" of the official segmentation code, which starts from trained weights.
+    model.init = "kaiming"
 
-    config.optimizer = optimizer = ConfigDict()
-    optimizer.name = "sgd"  # the official one, or "adamw"
+    config.optimizer = optimizer = Config()
+    optimizer.name = "sgd"  # as in the official code, or "adamw"
     optimizer.learning_rate = 0.01
-    optimizer.momentum = 0.9  # of AdamW: beta1
+    optimizer.momentum = 0.9  # beta1 of AdamW
     optimizer.beta2 = 0.999  # of AdamW
     optimizer.weight_decay = 5e-4  # on all parameters, biases and BatchNorm included
     optimizer.nesterov = False
-    optimizer.schedule = "poly"  # or "staircase"
+    optimizer.schedule = "poly"  # or "multistep"
     optimizer.poly_power = 0.9
-    optimizer.drop_epochs = (30, 60, 90)  # of the staircase: where the learning rate drops
-    optimizer.drop_factor = 0.1
-    optimizer.warmup_steps = 0
-    optimizer.accumulate = 1  # the batch is computed in this many parts, one after the other
-    optimizer.ema_decay = 0.0  # 0: no moving average of the weights
-    optimizer.skip_nonfinite = 0  # steps that may be left out as not finite; one more ends the run
+    # Of "multistep": after each of these epochs the learning rate is multiplied by gamma.
+    optimizer.milestones = (30, 60, 90)
+    optimizer.gamma = 0.1
+    optimizer.warmup_steps = 0  # linear warm-up; shortened, with a warning, if the run is shorter
+    # The batch is computed in this many parts, one after the other; their gradients are averaged.
+    optimizer.gradient_accumulation = 1
+    optimizer.ema_decay = 0.0  # of a moving average of the weights; 0: none is kept
+    # Steps with an infinite or NaN loss or gradient that are skipped; one more ends the run.
+    optimizer.skip_nonfinite = 0
 
-    config.loss = loss = ConfigDict()
+    config.loss = loss = Config()
     loss.name = "cross_entropy"  # or "ohem"
-    loss.class_weights = config_dict.placeholder(tuple)
-    loss.label_smoothing = 0.0  # 0..1: share of each label that is spread over all classes
-    loss.ohem_threshold = 0.9
-    loss.ohem_min_kept = 131072
+    loss.class_weights = config_dict.placeholder(tuple)  # one per class; None: all are 1
+    loss.label_smoothing = 0.0  # fraction of each label that is spread over all classes, 0..1
+    # Heads with an auxiliary output (ocr): weights of both losses. The auxiliary one is always
+    # cross-entropy, as in the official code; loss.name is that of the main output.
+    loss.main_weight = 1.0
+    loss.aux_weight = 0.4
+    loss.ohem_threshold = 0.9  # pixels whose class has a lower probability are kept
+    loss.ohem_min_kept = 131072  # pixels of a batch, or of its part with gradient accumulation
 
-    config.mesh = ConfigDict({"data": -1, "space": 1})  # -1: all devices
+    # Devices along the batch and along the height of the images; -1: all that are left.
+    config.mesh = Config({"data": -1, "space": 1})
 
-    config.eval = evaluation = ConfigDict()
-    evaluation.every_steps = 0  # 0: by epochs
-    evaluation.every_epochs = 10.0
+    config.eval = evaluation = Config()
+    evaluation.every_steps = 0  # 0: every_epochs decides
+    evaluation.every_epochs = 10.0  # 0: only after the last step
     evaluation.batch_size = 4
     evaluation.num_images = 0  # 0: all
     return config.lock()
 
 
 def shrink(config: ConfigDict) -> None:
-    """Makes a run of about a minute on two cores of any configuration: `:runlocal`."""
+    """Shortens any run to about a minute on two cores: `:runlocal`."""
     config.batch_size = 2
     config.num_steps = 20
     config.log_every_steps = 5

@@ -1,4 +1,4 @@
-"""Proves the loop on this machine without any data set: a few synthetic scenes, written to OUT.
+"""Tests the training loop on this machine without a dataset: a few synthetic scenes in OUT.
 
     python train.py --config=configs/fake_data.py --workdir=OUT
 

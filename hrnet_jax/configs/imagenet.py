@@ -3,7 +3,7 @@
     python train.py --config=configs/imagenet.py:variant=w18 --config.data.root=DIR --workdir=OUT
     python train.py --config=configs/cityscapes.py:variant=w18 ... --config.init_from=OUT
 
-DIR holds a folder per class, `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`; any other set in this
+DIR holds a folder per class, `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`; any other dataset in this
 layout will do as well, with any number of classes. With `--config.data.name=tfds_imagenet` it is
 the data_dir in which TensorFlow Datasets has prepared `imagenet2012`.
 
@@ -30,7 +30,7 @@ def get_config(arg=None):
     config.optimizer.learning_rate = 0.1
     config.optimizer.weight_decay = 1e-4
     config.optimizer.nesterov = True
-    config.optimizer.schedule = "staircase"
+    config.optimizer.schedule = "multistep"
     config.eval.every_epochs = 1.0
     config.eval.batch_size = 128
     if arg.runlocal:

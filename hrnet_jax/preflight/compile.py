@@ -299,22 +299,22 @@ def suggestions(config: ConfigDict, topology: Topology) -> Iterator[tuple[str, C
     space = config.mesh.space * 2
     while devices % space == 0 and config.data.crop_size[0] % (32 * space) == 0:
         data = devices // space
-        if config.batch_size % (data * config.optimizer.accumulate) == 0:
+        if config.batch_size % (data * config.optimizer.gradient_accumulation) == 0:
             other = config.copy_and_resolve_references()
             other.mesh.data, other.mesh.space = -1, space
             yield f"{remat} --config.mesh.space={space}", other
         space *= 2
     data, _ = sharding.mesh_shape(config.mesh.data, config.mesh.space, devices)
-    parts = config.optimizer.accumulate * 2
+    parts = config.optimizer.gradient_accumulation * 2
     while config.batch_size % (data * parts) == 0:
         other = config.copy_and_resolve_references()
-        other.optimizer.accumulate = parts
-        yield f"{remat} --config.optimizer.accumulate={parts}", other
+        other.optimizer.gradient_accumulation = parts
+        yield f"{remat} --config.optimizer.gradient_accumulation={parts}", other
         parts *= 2
     batch = config.batch_size
     while batch % 2 == 0 and (batch := batch // 2) % data == 0:
         other = config.copy_and_resolve_references()
-        other.batch_size, other.optimizer.accumulate = batch, 1
+        other.batch_size, other.optimizer.gradient_accumulation = batch, 1
         yield f"{remat} --config.batch_size={batch}", other
 
 
@@ -404,7 +404,7 @@ def _setting(config: ConfigDict, mesh: Mesh, scan: str) -> dict[str, Any]:
         "variant": config.variant,
         "head": config.head,
         "batch_size": config.batch_size,
-        "accumulate": config.optimizer.accumulate,
+        "gradient_accumulation": config.optimizer.gradient_accumulation,
         "crop_size": list(config.data.crop_size),
         "dtype": config.model.dtype,
         "remat": config.model.remat,

@@ -25,13 +25,12 @@ if not any(argument.endswith("topology=local") for argument in sys.argv):
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 
 from absl import flags
-from ml_collections import config_flags
 
 from hrnet_jax.preflight import compile as preflight
 from hrnet_jax.runtime import storage
-from hrnet_jax.tools import script
+from hrnet_jax.tools import config_flag, script
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
+_CONFIG = config_flag.define()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "E.g. v5e:16x16, v4:2x2x4, or local.")
 _PROGRAM = flags.DEFINE_list("program", ["train"], f"Of {', '.join(preflight.PROGRAMS)}.")
 _NUM_CLASSES = flags.DEFINE_integer("num_classes", 0, "Default: the data set's.", 0)

@@ -11,17 +11,16 @@ reads the dataset itself and runs until it is stopped. Then start training with
 import socket
 
 from absl import flags
-from ml_collections import config_flags
 
 from hrnet_jax.data.pipeline.augment import Augmentation
 from hrnet_jax.data.pipeline.mixture import Mixture
 from hrnet_jax.data.pipeline.segmentation import TrainingSamples
 from hrnet_jax.data.pipeline.service import Server
-from hrnet_jax.tools import script
+from hrnet_jax.tools import config_flag, script
 from hrnet_jax.train import build
 from hrnet_jax.train.tasks import augmentation_of
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
+_CONFIG = config_flag.define()
 _PORT = flags.DEFINE_integer("port", 5000, "Port to listen on; 0: any free port.", lower_bound=0)
 _HOST = flags.DEFINE_string("host", socket.gethostname(), "Name of this machine for others.")
 flags.mark_flags_as_required(["config"])

@@ -9,14 +9,13 @@ colour changes, with a legend.
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from hrnet_jax.inference import visualize
 from hrnet_jax.runtime import storage
-from hrnet_jax.tools import script
+from hrnet_jax.tools import config_flag, script
 from hrnet_jax.train import augment, build
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
+_CONFIG = config_flag.define()
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the picture.")
 _STEP = flags.DEFINE_integer("step", 0, "Which batch of the run.", lower_bound=0)
 flags.mark_flags_as_required(["config", "output"])

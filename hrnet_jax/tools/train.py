@@ -23,16 +23,16 @@ import jax
 import tensorflow as tf
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
 from hrnet_jax.checkpoints.store import SaveError
 from hrnet_jax.configs import common
 from hrnet_jax.runtime import memory
+from hrnet_jax.tools import config_flag
 from hrnet_jax.train import loop, preemption
-from hrnet_jax.train.config import flatten
+from hrnet_jax.train.config import RENAMED_KEYS, flatten
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and pictures.")
+_CONFIG = config_flag.define()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and logs.")
 flags.mark_flags_as_required(["config", "workdir"])
 flags.adopt_module_key_flags(process_flags)  # shown by --help
 
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         if not script.is_out_of_memory(error):
             raise
         return script.fail(
-            f"{error}; --config.optimizer.accumulate=2 computes the batch in two parts,"
+            f"{error}; --config.optimizer.gradient_accumulation=2 computes the batch in two parts,"
             " --config.model.remat=block keeps less, --config.mesh.space=2 splits each image over"
             " two devices; python -m hrnet_jax.tools.preflight tells beforehand what fits"
         )
@@ -96,7 +96,7 @@ def unknown_keys(argv: list[str]) -> str:
     known = list(flatten(common.get_config().to_dict()))
     for argument in argv:
         match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-        if match and match[1] not in known:
+        if match and match[1] not in (*known, *RENAMED_KEYS):
             near = difflib.get_close_matches(match[1], known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             return f"unknown config key {match[1]!r}{hint}; known: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""Augmentation on the device, inside the jitted step: colours, and classes of other images.
+"""Augmentation on the device, inside the jitted step: color jitter and class mixing.
 
 Random numbers depend on the seed, the step and an image's place in the batch and on nothing else:
 neither on the devices nor on the size of the batch.
@@ -69,7 +69,12 @@ def adjust_color(images: jax.Array, factors: jax.Array) -> jax.Array:
 
 
 def mix_classes(
-    images: jax.Array, labels: jax.Array, seed: int, step: jax.Array, share: float, ignore_label=255
+    images: jax.Array,
+    labels: jax.Array,
+    seed: int,
+    step: jax.Array,
+    fraction: float,
+    ignore_label=255,
 ) -> tuple[jax.Array, jax.Array]:
     """Pastes some classes of the next image of the batch over an image, with their labels.
 
@@ -83,7 +88,7 @@ def mix_classes(
       labels: [N, H, W] integers.
       seed: of the run.
       step: the optimizer step, an integer scalar.
-      share: probability that an image gets anything pasted, 0..1.
+      fraction: probability that an image gets anything pasted, 0..1.
       ignore_label: label of no class.
 
     Returns:
@@ -92,7 +97,7 @@ def mix_classes(
 
     def draw(key):
         chosen, numbers = jax.random.split(key)
-        chosen = jax.random.uniform(chosen, (), jnp.float32) < share
+        chosen = jax.random.uniform(chosen, (), jnp.float32) < fraction
         return chosen, jax.random.bits(numbers, (2,), jnp.uint32)
 
     chosen, numbers = jax.vmap(draw)(_keys(seed, _MIX_STREAM, step, len(images)))

@@ -4,11 +4,12 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -29,13 +30,13 @@ from hrnet_jax.train.step import TrainState, create_state, make_train_step
 from hrnet_jax.train.tasks import task_of
 
 logger = logging.getLogger(__name__)
-BACKBONE_PARTS = (
-    "stem", "layer1", "transition1", "stage2", "transition2", "stage3", "transition3", "stage4",
-)  # fmt: skip
+
+# Warm-up of a run that is shorter than its recipe's warm-up, as a fraction of the run.
+SHORT_RUN_WARMUP = 0.1
 
 
 def with_fake_data(config: ConfigDict, workdir: str) -> ConfigDict:
-    """Replaces the data set "fake" by a tiny synthetic one in `workdir`; leaves others alone."""
+    """Replaces the dataset "fake" by a tiny synthetic one in `workdir`; leaves others alone."""
     if config.data.name != "fake":
         return config
     config = config.copy_and_resolve_references()
@@ -77,16 +78,42 @@ def open_sources(config: ConfigDict) -> tuple[Source, Source | None]:
     return task.mix(config, opened[0]), opened[1]
 
 
-def make_optimizer(config: ConfigDict, num_steps: int, steps_per_epoch: float):
-    """The schedule and the optimizer with it."""
+def run_length(config: ConfigDict, num_images: int) -> tuple[int, float]:
+    """The steps of the run and those of an epoch; the latter are not rounded."""
+    steps_per_epoch = num_images / config.batch_size
+    return config.num_steps or max(1, int(config.num_epochs * steps_per_epoch)), steps_per_epoch
+
+
+def steps_per_evaluation(config: ConfigDict, steps_per_epoch: float) -> int:
+    """The steps from one evaluation to the next; 0: only the last step is evaluated."""
+    return config.eval.every_steps or round(config.eval.every_epochs * steps_per_epoch)
+
+
+def make_optimizer(
+    config: ConfigDict, num_steps: int, steps_per_epoch: float
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The schedule and the optimizer with it.
+
+    A warm-up longer than the run is shortened, with a warning: recipes are written for long runs.
+    """
     optimizer = config.optimizer
     rate, warmup_steps = optimizer.learning_rate, optimizer.warmup_steps
-    if optimizer.schedule == "staircase":
-        schedule = optimizers.staircase_schedule(
+    if warmup_steps > num_steps:
+        shortened = max(1, round(num_steps * SHORT_RUN_WARMUP))
+        logger.warning(
+            "config.optimizer.warmup_steps=%d is longer than the run of %d steps: using %d; set"
+            " --config.optimizer.warmup_steps to choose another number",
+            warmup_steps,
+            num_steps,
+            shortened,
+        )
+        warmup_steps = shortened
+    if optimizer.schedule == "multistep":
+        schedule = optimizers.multistep_schedule(
             rate,
             num_steps,
-            drops=[round(epoch * steps_per_epoch) for epoch in optimizer.drop_epochs],
-            factor=optimizer.drop_factor,
+            milestones=[round(epoch * steps_per_epoch) for epoch in optimizer.milestones],
+            gamma=optimizer.gamma,
             warmup_steps=warmup_steps,
         )
     else:
@@ -207,20 +234,6 @@ def make_state(config, model, optimizer, initial, mesh: Mesh) -> TrainState:
     return sharding.place_replicated(state, mesh)
 
 
-def parameter_table(params: Any) -> str:
-    """Arrays and parameters of each part of the network, as text."""
-    rows = []
-    for top, tree in params.items():
-        parts = {name: tree[name] for name in BACKBONE_PARTS} if top == "backbone" else {"": tree}
-        for name, part in parts.items():
-            leaves = jax.tree.leaves(part)
-            rows.append((f"{top}/{name}".rstrip("/"), len(leaves), sum(x.size for x in leaves)))
-    rows.append(("total", sum(r[1] for r in rows), sum(r[2] for r in rows)))
-    width = max(len(row[0]) for row in rows)
-    lines = [f"{'part':<{width}} {'arrays':>7} {'parameters':>12}"]
-    return "\n".join(lines + [f"{name:<{width}} {n:>7} {size:>12,}" for name, n, size in rows])
-
-
 def compile_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainState):
     """Compiles the step ahead of time; returns it and the seconds that took."""
     start = time.perf_counter()
@@ -237,13 +250,14 @@ def lower_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainState
         schedule,
         make_loss(config),
         seed=config.seed,
-        accumulate=config.optimizer.accumulate,
+        gradient_accumulation=config.optimizer.gradient_accumulation,
         unroll=platform == "cpu",
         ema_decay=config.optimizer.ema_decay,
         ignore_label=task_of(config.head).ignore_label,
         skip_nonfinite=config.optimizer.skip_nonfinite > 0,
         color_jitter=config.data.color_jitter,
         class_mix=config.data.class_mix,
+        segmentation_loss=make_segmentation_loss(config),
     )
     label_shape, label_type = task_of(config.head).label_shape(config)
     image_shape = (config.batch_size, *config.data.crop_size, 3)
@@ -264,16 +278,34 @@ def lower_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainState
 
 
 def make_loss(config: ConfigDict) -> losses.LossFunction:
-    common = {
-        "ignore_label": task_of(config.head).ignore_label,
-        "class_weights": config.loss.class_weights,
-        "label_smoothing": config.loss.label_smoothing,
-    }
+    """The loss of the main output."""
     if config.loss.name == "cross_entropy":
-        return functools.partial(losses.cross_entropy, **common)
+        return _cross_entropy(config)
     return functools.partial(
         losses.ohem_cross_entropy,
         threshold=config.loss.ohem_threshold,
         min_kept=config.loss.ohem_min_kept,
-        **common,
+        **_loss_options(config),
     )
+
+
+def make_segmentation_loss(config: ConfigDict) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """`losses.segmentation_loss` with its options: cross-entropy for the auxiliary output."""
+    return functools.partial(
+        losses.segmentation_loss,
+        aux_loss_function=_cross_entropy(config),
+        aux_weight=config.loss.aux_weight,
+        main_weight=config.loss.main_weight,
+    )
+
+
+def _cross_entropy(config: ConfigDict) -> losses.LossFunction:
+    return functools.partial(losses.cross_entropy, **_loss_options(config))
+
+
+def _loss_options(config: ConfigDict) -> dict[str, Any]:
+    return {
+        "ignore_label": task_of(config.head).ignore_label,
+        "class_weights": config.loss.class_weights,
+        "label_smoothing": config.loss.label_smoothing,
+    }

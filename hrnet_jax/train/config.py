@@ -1,7 +1,9 @@
-"""What configurations may say: allowed values, what has to agree, what may change on continuing."""
+"""The configuration: its type, earlier names of keys, allowed values, comparison of two runs."""
 
 import difflib
+import logging
 import math
+import warnings
 from typing import Any
 
 import jax
@@ -17,9 +19,21 @@ from hrnet_jax.runtime import sharding
 from hrnet_jax.train import optimizers
 from hrnet_jax.train.tasks import task_of
 
+logger = logging.getLogger(__name__)
+
 DTYPES = ("float32", "bfloat16", "float64")
-SCHEDULES = ("poly", "staircase")
-# What may differ when a run is continued: none of these changes what is learnt.
+SCHEDULES = ("poly", "multistep")
+
+# Earlier names of keys and values. They are still read, from configuration files, the command line
+# and checkpoints. A key keeps its section; only its last part may have another name.
+RENAMED_KEYS = {
+    "optimizer.drop_epochs": "optimizer.milestones",
+    "optimizer.drop_factor": "optimizer.gamma",
+    "optimizer.accumulate": "optimizer.gradient_accumulation",
+}
+RENAMED_VALUES = {"optimizer.schedule": {"staircase": "multistep"}}
+
+# Keys that may change when a run is continued, because they do not affect what is learned.
 FREE_KEYS = (
     "log_every_steps", "checkpoint_every_steps", "compilation_cache", "init_from", "data.root",
     "data.class_file", "data.threads", "data.prefetch", "data.service", "data.eval_split",
@@ -28,20 +42,120 @@ FREE_KEYS = (
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
 )  # fmt: skip
 
-
-# Keys that runs of earlier versions lack, and what those did.
+# Keys that runs of earlier versions do not have, with the values that those runs used.
 LATER_KEYS = {
     "data.color_jitter": 0.0, "data.class_mix": 0.0, "loss.label_smoothing": 0.0,
-    "model.image_statistics": 0.0,
+    "model.image_statistics": 0.0, "loss.aux_weight": 0.4, "loss.main_weight": 1.0,
 }  # fmt: skip
+
+# Numbers and their inclusive limits. An upper limit of infinity does not allow infinity itself.
+RANGES = (
+    ("batch_size", 1, math.inf),
+    ("num_steps", 0, math.inf),
+    ("log_every_steps", 1, math.inf),
+    ("checkpoint_every_steps", 1, math.inf),
+    ("optimizer.gradient_accumulation", 1, math.inf),
+    ("optimizer.warmup_steps", 0, math.inf),
+    ("optimizer.skip_nonfinite", 0, math.inf),
+    ("optimizer.momentum", 0, 1),
+    ("optimizer.beta2", 0, 1),
+    ("optimizer.ema_decay", 0, 1),
+    ("optimizer.weight_decay", 0, math.inf),
+    ("optimizer.poly_power", 0, math.inf),
+    ("optimizer.gamma", 0, 1),
+    ("data.color_jitter", 0, 1),
+    ("data.class_mix", 0, 1),
+    ("model.image_statistics", 0, 1),
+    ("loss.label_smoothing", 0, 1),
+    ("loss.ohem_threshold", 0, 1),
+    ("loss.main_weight", 0, math.inf),
+    ("loss.aux_weight", 0, math.inf),
+    ("eval.every_steps", 0, math.inf),
+    ("eval.every_epochs", 0, math.inf),
+    ("eval.batch_size", 1, math.inf),
+    ("eval.num_images", 0, math.inf),
+)
+
+
+class Config(ConfigDict):
+    """A configuration or a section of one; also takes the earlier names of keys and values.
+
+    An earlier name works wherever the new one does and causes a `FutureWarning` that names the new
+    one. Setting a key that holds a tuple to None empties the tuple; a key that may be None
+    (`config_dict.placeholder`) becomes None.
+    """
+
+    def __getitem__(self, key):
+        return super().__getitem__(self._current(key))
+
+    def __setitem__(self, key, value):
+        key = self._current(key)
+        if isinstance(value, ConfigDict) and not isinstance(value, Config):
+            value = Config(value)
+        if value is None and isinstance(self._fields.get(key), tuple):
+            value = ()
+        super().__setitem__(key, self._current_value(key, value))
+
+    def get_type(self, key):
+        return super().get_type(self._current(key))
+
+    def _current(self, key: Any) -> Any:
+        """The name of today of a key of this section."""
+        for old, new in RENAMED_KEYS.items():
+            # A section does not know its own name; the new key tells which one it is.
+            old_name, new_name = old.rpartition(".")[2], new.rpartition(".")[2]
+            if key == old_name and new_name in self._fields:
+                _warn_of_rename(f"config.{old}", f"config.{new}")
+                return new_name
+        return key
+
+    def _current_value(self, key: Any, value: Any) -> Any:
+        for name, renamed in RENAMED_VALUES.items():
+            if key == name.rpartition(".")[2] and isinstance(value, str) and value in renamed:
+                _warn_of_rename(f"config.{name}={value!r}", repr(renamed[value]))
+                return renamed[value]
+        return value
+
+
+def _warn_of_rename(old: str, new: str) -> None:
+    # 4 levels up: the line of the configuration file that has the old name, or ml_collections'.
+    warnings.warn(f"{old} is now {new}; change the name", FutureWarning, stacklevel=4)
+
+
+def current_names(flat: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A flat configuration with the names of today, and which earlier ones it had, as "a -> b"."""
+    keys = {old: new for old, new in RENAMED_KEYS.items() if old in flat}
+    found = [f"{old} -> {new}" for old, new in keys.items()]
+    flat = {keys.get(key, key): value for key, value in flat.items()}
+    for key, renamed in RENAMED_VALUES.items():
+        if isinstance(value := flat.get(key), str) and value in renamed:
+            found.append(f"{key}={value!r} -> {renamed[value]!r}")
+            flat[key] = renamed[value]
+    return flat, found
 
 
 def check_config(config: ConfigDict) -> None:
-    """Refuses values that cannot work.
+    """Checks all values that can be checked without data and devices.
 
     Raises:
       ValueError: naming the key, its value and what is allowed.
     """
+    _check_choices(config)
+    _check_numbers(config)
+    _check_crop(config)
+    if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError("config.model.dtype='float64' needs the environment's JAX_ENABLE_X64=1")
+    if config.data.class_mix and config.batch_size < 2:
+        raise ValueError(
+            f"config.data.class_mix={config.data.class_mix} takes classes from another image of the"
+            f" batch, but config.batch_size={config.batch_size}: set it to 2 or more, or class_mix"
+            " to 0"
+        )
+    if not config.num_steps and not config.num_epochs > 0:
+        raise ValueError("config.num_epochs must be positive, or set config.num_steps")
+
+
+def _check_choices(config: ConfigDict) -> None:
     get_variant(config.variant)
     check_choice("head", config.head, tuple(HEADS))
     task = task_of(config.head)
@@ -57,35 +171,12 @@ def check_config(config: ConfigDict) -> None:
     check_choice("model.dtype", config.model.dtype, DTYPES)
     check_choice("model.remat", config.model.remat, REMAT)
     check_choice("model.scan", config.model.scan, ("auto", *SCAN))
-    if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
-        raise ValueError("config.model.dtype='float64' needs the environment's JAX_ENABLE_X64=1")
-    for key, low, high in (
-        ("batch_size", 1, math.inf),
-        ("num_steps", 0, math.inf),
-        ("log_every_steps", 1, math.inf),
-        ("checkpoint_every_steps", 1, math.inf),
-        ("optimizer.accumulate", 1, math.inf),
-        ("optimizer.warmup_steps", 0, math.inf),
-        ("optimizer.skip_nonfinite", 0, math.inf),
-        ("optimizer.momentum", 0, 1),
-        ("optimizer.beta2", 0, 1),
-        ("optimizer.ema_decay", 0, 1),
-        ("optimizer.weight_decay", 0, math.inf),
-        ("optimizer.poly_power", 0, math.inf),
-        ("optimizer.drop_factor", 0, 1),
-        ("data.color_jitter", 0, 1),
-        ("data.class_mix", 0, 1),
-        ("model.image_statistics", 0, 1),
-        ("loss.label_smoothing", 0, 1),
-        ("loss.ohem_threshold", 0, 1),
-        ("eval.every_steps", 0, math.inf),
-        ("eval.every_epochs", 0, math.inf),
-        ("eval.batch_size", 1, math.inf),
-        ("eval.num_images", 0, math.inf),
-    ):
-        value = config
-        for part in key.split("."):
-            value = value[part]
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    values = flatten(config.to_dict())
+    for key, low, high in RANGES:
+        value = values[key]
         if not low <= value <= high or value == math.inf:
             limit = f"in {low}..{high}" if high < math.inf else f"at least {low}"
             raise ValueError(f"config.{key}={value!r}: must be {limit}")
@@ -93,14 +184,9 @@ def check_config(config: ConfigDict) -> None:
         raise ValueError(
             f"config.optimizer.learning_rate={config.optimizer.learning_rate}: not > 0 and finite"
         )
-    if config.data.class_mix and config.batch_size < 2:
-        raise ValueError(
-            f"config.data.class_mix={config.data.class_mix} takes classes from another image of the"
-            f" batch, but config.batch_size={config.batch_size}: set it to 2 or more, or class_mix"
-            " to 0"
-        )
-    if not config.num_steps and not config.num_epochs > 0:
-        raise ValueError("config.num_epochs must be positive, or set config.num_steps")
+
+
+def _check_crop(config: ConfigDict) -> None:
     crop = tuple(config.data.crop_size)
     if len(crop) != 2 or min(crop) < 32:
         raise ValueError(f"config.data.crop_size={crop}: must be (height, width), each 32 or more")
@@ -112,32 +198,34 @@ def check_config(config: ConfigDict) -> None:
         )
 
 
-def same_everywhere(config: ConfigDict) -> dict[str, Any]:
-    """What all processes of a run have to agree on: a difference would hang or corrupt it."""
-    versions = {"hrnet_jax": hrnet_jax.__version__, "jax": jax.__version__}
-    return flatten(config.to_dict()) | versions
-
-
 def check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises ValueError, with the nearest known value, if `value` is not one of `known`."""
     if value not in known:
         near = difflib.get_close_matches(value, known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"unknown config.{key}={value!r}{hint}; known: {sorted(known)}")
 
 
+def same_everywhere(config: ConfigDict) -> dict[str, Any]:
+    """What must be the same in all processes; else they would hang or corrupt the run."""
+    versions = {"hrnet_jax": hrnet_jax.__version__, "jax": jax.__version__}
+    return flatten(config.to_dict()) | versions
+
+
 def check_divisible(config: ConfigDict, mesh: Mesh) -> None:
     """Raises ValueError if a batch cannot be split over the devices."""
     data, space = mesh.shape["data"], mesh.shape["space"]
-    parts = config.optimizer.accumulate
+    parts = config.optimizer.gradient_accumulation
     if config.batch_size % (data * parts):
         raise ValueError(
             f"config.batch_size={config.batch_size} is not divisible by {data * parts}: mesh.data"
-            f" has {data} devices and optimizer.accumulate is {parts}; change one of them"
+            f" has {data} devices and optimizer.gradient_accumulation is {parts}; change one"
+            " of them"
         )
     if space > 1 and config.data.crop_size[0] % (32 * space):
         raise ValueError(
             f"the height of config.data.crop_size={tuple(config.data.crop_size)} is not divisible"
-            f" by {32 * space}: mesh.space={space} devices share it at 1/32 of its resolution"
+            f" by {32 * space}: mesh.space={space} devices divide it at 1/32 of its resolution"
         )
     sharding.share_of_batch(mesh)
 
@@ -155,14 +243,26 @@ def check_class_weights(config: ConfigDict, source: Source) -> None:
 
 
 def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
-    """Raises ValueError if `workdir` holds a run with another configuration."""
+    """Checks that a run is continued with its own configuration.
+
+    Args:
+      old: metadata of the newest checkpoint in `workdir`, None if there is none. Earlier names of
+        keys and values count as those of today; a warning lists them.
+      new: metadata of the run that starts now.
+      workdir: the run's folder, for the message.
+
+    Raises:
+      ValueError: listing the keys that differ, with both values.
+    """
     if old is None:
         return
-    before, now = (
-        LATER_KEYS | flatten({"classes": m["classes"]["names"], **m["config"]}) for m in (old, new)
-    )
+    flat = [flatten({"classes": m["classes"]["names"], **m["config"]}) for m in (old, new)]
+    (before, renamed), (now, _) = map(current_names, flat)
+    if renamed:
+        logger.warning("%s was written with earlier names: %s", workdir, ", ".join(renamed))
+    before, now = LATER_KEYS | before, LATER_KEYS | now
     differing = [
-        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        f"{key}: saved {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
         if key not in FREE_KEYS and before.get(key) != now.get(key)
     ]
@@ -182,15 +282,3 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
             flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
     return flat
-
-
-def config_table(config: dict) -> str:
-    """One line for the single values and one for each section."""
-    single = {key: value for key, value in config.items() if not isinstance(value, dict)}
-    sections = {"": single} | {k: v for k, v in config.items() if isinstance(v, dict)}
-    return "\n".join(
-        f"  {name + ':':<11} " + " ".join(f"{k}={v!r}" for k, v in sorted(values.items()))
-        if name
-        else "  " + " ".join(f"{k}={v!r}" for k, v in sorted(values.items()))
-        for name, values in sections.items()
-    )

@@ -1,38 +1,30 @@
-"""The training loop, from a configuration to a folder with checkpoints, logs and pictures.
+"""The training loop, from a configuration to a folder with checkpoints, logs and images.
 
-`train` reads from top to bottom; the functions below it do its single steps, in the same order.
+`train` is the entry. A run has three phases: `prepare` checks and builds everything
+that needs no compilation, `start` restores the state and compiles the step, `take_steps` trains.
 """
 
 import contextlib
+import dataclasses
 import logging
 import time
+from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import hrnet_jax
 from hrnet_jax.checkpoints.store import CheckpointStore, SaveError
+from hrnet_jax.data.sources.source import Source
+from hrnet_jax.models import HRNetModel
 from hrnet_jax.runtime import distributed, run_lock, sharding
-from hrnet_jax.train import nan_diagnosis, preemption
-from hrnet_jax.train.build import (
-    compile_step,
-    load_initial_variables,
-    make_batches,
-    make_metadata,
-    make_model,
-    make_optimizer,
-    make_state,
-    open_sources,
-    parameter_table,
-    with_fake_data,
-)
+from hrnet_jax.train import build, nan_diagnosis, preemption, summary
 from hrnet_jax.train.config import (
     check_class_weights,
     check_config,
     check_divisible,
     check_same_config,
-    config_table,
     same_everywhere,
 )
 from hrnet_jax.train.metric_log import NonFiniteError, Pace, RunLog, duration
@@ -42,11 +34,78 @@ from hrnet_jax.train.tasks import task_of
 logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class Timetable:
+    """At which steps a run evaluates, saves and logs.
+
+    Attributes:
+      num_steps: the last step; it is evaluated, saved and logged in any case.
+      evaluate_every: in steps; 0: after the last one only.
+      has_eval_split: False: nothing is evaluated.
+      save_every: in steps; every step that is evaluated is saved, too.
+      log_every: in steps; the first step and every step that is saved are logged, too.
+    """
+
+    num_steps: int
+    evaluate_every: int
+    has_eval_split: bool
+    save_every: int
+    log_every: int
+
+    def evaluates(self, step: int) -> bool:
+        every = self.evaluate_every
+        due = step == self.num_steps or (every > 0 and step % every == 0)
+        return due and self.has_eval_split
+
+    def saves(self, step: int) -> bool:
+        return self.evaluates(step) or step % self.save_every == 0 or step == self.num_steps
+
+    def logs(self, step: int) -> bool:
+        return self.saves(step) or step % self.log_every == 0 or step == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all steps of a run use.
+
+    Attributes:
+      config: the configuration, with a dataset that exists.
+      workdir: the run's folder.
+      mesh: the devices.
+      train_source: what to train on.
+      eval_source: what to evaluate on, or None.
+      steps_per_epoch: not rounded.
+      timetable: when to evaluate, save and log.
+      model: the network.
+      schedule: step -> learning rate.
+      optimizer: with the schedule in it.
+      initial_variables: the variables to start from, None for random ones.
+      store: the checkpoints in `workdir`.
+      metadata: what each checkpoint says about itself.
+      progress: of the newest checkpoint, from `Pace.history`; None for a new run.
+    """
+
+    config: ConfigDict
+    workdir: str
+    mesh: Mesh
+    train_source: Source
+    eval_source: Source | None
+    steps_per_epoch: float
+    timetable: Timetable
+    model: HRNetModel
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    initial_variables: Any
+    store: CheckpointStore
+    metadata: dict[str, Any]
+    progress: dict[str, Any] | None
+
+
 def train(config: ConfigDict, workdir: str) -> TrainState:
     """Trains as `config` says, or continues where the last run in `workdir` stopped.
 
     Writes into `workdir`: checkpoints/, tensorboard/ and log.jsonl (one line of scalars each).
-    SIGTERM or Ctrl-C make it save and end, see `preemption`.
+    After SIGTERM or Ctrl-C it saves and ends, see `preemption`.
 
     Args:
       config: as `configs/common.py` describes it.
@@ -57,10 +116,10 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
     Raises:
       ValueError, FileNotFoundError: for a configuration or data that cannot work, before anything
-        is compiled; for a folder in which another run is at work.
+        is compiled; for a folder that another process uses.
       NonFiniteError: if the loss or a gradient is no longer finite.
       SaveError: if a checkpoint cannot be written.
-      Preempted: when told to end, after saving.
+      Preempted: after a signal, when everything is saved.
     """
     check_config(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
@@ -71,172 +130,204 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         preemption.Watch() as watch,
         run_lock.locked(workdir) if first_host else contextlib.nullcontext(),
     ):
-        return run(config, workdir, mesh, watch)
+        return _train(config, workdir, mesh, watch)
 
 
-def run(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch) -> TrainState:
-    """The run itself, in a folder that is ours."""
+def _train(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch) -> TrainState:
+    """Trains in a folder that no other process uses; see `train`."""
     started = time.perf_counter()
-    config = with_fake_data(config, workdir)
-    train_source, eval_source = open_sources(config)
-    classes = train_source.classes
+    run = prepare(config, workdir, mesh)
+    num_steps = run.timetable.num_steps
+    state, step_function = start(run, started)
+    start_step = int(state.step)
+    # The program ended between saving a step and evaluating it: the evaluation comes first now.
+    resumes_evaluation = (
+        run.timetable.evaluates(start_step) and start_step > 0 and not run.store.score(start_step)
+    )
+    log = RunLog(workdir, start_step, evaluated=not resumes_evaluation)
+    try:
+        if resumes_evaluation:
+            evaluate(run, state, log, watch)
+        if step_function is None:
+            logger.info("the run is complete: nothing to do")
+            return state
+        state = take_steps(run, state, step_function, log, watch)
+        run.store.wait()
+    except NonFiniteError as error:
+        raise explained(run, error, state) from None
+    finally:
+        log.close()
+        run.store.close()
+    logger.info("done: %d steps in %s", num_steps, duration(time.perf_counter() - started))
+    return state
+
+
+def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
+    """Opens the data and builds the parts of the run; checks all that needs no compilation.
+
+    Raises:
+      ValueError, FileNotFoundError: as `train`.
+    """
+    config = build.with_fake_data(config, workdir)
+    train_source, eval_source = build.open_sources(config)
     check_class_weights(config, train_source)
     if len(train_source) < jax.process_count():
         raise ValueError(
             f"{train_source.name}: {len(train_source)} images are fewer than the"
             f" {jax.process_count()} processes"
         )
-    steps_per_epoch = len(train_source) / config.batch_size
-    num_steps = config.num_steps or max(1, int(config.num_epochs * steps_per_epoch))
-    schedule, optimizer = make_optimizer(config, num_steps, steps_per_epoch)
-    model = make_model(config, classes.num_classes)
-    initial = load_initial_variables(config, model)
-    metadata = make_metadata(config, model, train_source)
+    num_steps, steps_per_epoch = build.run_length(config, len(train_source))
+    schedule, optimizer = build.make_optimizer(config, num_steps, steps_per_epoch)
+    model = build.make_model(config, train_source.classes.num_classes)
+    initial_variables = build.load_initial_variables(config, model)
+    metadata = build.make_metadata(config, model, train_source)
     store = CheckpointStore(workdir)
     saved = store.metadata()
     check_same_config(saved, metadata, workdir)
-    # Opened here already, so that its own checks of the configuration come first.
-    make_batches(config, train_source, 0, mesh)
+    # The pipeline checks its part of the configuration when it is built: now, not after compiling.
+    build.make_batches(config, train_source, 0, mesh)
 
-    log_setting(config, mesh, train_source, eval_source, num_steps)
+    summary.log_setting(config, mesh, train_source, eval_source, num_steps)
     logger.info("%s", task_of(config.head).audit(train_source))
+    timetable = Timetable(
+        num_steps,
+        evaluate_every=build.steps_per_evaluation(config, steps_per_epoch),
+        has_eval_split=eval_source is not None,
+        save_every=config.checkpoint_every_steps,
+        log_every=config.log_every_steps,
+    )
+    return Run(
+        config,
+        workdir,
+        mesh,
+        train_source,
+        eval_source,
+        steps_per_epoch,
+        timetable,
+        model,
+        schedule,
+        optimizer,
+        initial_variables,
+        store,
+        metadata,
+        progress=saved and saved.get("progress"),
+    )
 
+
+def start(run: Run, started: float) -> tuple[TrainState, Any]:
+    """The state to go on from, and the compiled step, which is None if no step is left.
+
+    Args:
+      run: the run.
+      started: the time of its start, for the log.
+    """
+    config, num_steps = run.config, run.timetable.num_steps
     cache = sharding.use_compilation_cache(config.compilation_cache)
-    state = make_state(config, model, optimizer, initial, mesh)
-    logger.info("%s", parameter_table(state.params))
-    restored = store.restore(state)
-    state = state if restored is None else restored
-    start_step = int(state.step)
+    state = build.make_state(config, run.model, run.optimizer, run.initial_variables, run.mesh)
+    logger.info("%s", summary.parameter_table(state.params))
+    restored = run.store.restore(state)
     if restored is not None:
-        logger.info("continuing at step %d of %d", start_step, num_steps)
-    if start_step < num_steps:
-        logger.info("compiling the training step (programs are kept in %s)", cache)
-        step_function, seconds = compile_step(config, model, optimizer, schedule, mesh, state)
-        ready = time.perf_counter() - started
-        logger.info("compiled in %.0f s, ready after %.0f s", seconds, ready)
+        state = restored
+        logger.info("continuing at step %d of %d", int(state.step), num_steps)
+    if int(state.step) >= num_steps:
+        return state, None
+    logger.info("compiling the training step (compilation cache: %s)", cache)
+    step_function, seconds = build.compile_step(
+        config, run.model, run.optimizer, run.schedule, run.mesh, state
+    )
+    ready = time.perf_counter() - started
+    logger.info("compiled in %.0f s, ready after %.0f s", seconds, ready)
+    return state, step_function
 
-    eval_every = config.eval.every_steps or round(config.eval.every_epochs * steps_per_epoch)
 
-    def evaluates(step: int) -> bool:
-        due = step == num_steps or (eval_every > 0 and step % eval_every == 0)
-        return due and eval_source is not None
+def take_steps(
+    run: Run, state: TrainState, step_function, log: RunLog, watch: preemption.Watch
+) -> TrainState:
+    """Trains from the state's step to the last one; logs, saves and evaluates on the way.
 
-    # The program ended between saving a step and evaluating it: that comes first now.
-    resumes_evaluation = evaluates(start_step) and start_step > 0 and not store.score(start_step)
-    log = RunLog(workdir, start_step, evaluated=not resumes_evaluation)
+    Raises:
+      NonFiniteError, SaveError, Preempted: as `train`.
+    """
+    config, mesh, timetable, store = run.config, run.mesh, run.timetable, run.store
+    start_step, num_steps = int(state.step), timetable.num_steps
     pace = Pace(
         config.batch_size,
         start_step,
         num_steps,
         skip_nonfinite=config.optimizer.skip_nonfinite,
-        history=saved and saved.get("progress"),
+        history=run.progress,
     )
     pending = None  # the step whose metrics the device may still be computing
-    try:
-        if resumes_evaluation:
-            with watch.nothing_to_lose():
-                score = evaluate(config, model, state, eval_source, mesh, log)
-            store.set_score(start_step, score)
-        if start_step >= num_steps:
-            logger.info("the run is complete: nothing to do")
-            return state
-        batches = iter(make_batches(config, train_source, start_step, mesh))
-        watch.something_to_lose()
-        for step in range(start_step + 1, num_steps + 1):
-            with pace.waiting():
-                batch = next(batches)
-            state, metrics = step_function(state, sharding.place_batch(batch, mesh))
-            # The metrics of the step before: the device meanwhile works on this one.
-            if pending is not None:
-                pace.add(*pending)
-            pending = step, metrics
-            store.check()
-            signal = watch.requested()
-            saves = (
-                evaluates(step) or step % config.checkpoint_every_steps == 0 or step == num_steps
-            )
-            logs = saves or step % config.log_every_steps == 0 or step == 1
-            if logs or signal or step == start_step + 1:
-                pace.add(*pending)
-                pending = None
-            if logs or step == start_step + 1:
-                scalars = pace.scalars()
-                logger.info("%s", pace.line(step / steps_per_epoch))
-            if logs:
-                log.scalars(step, {"epoch": step / steps_per_epoch, **scalars})
-                pace.clear()
-            if saves or signal:
-                store.save(state, {**metadata, "progress": pace.history()})
-            if signal and step < num_steps:
-                store.wait()
-                raise preemption.Preempted(f"{signal}: saved step {step} of {num_steps} and ended")
-            if evaluates(step):
-                store.wait()  # so that there is nothing to lose
-                with watch.nothing_to_lose():
-                    score = evaluate(config, model, state, eval_source, mesh, log)
-                store.set_score(step, score)
-        store.wait()
-    except NonFiniteError as error:
-        where = nan_diagnosis.describe(model, error.probe, state)
-        try:
-            store.wait()  # a save under way counts
-            newest = max(store.steps(), default=0)
-            kept = f"the newest checkpoint is that of step {newest}" if newest else "none was saved"
-            kept += f" in {workdir}"
-        except SaveError as failure:
-            kept = str(failure)
-        message = f"{error}; {where}; {kept}"
-        raise NonFiniteError(message, error.step, error.probe) from None
-    finally:
-        log.close()
-        store.close()
-    logger.info("done: %d steps in %s", num_steps, duration(time.perf_counter() - started))
+    batches = iter(build.make_batches(config, run.train_source, start_step, mesh))
+    watch.save_first()
+    for step in range(start_step + 1, num_steps + 1):
+        with pace.waiting():
+            batch = next(batches)
+        state, metrics = step_function(state, sharding.place_batch(batch, mesh))
+        # Read the metrics of the step before: meanwhile the device works on this one.
+        if pending is not None:
+            pace.add(*pending)
+        pending = step, metrics
+        store.check()
+        signal = watch.requested()
+        saves, logs = timetable.saves(step), timetable.logs(step)
+        first = step == start_step + 1
+        if logs or signal or first:
+            pace.add(*pending)
+            pending = None
+        if logs or first:
+            scalars = pace.scalars()
+            logger.info("%s", pace.line(step / run.steps_per_epoch))
+        if logs:
+            log.scalars(step, {"epoch": step / run.steps_per_epoch, **scalars})
+            pace.clear()
+        if saves or signal:
+            store.save(state, {**run.metadata, "progress": pace.history()})
+        if signal and step < num_steps:
+            store.wait()
+            raise preemption.Preempted(f"{signal}: saved step {step} of {num_steps} and ended")
+        if timetable.evaluates(step):
+            store.wait()  # a signal during the evaluation may end the process at once
+            evaluate(run, state, log, watch)
     return state
 
 
-def log_setting(config, mesh: Mesh, train_source, eval_source, num_steps: int) -> None:
-    logger.info("config\n%s", config_table(config.to_dict()))
-    devices = mesh.devices.flat
-    logger.info(
-        "hrnet_jax %s on %d x %s, mesh data=%d space=%d, %d host(s)",
-        hrnet_jax.__version__,
-        mesh.size,
-        devices[0].device_kind,
-        mesh.shape["data"],
-        mesh.shape["space"],
-        jax.process_count(),
-    )
-    parts = config.optimizer.accumulate
-    logger.info(
-        "batch of %d images a step: %d device(s) x %d image(s)%s, crops of %dx%d",
-        config.batch_size,
-        mesh.shape["data"],
-        config.batch_size // mesh.shape["data"] // parts,
-        f" x {parts} parts" if parts > 1 else "",
-        *config.data.crop_size,
-    )
-    logger.info(
-        "%s: %d images to train on, %s to evaluate on; %d steps, %.1f epochs",
-        train_source.name,
-        len(train_source),
-        "none" if eval_source is None else config.eval.num_images or len(eval_source),
-        num_steps,
-        num_steps * config.batch_size / len(train_source),
-    )
+def evaluate(run: Run, state: TrainState, log: RunLog, watch: preemption.Watch) -> None:
+    """Evaluates the weights that a checkpoint of this state gives, and records the metric with it.
 
-
-def evaluate(config, model, state: TrainState, source, mesh: Mesh, log: RunLog) -> float:
-    """Scores the weights that a checkpoint of this state would give; the more the better."""
+    Everything is saved already, so a signal ends the process at once meanwhile.
+    """
     step = int(state.step)
     variables = state.ema or {"params": state.params, "batch_stats": state.batch_stats}
-    result = task_of(config.head).evaluate(config, model, variables, source, mesh)
-    log.scalars(step, result.figures, prefix="eval")
-    log.pictures(step, list(result.pictures))
-    logger.info(
-        "evaluated %s after step %d: %s%s",
-        source.split,
-        step,
-        result.summary,
-        " with averaged weights" if state.ema is not None else "",
-    )
-    return result.score
+    with watch.end_at_once():
+        task = task_of(run.config.head)
+        result = task.evaluate(run.config, run.model, variables, run.eval_source, run.mesh)
+        log.scalars(step, result.metrics, prefix="eval")
+        log.images(step, list(result.images))
+        logger.info(
+            "evaluated %s after step %d: %s%s",
+            run.eval_source.split,
+            step,
+            result.summary,
+            " with averaged weights" if state.ema is not None else "",
+        )
+    run.store.set_score(step, result.metric)
+
+
+def explained(run: Run, error: NonFiniteError, state: TrainState) -> NonFiniteError:
+    """The error with the module where it began, and with what is saved.
+
+    Args:
+      run: the run.
+      error: from `Pace.add`.
+      state: a state of the run; only its structure is read.
+    """
+    where = nan_diagnosis.describe(run.model, error.probe, state)
+    try:
+        run.store.wait()  # a save in progress counts
+        newest = max(run.store.steps(), default=0)
+        kept = f"the newest checkpoint is that of step {newest}" if newest else "none was saved"
+        kept += f" in {run.workdir}"
+    except SaveError as failure:
+        kept = str(failure)
+    return NonFiniteError(f"{error}; {where}; {kept}", error.step, error.probe)

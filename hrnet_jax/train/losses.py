@@ -105,18 +105,23 @@ def segmentation_loss(
     loss_function: LossFunction,
     *,
     align_corners: bool,
+    aux_loss_function: LossFunction | None = None,
     aux_weight: float = 0.4,
+    main_weight: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Loss of a model's outputs, whose logits are resized bilinearly to the labels' size first.
 
-    Logits [N, C] of whole images have nothing to be resized.
+    Logits [N, C] of whole images are not resized.
 
     Args:
       outputs: "logits" [N, h, w, C], and "aux_logits" of the same shape where the model has them.
       labels: [N, H, W] integers, or [N].
       loss_function: maps logits [N, H, W, C] and labels to a scalar.
       align_corners: the model's own way to resize.
-      aux_weight: weight of the auxiliary logits' loss; the official OCR recipe's 0.4.
+      aux_loss_function: of the auxiliary logits; None: `loss_function`. The official OCR code has
+        plain cross-entropy there, also where the main logits have OHEM.
+      aux_weight: weight of the auxiliary logits' loss; 0.4 in the official OCR recipe.
+      main_weight: weight of the main logits' loss, if there are auxiliary ones.
 
     Returns:
       The loss and the main logits at the labels' size, [N, H, W, C].
@@ -128,15 +133,16 @@ def segmentation_loss(
     loss = loss_function(logits, labels)
     if "aux_logits" in outputs:
         aux_logits = resize(outputs["aux_logits"], size, align_corners=align_corners)
-        loss += aux_weight * loss_function(aux_logits, labels)
+        aux_loss = (aux_loss_function or loss_function)(aux_logits, labels)
+        loss = main_weight * loss + aux_weight * aux_loss
     return loss, logits
 
 
 def pixel_accuracy(logits: jax.Array, labels: jax.Array, ignore_label: int = 255) -> jax.Array:
-    """Share of the valid pixels whose true class has the largest logit; 0 if none is valid.
+    """Fraction of the valid pixels whose true class has the largest logit; 0 if none is valid.
 
     Compares the true class's logit to the maximum, which the loss computes too, instead of an arg
-    max, which is many times as slow on CPU. A tie counts as right.
+    max, which is many times as slow on CPU. A tie counts as correct.
     """
     logits = _promote(logits)
     valid = labels != ignore_label

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: speed, time left, scalars and pictures for later."""
+"""Metrics of a run while it trains: averages, speed, time left; log.jsonl and TensorBoard."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from hrnet_jax.runtime import storage
 
 logger = logging.getLogger(__name__)
 
-# TensorBoard's files grow, stores take whole ones only: they are copied this often.
+# Object stores cannot append to a file, so TensorBoard's files are uploaded whole, this often.
 _COPY_SECONDS = 60.0
 
 
@@ -24,8 +24,8 @@ class NonFiniteError(FloatingPointError):
     """Loss or gradient became infinite or NaN; the message names the step.
 
     Attributes:
-      step: the step.
-      probe: what its metrics hold under "probe".
+      step: the optimizer step.
+      probe: "probe" of its metrics, see `nan_diagnosis`.
     """
 
     def __init__(self, message: str, step: int, probe: Any):
@@ -34,14 +34,14 @@ class NonFiniteError(FloatingPointError):
 
 
 class Pace:
-    """Averages of the steps since the last line, and the speed.
+    """Averages of the metrics since the last logged step, and the speed.
 
     Args:
       batch_size: images per step.
       start_step: steps done before.
-      num_steps: steps there will be.
-      skip_nonfinite: so many steps of the run may have a loss or gradient that is not finite. They
-        are counted and left out of the averages.
+      num_steps: steps of the whole run.
+      skip_nonfinite: number of steps that may have a loss or gradient that is not finite. They are
+        counted and left out of the averages.
       history: of the run that is continued, from `Pace.history`.
     """
 
@@ -55,20 +55,21 @@ class Pace:
     ):
         self._batch_size, self._num_steps = batch_size, num_steps
         self._first = self._step = start_step
-        self._started = None  # after the first step, which also warms up
+        self._started = None  # the time after the first step, which also warms up
         self._skip_nonfinite = skip_nonfinite
         self._skipped = history["skipped"] if history else 0
         self._metrics: list[dict[str, float]] = list(history["metrics"]) if history else []
         self._reset()
 
     def history(self) -> dict[str, Any]:
-        """What a continued run has to know for its averages to be those of an unbroken one."""
+        """What a continued run needs so that its averages equal those of an uninterrupted one."""
         return {"metrics": list(self._metrics), "skipped": self._skipped}
 
     def _reset(self) -> None:
         self._since, self._waited, self._timed = time.perf_counter(), 0.0, 0
 
-    def waiting(self):
+    def waiting(self) -> "_Stopwatch":
+        """A context whose time counts as waiting for data."""
         return _Stopwatch(self)
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -96,9 +97,9 @@ class Pace:
         )
 
     def scalars(self) -> dict[str, float]:
-        """Means of the finite steps since the last `clear`; learning rate and step are the newest.
+        """Means over the finite steps since the last `clear`; the learning rate is the newest one.
 
-        The speed is that since the last call.
+        Speed and waiting time are those since the last call.
         """
         now = time.perf_counter()
         seconds = now - self._since
@@ -124,11 +125,11 @@ class Pace:
         return values
 
     def clear(self) -> None:
-        """Begins new averages."""
+        """Starts new averages."""
         self._metrics = []
 
     def line(self, epoch: float) -> str:
-        """The newest scalars as a line."""
+        """The scalars of the last call of `scalars`, as a line of text."""
         v = self._last
         left = "?" if math.isnan(v["seconds_left"]) else duration(v["seconds_left"])
         return (
@@ -153,12 +154,12 @@ class RunLog:
     """TensorBoard events and log.jsonl; written by the first host only."""
 
     def __init__(self, workdir: str, start_step: int, *, evaluated: bool = True):
-        """Drops the lines of what will come again.
+        """Opens the log and removes the lines of steps that will be repeated.
 
         Args:
           workdir: the run's folder.
-          start_step: steps after this one, that of the checkpoint, will be repeated.
-          evaluated: whether that checkpoint has its score; otherwise its evaluation is repeated.
+          start_step: that of the checkpoint; later steps will be repeated.
+          evaluated: whether that checkpoint has its metric; otherwise its evaluation is repeated.
         """
         self._writes = jax.process_index() == 0
         if not self._writes:
@@ -192,14 +193,15 @@ class RunLog:
             storage.upload(self._staging.name, self._events)
             self._copied = time.monotonic()
 
-    def pictures(self, step: int, pictures: list[np.ndarray]) -> None:
-        """Writes uint8 [H, W, 3] pictures."""
+    def images(self, step: int, images: list[np.ndarray]) -> None:
+        """Writes uint8 [H, W, 3] images to TensorBoard."""
         if self._writes:
             with self._summary.as_default(step=step):
-                for number, picture in enumerate(pictures):
-                    tf.summary.image(f"predictions/{number}", picture[None])
+                for number, image in enumerate(images):
+                    tf.summary.image(f"predictions/{number}", image[None])
 
     def close(self) -> None:
+        """Writes what is left to TensorBoard's files, and uploads them to a store."""
         if not self._writes:
             return
         self._summary.close()
@@ -211,7 +213,7 @@ class RunLog:
 def _is_before(line: str, start_step: int, evaluated: bool) -> bool:
     try:
         values = json.loads(line)
-    except ValueError:  # a line that a kill cut short
+    except ValueError:  # incomplete: the process was killed while it wrote
         return False
     if values["step"] == start_step and not evaluated:
         return not any(name.startswith("eval/") for name in values)

@@ -1,10 +1,11 @@
-"""Where numbers went wrong: names the first module of a step that was not finite.
+"""Names the module where a step's numbers stopped being finite.
 
 The training step returns, besides its scalars, its new batch statistics and the squared norm of
-each parameter's gradient. All of that is computed anyway, so looking costs nothing until there is
-something to see. An infinity or NaN travels through every BatchNorm behind it, so the first bad
-statistics in the order of the forward pass tell where it arose. If all are sound it arose in the
-last layers, in the loss or on the way back, where the gradients tell the same from the other end.
+each parameter's gradient. The step computes both in any case, so returning them adds no work. An
+infinity or NaN reaches every BatchNorm after the module where it arises, so the first statistics
+in the order of the forward pass that are not finite name that module. If all statistics are finite,
+it arose in the last layers, in the loss or in the backward pass; there the gradients are searched
+from the other end.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 
 def describe(model: nn.Module, probe: dict[str, Any], state: Any) -> str:
-    """A sentence about where the step's numbers stopped being finite.
+    """Describes where the step's numbers stopped being finite.
 
     Args:
       model: from `create_model`.
@@ -32,28 +33,28 @@ def describe(model: nn.Module, probe: dict[str, Any], state: Any) -> str:
         first = min(bad, key=place)
         return (
             f"the first module in the forward pass with statistics that are not finite is {first}"
-            f" ({len(bad)} modules have such): what goes into it is the culprit"
+            f" ({len(bad)} modules have such): its input or its convolution is not finite"
         )
     bad = _bad_modules(state.params, np.isfinite(np.asarray(probe["gradients"])).tolist())
     if bad:
         last = max(bad, key=place)
         return (
-            "all statistics of the forward pass are finite; the first module on the way back whose"
-            f" gradient is not is {last} ({len(bad)} modules have such)"
+            "all statistics of the forward pass are finite; in the backward pass, the first module"
+            f" whose gradient is not is {last} ({len(bad)} modules have such)"
         )
-    return "every statistic and every parameter's gradient is finite by itself: the loss is not"
+    return "all statistics and gradients are finite, only the loss is not"
 
 
 def forward_order(model: nn.Module) -> list[str]:
-    """Paths of all modules, as the forward pass comes to them."""
+    """Paths of all modules in the order of the forward pass."""
     paths: list[str] = []
 
     def note(call, args, kwargs, context):
-        if context.module.scope is not None:  # as it is in `init` itself
+        if context.module.scope is not None:  # `init` itself has none
             paths.append("/".join(context.module.path))
         return call(*args, **kwargs)
 
-    # Only traced. Dictionaries of parameters are sorted by name, they do not tell the order.
+    # Traced, not computed. The parameters do not tell the order: they are sorted by name.
     with nn.intercept_methods(note):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     return list(dict.fromkeys(paths))

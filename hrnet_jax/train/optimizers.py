@@ -1,4 +1,4 @@
-"""The official optimiser, SGD with weight decay on everything, AdamW, and their schedules."""
+"""Optimizers (SGD as in the official code, AdamW) and learning rate schedules."""
 
 from collections.abc import Sequence
 
@@ -28,29 +28,33 @@ def poly_schedule(
     return schedule
 
 
-def staircase_schedule(
+def multistep_schedule(
     learning_rate: float,
     num_steps: int,
     *,
-    drops: Sequence[int],
-    factor: float = 0.1,
+    milestones: Sequence[int],
+    gamma: float = 0.1,
     warmup_steps: int = 0,
 ) -> optax.Schedule:
-    """learning_rate * factor ** (number of `drops` that are not after this step).
+    """learning_rate * gamma ** (number of `milestones` at or before this step).
 
-    The official ImageNet code's, with drops in steps; warm-up as with `poly_schedule`.
+    `torch.optim.lr_scheduler.MultiStepLR` of the official ImageNet code, with milestones in steps;
+    warm-up as with `poly_schedule`.
 
     Raises:
-      ValueError: as `poly_schedule`, and if the drops are not in ascending order.
+      ValueError: as `poly_schedule`, and if the milestones are not in ascending order.
     """
     _check_steps(num_steps, warmup_steps)
-    if list(drops) != sorted(drops) or any(d < 0 for d in drops):
-        raise ValueError(f"the learning rate's drops must be in ascending order, got {drops}")
+    if list(milestones) != sorted(milestones) or any(m < 0 for m in milestones):
+        raise ValueError(
+            f"milestones of the learning rate must be 0 or more in ascending order,"
+            f" got {milestones}"
+        )
 
     def schedule(step):
-        dropped = sum((jnp.where(step >= drop, 1, 0) for drop in drops), jnp.zeros((), int))
+        passed = sum((jnp.where(step >= m, 1, 0) for m in milestones), jnp.zeros((), int))
         step = jnp.asarray(step, float)
-        return learning_rate * jnp.asarray(factor, float) ** dropped * _warmup(step, warmup_steps)
+        return learning_rate * jnp.asarray(gamma, float) ** passed * _warmup(step, warmup_steps)
 
     return schedule
 
@@ -82,14 +86,14 @@ def make_optimizer(
     epsilon of 1e-8: each step multiplies the weights by 1 - learning rate * decay.
 
     Raises:
-      ValueError: if there is no optimiser of this name.
+      ValueError: if there is no optimizer of this name.
     """
     if name == "adamw":
         return optax.adamw(
             schedule, b1=momentum, b2=beta2, weight_decay=weight_decay, nesterov=nesterov
         )
     if name != "sgd":
-        raise ValueError(f"unknown optimiser {name!r}; known: {sorted(OPTIMIZERS)}")
+        raise ValueError(f"unknown optimizer {name!r}; known: {sorted(OPTIMIZERS)}")
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.trace(decay=momentum, nesterov=nesterov),

@@ -1,12 +1,12 @@
-"""Ends a run when it is told to: SIGTERM from a scheduler, Ctrl-C (SIGINT) from a user.
+"""Ends a run on a signal: SIGTERM from a scheduler, Ctrl-C (SIGINT) from a user.
 
 The first signal asks the training loop to save and end, the second one ends the process at once.
-Where nothing would be saved, as during the first compilation, the first signal does so as well.
-Signals are read by a thread: Python's own handlers wait until the main thread comes back from
+While nothing would be saved, as during the first compilation, the first signal ends it at once.
+A thread reads the signals: Python's own handlers run only when the main thread returns from
 compiled code, which may take minutes.
 
-With `jax.distributed`, SIGTERM is JAX's: a signal to any process reaches all of them, and they
-agree on the step. Ctrl-C is handed on to it.
+With `jax.distributed`, JAX handles SIGTERM: a signal to any process reaches all of them, and they
+agree on the step. Ctrl-C is passed on to it.
 """
 
 import contextlib
@@ -26,19 +26,21 @@ EXIT_CODE = 75
 
 
 class Preempted(Exception):
-    """The run was told to end and has saved its state; the message says at which step."""
+    """The run got a signal and has saved its state; the message names the step."""
 
 
 class Watch:
-    """Notices signals between `__enter__` and `__exit__`; at first, there is nothing to lose.
+    """Notices signals between `__enter__` and `__exit__`.
 
-    Outside the main thread, where Python cannot install handlers, signals keep their meaning.
+    At first, a signal ends the process at once; after `save_first`, it asks the loop to end.
+
+    Outside the main thread, where Python cannot install handlers, signals are not handled here.
     """
 
     def __init__(self):
         self._lock = threading.Lock()
         self._name = ""  # of the first signal
-        self._nothing_to_lose = not jax.distributed.is_initialized()
+        self._ends_at_once = not jax.distributed.is_initialized()
         self._polls = 0
         self._thread: threading.Thread | None = None
 
@@ -49,8 +51,8 @@ class Watch:
         if not jax.distributed.is_initialized():
             signals.append(signal.SIGTERM)
         self._before = {s: signal.signal(s, lambda *_: None) for s in signals}
-        # The interpreter's handler in C writes the numbers of signals there, whatever the main
-        # thread is doing.
+        # Python's C handler writes each signal's number into this pipe, whatever the main thread
+        # is doing.
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -69,10 +71,10 @@ class Watch:
         os.close(self._read)
 
     def requested(self) -> str:
-        """The name of the signal that asks for the end, or "".
+        """The name of the signal that was received, or "".
 
-        With several processes, all have to call this equally often, at the same points of the run;
-        then they get the same answer.
+        With several processes, all must call this equally often, at the same points of the run.
+        They get the same answer.
         """
         self._polls += 1
         if jax.distributed.is_initialized():
@@ -80,22 +82,22 @@ class Watch:
             return "SIGTERM" if reached else ""
         return self._name
 
-    def something_to_lose(self) -> None:
-        """From now on, the first signal only asks for the end."""
+    def save_first(self) -> None:
+        """From now on, the first signal asks the loop to save and end."""
         with self._lock:
-            self._nothing_to_lose = False
+            self._ends_at_once = False
 
     @contextlib.contextmanager
-    def nothing_to_lose(self) -> Iterator[None]:
-        """While this lasts, a single process ends at the first signal."""
+    def end_at_once(self) -> Iterator[None]:
+        """In this context, the first signal ends the process at once, if it is the only process."""
         with self._lock:
-            self._nothing_to_lose = not jax.distributed.is_initialized()
-            if self._name and self._nothing_to_lose:
+            self._ends_at_once = not jax.distributed.is_initialized()
+            if self._name and self._ends_at_once:
                 self._end(self._name, EXIT_CODE)
         try:
             yield
         finally:
-            self.something_to_lose()
+            self.save_first()
 
     def _listen(self) -> None:
         single = not jax.distributed.is_initialized()
@@ -108,10 +110,10 @@ class Watch:
                     self._end(f"{number.name}, the second signal,", 128 + number)
                 if not single:
                     os.kill(os.getpid(), signal.SIGTERM)
-                elif self._nothing_to_lose:
+                elif self._ends_at_once:
                     self._end(number.name, EXIT_CODE)
                 self._name = number.name
-            _say(f"{self._name}: saving and ending; once more ends at once")
+            _say(f"{self._name}: saving and ending; a second signal ends at once")
 
     @staticmethod
     def _end(name: str, code: int) -> None:
@@ -120,5 +122,5 @@ class Watch:
 
 
 def _say(text: str) -> None:
-    # Past Python's buffers, whose locks the main thread may hold.
+    # Not through Python's buffers, whose locks the main thread may hold.
     os.write(2, f"\n{text}\n".encode())

@@ -1,5 +1,6 @@
-"""The state of a training run and one pure step of it; jit, devices and I/O are the trainer's."""
+"""The state of a run and one step of it, as pure functions; `build` compiles it for devices."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a bitwise continuation needs; random numbers and data follow from seed and step.
+    """What a run needs to continue bit for bit; random numbers and data follow from seed and step.
 
     Attributes:
       step: optimizer steps done, int32 scalar.
@@ -43,12 +44,12 @@ def create_state(
     ema: bool = False,
     variables: Mapping[str, Any] | None = None,
 ) -> TrainState:
-    """Initialises a state.
+    """Initializes a state.
 
     Args:
       model: from `create_model`.
       optimizer: from `make_optimizer`.
-      seed: of the random initialisation.
+      seed: of the random initialization.
       ema: whether to keep moving averages.
       variables: {"params", "batch_stats"} to start from instead of random ones.
     """
@@ -73,124 +74,153 @@ def make_train_step(
     loss_function: losses.LossFunction,
     *,
     seed: int,
-    accumulate: int = 1,
+    gradient_accumulation: int = 1,
     unroll: bool = False,
     ema_decay: float = 0.0,
     ignore_label: int = 255,
     skip_nonfinite: bool = False,
     color_jitter: float = 0.0,
     class_mix: float = 0.0,
+    segmentation_loss: Callable[..., tuple[jax.Array, jax.Array]] = losses.segmentation_loss,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Builds the pure function (state, batch) -> (state, metrics).
 
-    The batch holds "image" uint8 [N, H, W, 3] and "label" [N, H, W] train ids, or [N] with the
-    head that classifies whole images. The metrics are the
-    scalars loss, pixel_accuracy, grad_norm and learning_rate, the latter as used in this step, and
-    under "probe" what tells afterwards where a number was not finite, see `diagnosis`.
+    The batch holds "image" uint8 [N, H, W, 3] and "label" [N, H, W] train ids, or [N] classes of
+    whole images. The metrics are the scalars loss, pixel_accuracy, grad_norm and learning_rate
+    (that of this step), and "probe", which tells where a number was not finite: `nan_diagnosis`.
 
     Args:
       model: from `create_model`.
       optimizer: from `make_optimizer`.
       schedule: the learning rate in it, for the metrics.
       loss_function: maps logits and labels at full size to a scalar.
-      seed: of dropout, colours and mixing, together with the step.
-      accumulate: computes the batch in this many parts, one after the other, and averages their
-        losses and gradients. Statistics are those of each part, as if it were a batch. It needs
-        the activations of one part only.
+      seed: of dropout, color jitter and class mixing, together with the step.
+      gradient_accumulation: number of parts of the batch, see `_accumulated_gradients`.
       unroll: writes the parts out one by one instead of as a loop. XLA CPU's convolutions are
         slow inside a loop; elsewhere a loop compiles faster.
-      ema_decay: decay of the moving averages, kept if the state has any. It is at most
-        (1 + step) / (10 + step), so that the random initialisation is forgotten early.
-      ignore_label: what the accuracy leaves out, as the loss function does by itself.
-      skip_nonfinite: leaves everything but the counters as it was where the loss or the gradient's
-        norm is not finite.
-      color_jitter: random brightness, contrast and saturation of each image by up to this share,
-        see `augment.adjust_color`; 0 leaves the images alone.
-      class_mix: share of the images that get classes of others, see `augment.mix_classes`.
+      ema_decay: decay of the moving averages, if the state has any.
+      ignore_label: label that the accuracy leaves out. The loss function has its own.
+      skip_nonfinite: if the loss or the gradient's norm is not finite, only counters change.
+      color_jitter: 0..1, see `augment.color_factors`; 0 leaves the images alone.
+      class_mix: fraction of the images that get classes of others, see `augment.mix_classes`.
+      segmentation_loss: `losses.segmentation_loss`, maybe with its options for auxiliary logits.
     """
-    dtype = model.policy.dtype
-
-    def forward(params, batch_stats, part, key):
-        images = part["image"]
-        if color_jitter:
-            images = augment.adjust_color(images, part["color"])
-        outputs, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            normalize.normalize(images, dtype),
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
-        loss, logits = losses.segmentation_loss(
-            outputs, part["label"], loss_function, align_corners=model.align_corners
-        )
-        accuracy = losses.pixel_accuracy(lax.stop_gradient(logits), part["label"], ignore_label)
-        return loss, (updated["batch_stats"], {"loss": loss, "pixel_accuracy": accuracy})
-
+    loss_of = functools.partial(
+        segmentation_loss, loss_function=loss_function, align_corners=model.align_corners
+    )
+    forward = functools.partial(_forward, model, loss_of, ignore_label)
     gradient_function = jax.grad(forward, has_aux=True)
 
-    def gradients_of_batch(state, batch):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        batch = dict(batch)
-        if class_mix:
-            batch["image"], batch["label"] = augment.mix_classes(
-                batch["image"], batch["label"], seed, state.step, class_mix, ignore_label
-            )
-        if color_jitter:
-            batch["color"] = augment.color_factors(
-                seed, state.step, len(batch["image"]), color_jitter
-            )
-        if accumulate == 1:
-            gradients, rest = gradient_function(state.params, state.batch_stats, batch, key)
-            return gradients, *rest
-
-        def add_part(carry, part):
-            total, batch_stats, key = carry
-            key, part_key = jax.random.split(key)
-            gradients, (batch_stats, metrics) = gradient_function(
-                state.params, batch_stats, part, part_key
-            )
-            total = jax.tree.map(lambda t, g: t + g / accumulate, total, gradients)
-            return (total, batch_stats, key), metrics
-
-        # Part i takes every accumulate-th image, so that all devices have a share of each part.
-        parts = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch
-        )
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        (gradients, batch_stats, _), metrics = lax.scan(
-            add_part, (zeros, state.batch_stats, key), parts, unroll=accumulate if unroll else 1
-        )
-        return gradients, batch_stats, jax.tree.map(jnp.mean, metrics)
-
     def train_step(state, batch):
-        gradients, batch_stats, metrics = gradients_of_batch(state, batch)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            new = {"params": params, "batch_stats": batch_stats}
-            ema = jax.tree.map(lambda e, n: (decay * e + (1 - decay) * n).astype(e.dtype), ema, new)
-        squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)])
-        metrics |= {
-            "grad_norm": jnp.sqrt(jnp.sum(squares)),
-            "learning_rate": jnp.asarray(schedule(state.step)),
-            # Computed in any case, hence for nothing.
-            "probe": {
-                "gradients": squares,
-                "batch_stats": jnp.concatenate([x.ravel() for x in jax.tree.leaves(batch_stats)]),
-            },
-        }
-        new = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
-        if skip_nonfinite:
-            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            new = jax.tree.map(
-                # The integers are counters, which follow the data.
-                lambda n, o: jnp.where(finite, n, o) if jnp.issubdtype(n.dtype, jnp.inexact) else n,
-                new,
-                state,
-            )
-        return new, metrics
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        batch = _augmented(batch, seed, state.step, color_jitter, class_mix, ignore_label)
+        gradients, batch_stats, metrics = _accumulated_gradients(
+            gradient_function, state, batch, key, gradient_accumulation, unroll
+        )
+        new = _updated(state, gradients, batch_stats, optimizer, ema_decay)
+        metrics |= _gradient_metrics(gradients, batch_stats)
+        metrics["learning_rate"] = jnp.asarray(schedule(state.step))
+        return _where_finite(metrics, new, state) if skip_nonfinite else new, metrics
 
     return train_step
+
+
+def _forward(model, loss_of, ignore_label, params, batch_stats, batch, key):
+    """The loss, and as auxiliary output the new batch statistics and the metrics."""
+    images = batch["image"]
+    if "color" in batch:
+        images = augment.adjust_color(images, batch["color"])
+    outputs, updated = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        normalize.normalize(images, model.policy.dtype),
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": key},
+    )
+    loss, logits = loss_of(outputs, batch["label"])
+    accuracy = losses.pixel_accuracy(lax.stop_gradient(logits), batch["label"], ignore_label)
+    return loss, (updated["batch_stats"], {"loss": loss, "pixel_accuracy": accuracy})
+
+
+def _augmented(batch, seed, step, color_jitter, class_mix, ignore_label):
+    """The batch after class mixing; "color" holds the factors of the color jitter, if there is any.
+
+    The whole batch is mixed before it is split into parts. Colors are adjusted part by part, since
+    that makes the images float32.
+    """
+    batch = dict(batch)
+    if class_mix:
+        batch["image"], batch["label"] = augment.mix_classes(
+            batch["image"], batch["label"], seed, step, class_mix, ignore_label
+        )
+    if color_jitter:
+        batch["color"] = augment.color_factors(seed, step, len(batch["image"]), color_jitter)
+    return batch
+
+
+def _accumulated_gradients(gradient_function, state, batch, key, parts, unroll):
+    """Gradients, new batch statistics and metrics of a batch that is computed in parts.
+
+    The parts are computed one after the other, so only the activations of one are in memory. Their
+    losses and gradients are averaged. Each part updates the batch statistics by its own, as if it
+    were a batch.
+    """
+    if parts == 1:
+        gradients, (batch_stats, metrics) = gradient_function(
+            state.params, state.batch_stats, batch, key
+        )
+        return gradients, batch_stats, metrics
+
+    def add_part(carry, part):
+        total, batch_stats, key = carry
+        key, part_key = jax.random.split(key)
+        gradients, (batch_stats, metrics) = gradient_function(
+            state.params, batch_stats, part, part_key
+        )
+        total = jax.tree.map(lambda t, g: t + g / parts, total, gradients)
+        return (total, batch_stats, key), metrics
+
+    # Part i takes every parts-th image, so that each device has images of each part.
+    batches = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (gradients, batch_stats, _), metrics = lax.scan(
+        add_part, (zeros, state.batch_stats, key), batches, unroll=parts if unroll else 1
+    )
+    return gradients, batch_stats, jax.tree.map(jnp.mean, metrics)
+
+
+def _updated(state, gradients, batch_stats, optimizer, ema_decay):
+    """The state after the optimizer's step and the update of the moving averages.
+
+    Their decay is at most (1 + step) / (10 + step), as in TensorFlow's ExponentialMovingAverage, so
+    that the random initialization is forgotten early.
+    """
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        new = {"params": params, "batch_stats": batch_stats}
+        ema = jax.tree.map(lambda e, n: (decay * e + (1 - decay) * n).astype(e.dtype), ema, new)
+    return TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+
+
+def _gradient_metrics(gradients, batch_stats):
+    """The gradient's norm, and the probe that `nan_diagnosis` reads: no extra work in the step."""
+    squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)])
+    statistics = jnp.concatenate([x.ravel() for x in jax.tree.leaves(batch_stats)])
+    return {
+        "grad_norm": jnp.sqrt(jnp.sum(squares)),
+        "probe": {"gradients": squares, "batch_stats": statistics},
+    }
+
+
+def _where_finite(metrics, new, old):
+    """The new state where loss and gradient are finite, else the old one with the new counters."""
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    return jax.tree.map(
+        # Integers are the counters of steps. They advance, as the data do.
+        lambda n, o: jnp.where(finite, n, o) if jnp.issubdtype(n.dtype, jnp.inexact) else n,
+        new,
+        old,
+    )

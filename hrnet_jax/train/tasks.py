@@ -1,6 +1,6 @@
-"""What training has to know of its task: where data come from, which loss, how it is scored.
+"""The tasks: what differs between training for segmentation and for classification.
 
-A network's head says its task. The training loop is the same for all; what differs is here.
+The head of a network determines its task. The training loop is the same for all tasks.
 """
 
 import dataclasses
@@ -27,26 +27,27 @@ from hrnet_jax.inference.multi_scale import SEGMENTATION_HEADS
 
 # Labels or images looked at before the first step.
 AUDITED_IMAGES = 500
-NUM_PICTURES = 3
+# Panels of image, label and prediction that TensorBoard gets from each evaluation.
+NUM_IMAGES = 3
 
 _Settings = TypeVar("_Settings", Augmentation, classification_data.CropAugmentation)
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of a split.
+    """The result on a split.
 
     Attributes:
-      score: ranks the checkpoints, higher is better.
-      figures: scalars for the log.
+      metric: ranks the checkpoints, higher is better.
+      metrics: scalars for the log.
       summary: the main ones as text.
-      pictures: uint8 [H, W, 3] each.
+      images: uint8 [H, W, 3] each, for TensorBoard.
     """
 
-    score: float
-    figures: dict[str, float]
+    metric: float
+    metrics: dict[str, float]
     summary: str
-    pictures: tuple[np.ndarray, ...] = ()
+    images: tuple[np.ndarray, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +56,14 @@ class Task:
 
     Attributes:
       sources: the values of config.data.name that have its kind of labels.
-      losses: the values of config.loss.name that make sense.
+      losses: the values of config.loss.name that the task allows.
       open: (config, split) -> source.
       mix: (config, source of the training split) -> what to train on.
-      audit: source -> what was found in it, as text; raises for what is not sound.
+      audit: source -> what was found in its labels or images, as text; raises ValueError for
+        data that cannot be trained on.
       dataset: (config, source, start_step, shard) -> endless batches of "image" and "label".
       label_shape: config -> shape of one image's label, and its type.
-      ignore_label: the label that does not count.
+      ignore_label: label of the pixels or images that are left out.
       evaluate: (config, model, variables, source, mesh) -> Evaluation.
     """
 
@@ -136,12 +138,12 @@ def _segmentation_dataset(
 
 
 def _evaluate_segmentation(config: ConfigDict, model, variables, source, mesh: Mesh) -> Evaluation:
-    pictures = []
+    images = []
 
-    def keep_pictures(batch, predictions):
+    def keep_images(batch, predictions):
         for row in np.flatnonzero(batch["valid_mask"]):
-            if len(pictures) < NUM_PICTURES:
-                pictures.append(
+            if len(images) < NUM_IMAGES:
+                images.append(
                     visualize.panel(
                         batch["image"][row],
                         batch["label"][row],
@@ -158,16 +160,16 @@ def _evaluate_segmentation(config: ConfigDict, model, variables, source, mesh: M
         batch_size=config.eval.batch_size,
         mesh=mesh,
         max_images=config.eval.num_images,
-        on_batch=keep_pictures,
+        on_batch=keep_images,
     )
-    figures = {k: v for k, v in result.figures.items() if isinstance(v, float)}
-    miou, accuracy = figures["miou"], figures["pixel_accuracy"]
+    metrics = {k: v for k, v in result.figures.items() if isinstance(v, float)}
+    miou, accuracy = metrics["miou"], metrics["pixel_accuracy"]
     return Evaluation(
-        score=miou,
-        figures=figures | {"seconds": result.seconds},
+        metric=miou,
+        metrics=metrics | {"seconds": result.seconds},
         summary=f"mIoU {miou:.4f}, pixel accuracy {accuracy:.4f} "
         + _speed(len(result.ids), result.seconds),
-        pictures=tuple(pictures),
+        images=tuple(images),
     )
 
 
@@ -211,10 +213,9 @@ def _evaluate_classification(
         short_side=config.data.eval_short_side,
         mesh=mesh,
     )
-    figures = {"top1": result.top1, "top5": result.top5, "seconds": result.seconds}
     return Evaluation(
-        score=result.top1,
-        figures=figures,
+        metric=result.top1,
+        metrics={"top1": result.top1, "top5": result.top5, "seconds": result.seconds},
         summary=f"top-1 {result.top1:.4f}, top-5 {result.top5:.4f} "
         + _speed(len(result.ids), result.seconds),
     )

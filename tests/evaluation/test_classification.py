@@ -146,7 +146,7 @@ def test_trains_and_feeds_segmentation(root, tmp_path, quick, caplog):
         ({"data.name": "cityscapes"}, r"'cityscapes' has no labels for .*'classification'; known"),
         ({"data.name": "fake"}, "'fake' has no labels"),
         ({"loss.name": "ohem"}, r"unknown config.loss.name='ohem'; known: \['cross_entropy'\]"),
-        ({"optimizer.schedule": "stairs"}, r"did you mean 'staircase'"),
+        ({"optimizer.schedule": "multisteps"}, r"did you mean 'multistep'"),
         ({"head": "pose"}, r"config.head='pose' cannot be trained here; known"),
         ({"head": "ocr"}, r"'image_folder' has no labels for config.head='ocr'"),
         ({"data.area_min": 2.0}, "area_min must be"),

@@ -28,7 +28,13 @@ def test_training_step(tiny, head, scan, remat):
     schedule = optimizers.poly_schedule(0.1, 100)
     optimizer = optimizers.make_optimizer(schedule)
     step = make_train_step(
-        model, optimizer, schedule, losses.ohem_cross_entropy, seed=0, accumulate=2, ema_decay=0.9
+        model,
+        optimizer,
+        schedule,
+        losses.ohem_cross_entropy,
+        seed=0,
+        gradient_accumulation=2,
+        ema_decay=0.9,
     )
     state = _abstract(model, optimizer)
     exported = jax.export.export(jax.jit(step), platforms=PLATFORMS)(state, BATCH)

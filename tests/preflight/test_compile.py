@@ -157,8 +157,8 @@ def test_suggestions_cost_more_and_more(config):
         "model.remat=block",
         "model.remat=module",
         "model.remat=module mesh.space=2",
-        "model.remat=module optimizer.accumulate=2",
-        "model.remat=module optimizer.accumulate=4",
+        "model.remat=module optimizer.gradient_accumulation=2",
+        "model.remat=module optimizer.gradient_accumulation=4",
         "model.remat=module batch_size=8",
         "model.remat=module batch_size=4",
     ]

@@ -95,8 +95,8 @@ def test_official_imagenet_recipe():
     assert (config.head, config.batch_size, config.num_epochs) == ("classification", 256, 100)
     optimizer = config.optimizer
     assert (optimizer.learning_rate, optimizer.momentum, optimizer.nesterov) == (0.1, 0.9, True)
-    assert (optimizer.weight_decay, optimizer.schedule) == (1e-4, "staircase")
-    assert (optimizer.drop_epochs, optimizer.drop_factor) == ((30, 60, 90), 0.1)
+    assert (optimizer.weight_decay, optimizer.schedule) == (1e-4, "multistep")
+    assert (optimizer.milestones, optimizer.gamma) == ((30, 60, 90), 0.1)
     data = config.data
     assert (data.crop_size, data.flip, data.eval_short_side) == ((224, 224), True, 256)
     assert (data.area_min, data.aspect_max) == (0.08, 4 / 3)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hrnet_jax.configs import common
 from hrnet_jax.runtime import sharding
-from hrnet_jax.train import losses
+from hrnet_jax.train import build, losses
 
 
 def _batch(seed=0, shape=(2, 6, 8), classes=5, ignored=0.2, scale=3.0):
@@ -236,3 +237,51 @@ def test_pixel_accuracy():
     logits = jnp.array([[[1.0, 2.0], [2.0, 1.0], [3.0, 0.0], [0.0, 5.0]]])
     assert float(losses.pixel_accuracy(logits, jnp.array([[1, 1, 0, 255]]))) == pytest.approx(2 / 3)
     assert float(losses.pixel_accuracy(logits, jnp.full((1, 4), 255))) == 0
+
+
+def _numpy_softmax(logits):
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def test_ocr_with_ohem_is_cross_entropy_on_the_auxiliary_output():
+    """Value and gradients against sums written out in NumPy, in float64."""
+    rng = np.random.default_rng(5)
+    shape, classes = (2, 6, 8), 4
+    main, aux = (3 * rng.standard_normal((*shape, classes)) for _ in range(2))
+    labels = rng.integers(0, classes + 1, shape)
+    labels[labels == classes] = 255
+    class_weights = np.array([0.5, 1.0, 2.0, 1.5])
+    threshold, min_kept, main_weight, aux_weight = 0.2, 50, 1.25, 0.4
+
+    valid = labels != 255
+    targets = labels[valid]
+    weights = class_weights[targets]
+    one_hot = np.eye(classes)[targets]
+    p_main, p_aux = _numpy_softmax(main[valid]), _numpy_softmax(aux[valid])
+    own_main, own_aux = ((p * one_hot).sum(-1) for p in (p_main, p_aux))
+    kept = own_main < max(threshold, np.sort(own_main)[min(min_kept, len(own_main) - 1)])
+    assert 0 < kept.sum() < len(kept)
+    ohem = (weights * -np.log(own_main))[kept].mean()
+    cross_entropy = (weights * -np.log(own_aux)).sum() / weights.sum()
+    expected = main_weight * ohem + aux_weight * cross_entropy
+    to_main, to_aux = np.zeros_like(main), np.zeros_like(aux)
+    to_main[valid] = main_weight * (p_main - one_hot) * (weights * kept / kept.sum())[:, None]
+    to_aux[valid] = aux_weight * (p_aux - one_hot) * (weights / weights.sum())[:, None]
+
+    config = common.get_config()
+    config.head, config.loss.name = "ocr", "ohem"
+    config.loss.class_weights = tuple(class_weights)
+    config.loss.ohem_threshold, config.loss.ohem_min_kept = threshold, min_kept
+    config.loss.main_weight, config.loss.aux_weight = main_weight, aux_weight
+
+    def loss(outputs):
+        loss_of = build.make_segmentation_loss(config)
+        return loss_of(outputs, labels, build.make_loss(config), align_corners=True)[0]
+
+    with jax.enable_x64(True):
+        outputs = {"logits": jnp.asarray(main), "aux_logits": jnp.asarray(aux)}
+        value, gradients = jax.value_and_grad(loss)(outputs)
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+        np.testing.assert_allclose(gradients["logits"], to_main, rtol=1e-10, atol=1e-15)
+        np.testing.assert_allclose(gradients["aux_logits"], to_aux, rtol=1e-10, atol=1e-15)

@@ -30,14 +30,14 @@ def test_bad_schedules(steps, warmup):
         optimizers.poly_schedule(0.01, steps, warmup_steps=warmup)
 
 
-def test_staircase_schedule():
-    schedule = optimizers.staircase_schedule(0.1, 100, drops=[30, 60, 90])
+def test_multistep_schedule():
+    schedule = optimizers.multistep_schedule(0.1, 100, milestones=[30, 60, 90])
     values = [float(schedule(step)) for step in (0, 29, 30, 59, 60, 89, 90, 100)]
     assert values == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 1e-4, 1e-4], rel=1e-5)
-    warm = optimizers.staircase_schedule(0.1, 100, drops=[30], factor=0.5, warmup_steps=10)
+    warm = optimizers.multistep_schedule(0.1, 100, milestones=[30], gamma=0.5, warmup_steps=10)
     assert [float(warm(s)) for s in (0, 4, 9, 30)] == pytest.approx([0.01, 0.05, 0.1, 0.05])
     with pytest.raises(ValueError, match="ascending"):
-        optimizers.staircase_schedule(0.1, 100, drops=[60, 30])
+        optimizers.multistep_schedule(0.1, 100, milestones=[60, 30])
 
 
 def test_nesterov_is_pytorchs():

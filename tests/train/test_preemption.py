@@ -36,7 +36,7 @@ with preemption.Watch() as watch:
 def test_a_signal_asks_and_the_old_handlers_come_back(number):
     before = signal.getsignal(number)
     with preemption.Watch() as watch:
-        watch.something_to_lose()
+        watch.save_first()
         assert not watch.requested()
         os.kill(os.getpid(), number)
         deadline = time.monotonic() + 10
@@ -46,7 +46,7 @@ def test_a_signal_asks_and_the_old_handlers_come_back(number):
     assert signal.getsignal(number) == before
 
 
-def test_with_nothing_to_lose_the_first_signal_ends_compiled_code_too():
+def test_before_save_first_a_signal_ends_compiled_code_too():
     process = _child(DEAF)
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -58,20 +58,20 @@ def test_with_nothing_to_lose_the_first_signal_ends_compiled_code_too():
 
 @pytest.mark.parametrize(("second", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_second_signal_ends_at_once(second, code):
-    process = _child(f"watch.something_to_lose(); {DEAF}")
+    process = _child(f"watch.save_first(); {DEAF}")
     process.send_signal(signal.SIGTERM)
     assert process.stderr.readline() == "\n"
-    assert "saving and ending; once more ends at once" in process.stderr.readline()
+    assert "saving and ending; a second signal ends at once" in process.stderr.readline()
     assert process.poll() is None
     process.send_signal(second)
     process.communicate(timeout=60)
     assert process.returncode == code
 
 
-def test_a_signal_before_nothing_to_lose_ends_there():
+def test_a_signal_before_end_at_once_ends_the_process_there():
     process = _child(
-        "watch.something_to_lose(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.5)\n"
-        "    with watch.nothing_to_lose(): print('never')"
+        "watch.save_first(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.5)\n"
+        "    with watch.end_at_once(): print('never')"
     )
     output, _ = process.communicate(timeout=60)
     assert (process.returncode, output) == (75, "")

@@ -145,7 +145,7 @@ def test_eight_devices_agree_with_one(model):
 @pytest.mark.parametrize("unroll", [False, True])
 def test_accumulation_is_the_mean_of_the_parts(model, unroll):
     state, batch = _state(model), _batch(4)
-    state_after, metrics = _compiled(model, accumulate=2, unroll=unroll)(state, batch)
+    state_after, metrics = _compiled(model, gradient_accumulation=2, unroll=unroll)(state, batch)
     # By hand: two steps of one part each from the same parameters; zero momentum at the start
     # makes a step's change -rate * (gradient + decay), so the changes average as gradients do.
     single = _compiled(model)
@@ -164,9 +164,9 @@ def test_colours_are_those_of_the_step_and_the_place(model):
     state, batch = _state(model).replace(step=jnp.int32(9)), _batch(4)
     factors = augment.color_factors(0, 9, 4, 0.5)
     adjusted = batch | {"image": augment.adjust_color(batch["image"], factors)}
-    step = _compiled(model, accumulate=2)
+    step = _compiled(model, gradient_accumulation=2)
     expected, _ = step(state, adjusted)
-    got, _ = _compiled(model, accumulate=2, color_jitter=0.5)(state, batch)
+    got, _ = _compiled(model, gradient_accumulation=2, color_jitter=0.5)(state, batch)
     _close(got.params, expected.params, atol=1e-6)
     plain, _ = step(state, batch | {"image": batch["image"].astype(np.float32)})
     difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), plain.params, expected.params)
@@ -178,10 +178,10 @@ def test_classes_are_mixed_over_the_whole_batch(model):
     state, batch = _state(model).replace(step=jnp.int32(9)), _batch(4)
     mixed = augment.mix_classes(batch["image"], batch["label"], 0, 9, 1.0)
     assert np.any(mixed[1] != batch["label"])
-    expected, _ = _compiled(model, accumulate=2)(
+    expected, _ = _compiled(model, gradient_accumulation=2)(
         state, dict(zip(("image", "label"), mixed, strict=True))
     )
-    got, _ = _compiled(model, accumulate=2, class_mix=1.0)(state, batch)
+    got, _ = _compiled(model, gradient_accumulation=2, class_mix=1.0)(state, batch)
     _close(got.params, expected.params, atol=1e-6)
 
 

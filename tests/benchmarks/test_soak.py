@@ -1,7 +1,7 @@
 """The short forms of the experiments of benchmarks/soak.py.
 
-Those that are not here have theirs where their subject is: 6 in checkpoints/test_store, 7 and 14 in
-test_trainer and test_train, 9 in data/test_pipeline, 10 in test_evaluation.
+The other numbers are tested with their subjects: 6 in checkpoints/test_store, 7 and 14 in
+train/test_loop and tools/test_train, 9 in data/pipeline, 10 in evaluation/test_segmentation.
 """
 
 import pytest

@@ -143,13 +143,12 @@ def _evaluate_segmentation(config: ConfigDict, model, variables, source, mesh: M
     result = segmentation.evaluate(
         model,
         variables,
-        source,
+        segmentation.spread(source, config.eval.num_images),
         batch_size=config.eval.batch_size,
         mesh=mesh,
-        max_images=config.eval.num_images,
         on_batch=keep_pictures,
     )
-    figures = {k: v for k, v in result.figures.items() if isinstance(v, float)}
+    figures = {k: v for k, v in result.metrics.items() if isinstance(v, float)}
     miou, accuracy = figures["miou"], figures["pixel_accuracy"]
     return Evaluation(
         score=miou,

@@ -3,10 +3,14 @@
 from etils import epath
 
 from hrnet_jax.data.images.read import IMAGE_SUFFIXES
+from hrnet_jax.inference.video import VIDEO_SUFFIXES
 from hrnet_jax.runtime import storage
 
 # Names with these endings are files. A folder "lr0.01" has none of them.
-_FILE_SUFFIXES = (*IMAGE_SUFFIXES, ".csv", ".html", ".json", ".mp4", ".npz", ".safetensors", ".zip")
+_FILE_SUFFIXES = (
+    *IMAGE_SUFFIXES, *VIDEO_SUFFIXES,
+    ".csv", ".html", ".json", ".npz", ".onnx", ".pt", ".pth", ".safetensors", ".zip",
+)  # fmt: skip
 
 
 def folder(output: str) -> epath.Path:

@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected arguments {arguments}; options start with --")
     path = outputs.image(_OUTPUT.value, f"batch_{_STEP.value}.png")
-    config = build.with_fake_data(_CONFIG.value, _OUTPUT.value)
+    config = build.with_fake_data(_CONFIG.value, str(path.parent))
     source, _ = build.open_sources(config)
     batch = next(build.make_batches(config, source, _STEP.value))
     images, labels = batch["image"], batch["label"]

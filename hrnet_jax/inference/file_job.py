@@ -235,11 +235,13 @@ class FileJob:
         padded = np.stack([*images, *[images[-1]] * (self.batch_size - len(images))])
         p = self.predictor
         arguments = p.model, p.variables, p.place(padded), p.tta
-        if "probabilities" not in self.outputs:
-            labels = np.asarray(multi_scale.predict_labels(*arguments))
-            return [(one, None) for one in labels[: len(images)]]
-        probabilities = multi_scale.predict_probabilities(*arguments)
-        labels = np.asarray(multi_scale.labels_of(probabilities))
+        # The caller's program may have set a mesh of its own.
+        with jax.set_mesh(p.mesh):
+            if "probabilities" not in self.outputs:
+                labels = np.asarray(multi_scale.predict_labels(*arguments))
+                return [(one, None) for one in labels[: len(images)]]
+            probabilities = multi_scale.predict_probabilities(*arguments)
+            labels = np.asarray(multi_scale.labels_of(probabilities))
         pairs = zip(labels, np.asarray(probabilities), strict=True)
         return list(itertools.islice(pairs, len(images)))
 

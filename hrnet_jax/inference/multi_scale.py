@@ -24,6 +24,9 @@ from hrnet_jax.runtime import memory, sharding
 AVERAGES = ("softmax", "exp")
 # Heads whose logits are maps of classes.
 SEGMENTATION_HEADS = ("segmentation", "segmentation_v1", "ocr")
+# Compiled networks that are kept, one for each shape of images; the least recently used one is
+# dropped. On CPU each takes about 40 MB.
+MAX_COMPILED_SIZES = 32
 # Neighboring tiles overlap by at least this fraction of their size.
 TILE_OVERLAP = 1 / 3
 
@@ -90,16 +93,18 @@ def __getattr__(name: str):
 
 def _network(model: Any, variables: Any, images: jax.Array) -> jax.Array:
     """Normalized [N, h, w, 3] -> logits [N, h / 4, w / 4, C]."""
-    return _jitted_network()(model, variables, images)
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((variables, images)))
+    return _jitted_network(images.shape, traced)(model, variables, images)
 
 
-@functools.cache
-def _jitted_network():
+@functools.lru_cache(MAX_COMPILED_SIZES)
+def _jitted_network(shape: tuple[int, ...], traced: bool):
     # Created at the first call: the options depend on the backend, and an import must not start it.
     def network(model, variables, images):
         return model.apply(variables, images, train=False)["logits"]
 
-    options = sharding.compiler_options()
+    # Inside a caller's jit or vmap, the options are those of the outer program.
+    options = None if traced else sharding.compiler_options()
     return jax.jit(network, static_argnames="model", compiler_options=options)
 
 
@@ -259,14 +264,16 @@ def fit_to_memory(model: Any, images: jax.Array, tta: TestTimeAugmentation) -> T
     Args:
         model: of `create_model`.
         images: uint8 [N, H, W, 3] on the device.
-        tta: returned unchanged if it has tiles, if several processes take part, or if the free
-            memory is unknown.
+        tta: returned unchanged if it has tiles, if several processes take part, if the images are
+            traced by jit or vmap, or if the free memory is unknown.
 
     Raises:
         ValueError: if the image is too large even in tiles.
     """
     # Several processes could decide differently and would then wait for each other forever.
     if tta.tile is not None or jax.process_count() > 1 or not hasattr(model, "variant"):
+        return tta
+    if isinstance(images, jax.core.Tracer):
         return tta
     free = memory.free_bytes(next(iter(images.devices())))
     if free is None:

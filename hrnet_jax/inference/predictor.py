@@ -41,6 +41,7 @@ class Predictor:
         step: the training step of the weights.
         tta: test-time augmentation of every prediction.
         mesh: the devices; the height of each image is divided among them.
+        size_step: images are padded to multiples of this for the network; 1 for no padding.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Predictor:
         tta: TestTimeAugmentation = SINGLE_SCALE,
         space: int = 1,
         *,
+        size_step: int = 1,
         method: TestTimeAugmentation | None = None,
     ):
         """Puts the network on its devices.
@@ -64,17 +66,28 @@ class Predictor:
             tta: test-time augmentation; single scale by default.
             space: number of devices that divide the height of each image, for images that are too
                 large for one.
+            size_step: pad images at the bottom and on the right, by repeating their last row and
+                column, to multiples of this, and cut the predictions to the size of the image. For
+                images of many sizes, each of which would otherwise be compiled: with 64, sizes up
+                to 1024x2048 need at most 512 programs, typically a few. Images whose sizes are
+                multiples are predicted as without. Others change a little, most near the padding:
+                the network sees the repeated pixels, OCR and image_statistics average over them,
+                and feature maps have other sizes.
             method: the old name of `tta`.
 
         Raises:
-            ValueError: for a model that predicts no label maps or has other classes.
+            ValueError: for a model that predicts no label maps or has other classes, or a size_step
+                below 1.
         """
         check_model(model, classes)
+        if size_step < 1:
+            raise ValueError(f"size_step must be at least 1, got {size_step}")
         self.model = model
         self.mesh = sharding.make_mesh(1, space)
         self.variables = sharding.place_replicated(variables, self.mesh)
         self.classes = classes
         self.step = step
+        self.size_step = size_step
         self.tta = _renamed(tta, method)
 
     @property
@@ -121,8 +134,28 @@ class Predictor:
         if isinstance(image, list | tuple):
             return [self._each(one, function) for one in image]
         array = read_image(image) if isinstance(image, str | os.PathLike) else check_image(image)
-        result = function(self.model, self.variables, self.place(array[None]), self.tta)
-        return np.asarray(result)[0]
+        height, width = array.shape[:2]
+        padding = [(0, -side % self.size_step) for side in (height, width)]
+        images = np.pad(array, [*padding, (0, 0)], mode="edge")[None]
+        # The caller's program may have set a mesh of its own.
+        with jax.set_mesh(self.mesh):
+            result = function(self.model, self.variables, self.place(images), self.tta)
+        return np.asarray(result)[0, :height, :width]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Devices cannot be pickled; the arguments of the constructor can.
+        return {
+            "model": self.model,
+            "variables": jax.device_get(self.variables),
+            "classes": self.classes,
+            "step": self.step,
+            "tta": self.tta,
+            "space": self.mesh.shape["space"],
+            "size_step": self.size_step,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
 
 
 def load(
@@ -132,6 +165,7 @@ def load(
     which: str = "best",
     tta: TestTimeAugmentation = SINGLE_SCALE,
     space: int = 1,
+    size_step: int = 1,
     method: TestTimeAugmentation | None = None,
 ) -> Predictor:
     """A predictor from a training folder, a weights file, or shipped weights.
@@ -145,6 +179,8 @@ def load(
         tta: test-time augmentation of every prediction; single scale by default.
         space: number of devices that divide the height of each image, for images that are too
             large for one.
+        size_step: pad images to multiples of this, so that images of many sizes need few compiled
+            programs; see `Predictor`, also for what it changes.
         method: the old name of `tta`.
 
     Raises:
@@ -158,4 +194,6 @@ def load(
     checkpoint = load_checkpoint(path_or_name, step=step, which=which)
     classes = Classes.from_json(checkpoint.metadata["classes"])
     model = create_model(**checkpoint.metadata["model"])
-    return Predictor(model, checkpoint.variables, classes, checkpoint.step, tta, space)
+    return Predictor(
+        model, checkpoint.variables, classes, checkpoint.step, tta, space, size_step=size_step
+    )

@@ -1,8 +1,13 @@
 import dataclasses
+import functools
+import gc
+import weakref
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import fast_jit
 from networks import SIZE, Pointwise, random_network, smooth_image, softmax
 
 from hrnet_jax.inference import multi_scale
@@ -167,3 +172,34 @@ def test_many_classes_need_wider_labels():
     labels = multi_scale.labels_of(scores)
     assert labels.dtype == np.int32
     assert labels.tolist() == [[0, 299]]
+
+
+@pytest.mark.parametrize(
+    "tta", [multi_scale.SINGLE_SCALE, TestTimeAugmentation((0.5, 1.0), True, (32, 32), "exp")]
+)
+def test_inside_jit_and_vmap(network, image, tta):
+    model, variables = network
+    images = np.stack([image, image[::-1]])
+    expected = multi_scale.predict_probabilities(model, variables, images, tta)
+    probabilities = fast_jit(lambda v, x: multi_scale.predict_probabilities(model, v, x, tta))
+    np.testing.assert_allclose(probabilities(variables, images), expected, atol=1e-5)
+    one = lambda x: multi_scale.predict_labels(model, variables, x[None], tta)[0]  # noqa: E731
+    labels = jax.vmap(one)(images)
+    # Rounding may decide between two classes of almost the same probability.
+    top = np.sort(expected, axis=-1)
+    clear = top[..., -1] - top[..., -2] > 1e-4
+    np.testing.assert_array_equal(labels[clear], expected.argmax(-1)[clear])
+    assert clear.mean() > 0.9
+
+
+def test_old_sizes_are_dropped(monkeypatch):
+    """Compiled networks of hundreds of sizes would fill the memory."""
+    cache = functools.lru_cache(2)(multi_scale._jitted_network.__wrapped__)
+    monkeypatch.setattr(multi_scale, "_jitted_network", cache)
+    functions = []
+    for height in (10, 11, 12):
+        images = np.zeros((1, height, 12, 3), np.uint8)
+        multi_scale.predict_labels(Pointwise(), {"gain": 1.0}, images)
+        functions.append(weakref.ref(cache(images.shape, False)))
+    gc.collect()
+    assert [f() is None for f in functions] == [True, False, False]

@@ -1,6 +1,9 @@
+import pickle
+
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from networks import CLASSES, SIZE, Pointwise, random_network, smooth_image, softmax
 from PIL import Image
 
@@ -144,3 +147,50 @@ def test_old_names_work_with_a_warning(network, image):
         load("nothing_here", method=flip)
     new = Predictor(*network, CLASSES, tta=flip)
     np.testing.assert_array_equal(old.predict(image), new.predict(image))
+
+
+def test_survives_pickle(predictor, image):
+    copy = pickle.loads(pickle.dumps(predictor))
+    np.testing.assert_array_equal(copy.predict(image), predictor.predict(image))
+    assert (copy.step, copy.classes, copy.tta, copy.size_step) == (5, CLASSES, predictor.tta, 1)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_predicts_in_a_program_with_a_mesh_of_its_own(predictor, image, kind):
+    labels, probabilities = predictor.predict(image), predictor.predict_proba(image)
+    with jax.set_mesh(jax.make_mesh((2,), ("x",), axis_types=(kind,))):
+        np.testing.assert_array_equal(predictor.predict(image), labels)
+        np.testing.assert_array_equal(predictor.predict_proba(image), probabilities)
+        made_here = Predictor(predictor.model, predictor.variables, CLASSES)
+        np.testing.assert_array_equal(made_here.predict(image), labels)
+
+
+def test_padding_to_steps_needs_few_programs():
+    """Exact for a network that looks at single pixels, whatever the size."""
+    shapes = []
+
+    class Recording(Pointwise):
+        def apply(self, variables, images, train):
+            shapes.append(images.shape[1:3])
+            return super().apply(variables, images, train)
+
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (33 + i, 40 + 2 * i, 3)).astype(np.uint8) for i in range(8)]
+    plain = Predictor(Pointwise(), {"gain": 1.0}, CLASSES)
+    padding = Predictor(Recording(), {"gain": 1.0}, CLASSES, size_step=32)
+    for image in images:
+        np.testing.assert_array_equal(padding.predict(image), plain.predict(image))
+        probabilities = padding.predict_proba(image)
+        np.testing.assert_allclose(probabilities, plain.predict_proba(image), atol=1e-6)
+    assert shapes == [(64, 64)]  # traced once
+    with pytest.raises(ValueError, match="size_step must be at least 1, got 0"):
+        Predictor(Pointwise(), {}, CLASSES, size_step=0)
+
+
+def test_padding_to_steps_leaves_multiples_alone(network, image, predictor):
+    padding = Predictor(*network, CLASSES, size_step=32)
+    multiple = np.ascontiguousarray(image[:32, :32])
+    np.testing.assert_array_equal(
+        padding.predict_proba(multiple), predictor.predict_proba(multiple)
+    )
+    assert padding.predict(image).shape == SIZE

@@ -91,6 +91,16 @@ def ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.where(broken, logits.shape[1], before.sum(1, dtype=jnp.int32))
 
 
+def _check_model(model: Any, source: ImageSource) -> None:
+    if model.head != "classification":
+        raise ValueError(f"a model with head {model.head!r} does not classify whole images")
+    if model.num_classes != source.classes.num_classes:
+        raise ValueError(
+            f"the model has {model.num_classes} classes, {source.name!r} has"
+            f" {source.classes.num_classes}"
+        )
+
+
 def evaluate(
     model: Any,
     variables: Any,
@@ -117,13 +127,7 @@ def evaluate(
     Raises:
         ValueError: for a model with the wrong head or classes, or damaged files.
     """
-    if model.head != "classification":
-        raise ValueError(f"a model with head {model.head!r} does not classify whole images")
-    if model.num_classes != source.classes.num_classes:
-        raise ValueError(
-            f"the model has {model.num_classes} classes, {source.name!r} has"
-            f" {source.classes.num_classes}"
-        )
+    _check_model(model, source)
     start = time.perf_counter()
     batch_size = driver.round_batch_size(batch_size, mesh)
     variables = sharding.place_replicated(variables, mesh)

@@ -36,8 +36,8 @@ def measure(
 ) -> tuple[dict[str, Any], int]:
     """Measures the statistics of the images of a split, at native size, in a random order.
 
-    Each batch is normalized by its own mean and variance, as in training. The result is the mean
-    and the variance over all pixels of all batches. Only full batches of images of one size count.
+    Each batch is normalized by its own mean and variance, as in training. The result is over all
+    pixels of all full batches of images of one size.
 
     Args:
         model: of `create_model`.
@@ -57,9 +57,8 @@ def measure(
     check_model(model, source.classes)
     batch_size = driver.round_batch_size(batch_size, mesh)
     order = np.random.default_rng(0).permutation(len(source))
-    of_batch = jax.jit(
-        functools.partial(_of_batch, model), compiler_options=sharding.compiler_options()
-    )
+    options = sharding.compiler_options()
+    of_batch = jax.jit(functools.partial(_of_batch, model), compiler_options=options)
     variables = sharding.place_replicated(variables, mesh)
     moments = _Moments()
 

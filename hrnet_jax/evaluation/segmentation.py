@@ -192,9 +192,17 @@ class _Totals:
                 self._seen[i] += 1
         return int((index >= 0).sum())
 
-    def check_complete(self) -> None:
+    def result(self, source: Source, seconds: float) -> EvalResult:
+        """The result after all images of the source."""
         if (self._seen != 1).any():
             raise RuntimeError(f"images not counted once: {np.flatnonzero(self._seen != 1)[:10]}")
+        summary = metrics.summarize(self.confusion, source.classes) | {"num_images": len(source)}
+        return EvalResult(self.confusion, summary, source.ids, self.image_counts, seconds)
+
+
+def _check_labels(source: Source) -> None:
+    if not source.has_labels:
+        raise ValueError(f"split {source.split!r} of {source.name!r} has no labels to evaluate on")
 
 
 def evaluate(
@@ -229,8 +237,8 @@ def evaluate(
             files.
     """
     check_model(model, source.classes)
-    if not source.has_labels and on_batch is None:
-        raise ValueError(f"split {source.split!r} of {source.name!r} has no labels to evaluate on")
+    if on_batch is None:
+        _check_labels(source)
     batch_size = driver.round_batch_size(batch_size, mesh)
     if mesh is not None:
         variables = sharding.place_replicated(variables, mesh)
@@ -263,8 +271,4 @@ def evaluate(
         description=f"evaluating {source.split}",
         progress=progress,
     )
-    totals.check_complete()
-    summary = metrics.summarize(totals.confusion, source.classes) | {"num_images": len(source)}
-    return EvalResult(
-        totals.confusion, summary, source.ids, totals.image_counts, time.perf_counter() - start
-    )
+    return totals.result(source, time.perf_counter() - start)

@@ -70,9 +70,10 @@ class Predictor:
                 column, to multiples of this, and cut the predictions to the size of the image. For
                 images of many sizes, each of which would otherwise be compiled: with 64, sizes up
                 to 1024x2048 need at most 512 programs, typically a few. Images whose sizes are
-                multiples are predicted as without. Others change a little, most near the padding:
-                the network sees the repeated pixels, OCR and image_statistics average over them,
-                and feature maps have other sizes.
+                multiples are predicted as without. Predictions of others change: the network
+                sees the repeated pixels, OCR and image_statistics average over them, and feature
+                maps have other sizes (camvid_w18_small_v1 at 341x469 with size_step=64: 5 % of the
+                pixels of five images change, mIoU 66.2 -> 69.6).
             method: the old name of `tta`.
 
         Raises:

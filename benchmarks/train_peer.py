@@ -137,8 +137,8 @@ def main(argv: list[str]) -> None:
                 result = segmentation.evaluate(
                     peer_model, variables, eval_source, batch_size=config.eval.batch_size
                 )
-                log.scalars(step, {"miou": result.figures["miou"]}, prefix="eval")
-                print(f"after step {step}: mIoU {result.figures['miou']:.4f}", flush=True)
+                log.scalars(step, {"miou": result.metrics["miou"]}, prefix="eval")
+                print(f"after step {step}: mIoU {result.metrics['miou']:.4f}", flush=True)
 
         arrays = {}
         for dtype in ("float32", "float64"):

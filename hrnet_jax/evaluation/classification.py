@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy of a classifier: every image once, counted by rank."""
+"""Evaluation of a classification network: top-1 and top-5 accuracy, every image once."""
 
 import functools
 import time
@@ -13,21 +13,22 @@ from jax.sharding import Mesh
 from hrnet_jax.data.pipeline import classification as classification_data
 from hrnet_jax.data.pipeline.order import Shard
 from hrnet_jax.data.sources.image_folder import ImageSource
+from hrnet_jax.evaluation import driver
 from hrnet_jax.models import normalize
 from hrnet_jax.runtime import sharding
-from hrnet_jax.runtime.progress import progress_bar
 
 
 @dataclass(frozen=True)
 class ClassificationResult:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
-        ranks: int64 [N], how many classes come before the image's own; 0 is right.
+        ranks: int64 [N], the number of classes that score higher than the image's label; 0 is
+            correct.
         labels: int64 [N], the classes of the images.
         ids: names of the images.
-        names: of the classes.
-        seconds: wall time, compilation included.
+        names: names of the classes.
+        seconds: wall time, including compilation.
     """
 
     ranks: np.ndarray
@@ -38,23 +39,23 @@ class ClassificationResult:
 
     @property
     def top1(self) -> float:
-        """Share of the images whose class is the most likely one."""
+        """Fraction of the images whose class has the highest score."""
         return float((self.ranks < 1).mean())
 
     @property
     def top5(self) -> float:
-        """Share of the images whose class is among the five most likely ones."""
+        """Fraction of the images whose class is among the five highest scores."""
         return float((self.ranks < 5).mean())
 
     @property
     def per_class_accuracy(self) -> dict[str, float | None]:
-        """Share of each class's images that are right; None for a class without images."""
+        """Fraction of correct images of each class; None for a class without images."""
         count = len(self.names)
-        right = np.bincount(self.labels, self.ranks == 0, count)
+        correct = np.bincount(self.labels, self.ranks == 0, count)
         images = np.bincount(self.labels, minlength=count)
         return {
-            name: float(r / n) if n else None
-            for name, r, n in zip(self.names, right, images, strict=True)
+            name: float(c / n) if n else None
+            for name, c, n in zip(self.names, correct, images, strict=True)
         }
 
     def metrics(self, *, step: int, variant: str) -> dict[str, Any]:
@@ -62,7 +63,7 @@ class ClassificationResult:
 
         Args:
             step: training step of the weights.
-            variant: name of the network's size.
+            variant: name of the variant.
         """
         return {
             "top1": self.top1,
@@ -75,20 +76,30 @@ class ClassificationResult:
 
 
 def ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """How many classes come before each image's own, as a stable sort would have it.
+    """The position of each label in a stable sort of the classes by decreasing logit.
 
     Args:
         logits: [N, C].
-        labels: integers [N], 0 .. C - 1 (others give some number).
+        labels: integers [N], 0 .. C - 1 (the result for other values is undefined).
 
     Returns:
-        int32 [N]; C where a logit is NaN, so that a broken network is never right.
+        int32 [N]; C where a logit is NaN, so that a broken network is never counted as correct.
     """
     own = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1)
     earlier = jnp.arange(logits.shape[1]) < labels[:, None]
     before = (logits > own) | ((logits == own) & earlier)
     broken = jnp.isnan(logits).any(1)
     return jnp.where(broken, logits.shape[1], before.sum(1, dtype=jnp.int32))
+
+
+def _check_model(model: Any, source: ImageSource) -> None:
+    if model.head != "classification":
+        raise ValueError(f"a model with head {model.head!r} does not classify whole images")
+    if model.num_classes != source.classes.num_classes:
+        raise ValueError(
+            f"the model has {model.num_classes} classes, {source.name!r} has"
+            f" {source.classes.num_classes}"
+        )
 
 
 def evaluate(
@@ -102,46 +113,35 @@ def evaluate(
     mesh: Mesh,
     progress: bool = True,
 ) -> ClassificationResult:
-    """Classifies the centre of every image of a split, each once.
+    """Classifies the center crop of every image of a split, each once.
 
     Args:
         model: of `create_model`, with the head "classification".
-        variables: parameters and statistics.
+        variables: parameters and batch statistics.
         source: the images.
         batch_size: images per step over all devices; rounded up to a multiple of the 'data' axis.
-        crop_size: see `classification_data.eval_batches`, as is `short_side`.
-        short_side: to which images are resized.
+        crop_size: (height, width) of the center crop.
+        short_side: length to which the short side is resized before the crop.
         mesh: of `sharding.make_mesh`.
-        progress: show a bar with rate and time left (on the first host).
+        progress: show a progress bar (on the first process).
 
     Raises:
-        ValueError: for a model whose head or classes do not fit, or files that are not sound.
+        ValueError: for a model with the wrong head or classes, or damaged files.
     """
-    if model.head != "classification":
-        raise ValueError(f"a model with head {model.head!r} does not classify whole images")
-    if model.num_classes != source.classes.num_classes:
-        raise ValueError(
-            f"the model has {model.num_classes} classes, {source.name!r} has"
-            f" {source.classes.num_classes}"
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    _check_model(model, source)
     start = time.perf_counter()
-    batch_size = -(-batch_size // mesh.shape["data"]) * mesh.shape["data"]
+    batch_size = driver.round_batch_size(batch_size, mesh)
     variables = sharding.place_replicated(variables, mesh)
-    found = np.full((2, len(source)), -1, np.int64)
-    bar = progress_bar(
-        total=len(source),
-        desc=f"evaluating {source.split}",
-        unit="image",
-        disable=not progress or jax.process_index() != 0,
-    )
+    found = np.full((2, len(source)), -1, np.int64)  # ranks, labels
 
-    def finish(result) -> None:
-        """Waits for a batch and keeps what counts of it."""
+    def compute(batch):
+        inputs = {key: batch[key] for key in ("image", "label", "index")}
+        return _jitted_ranks(mesh)(model, variables, sharding.place_batch(inputs, mesh))
+
+    def collect(batch, result) -> int:
         index, *rows = (np.asarray(r) for r in result)
         found[:, index[index >= 0]] = np.stack(rows)[:, index >= 0]
-        bar.update(int((index >= 0).sum()))
+        return int((index >= 0).sum())
 
     batches = classification_data.eval_batches(
         source,
@@ -150,18 +150,16 @@ def evaluate(
         short_side=short_side,
         shard=Shard(*sharding.share_of_batch(mesh)),
     )
-    with bar:
-        pending = None
-        for batch in batches:
-            del batch["valid_mask"]  # the index says it, too
-            result = _jitted_ranks(mesh)(model, variables, sharding.place_batch(batch, mesh))
-            # The device works on this batch while the host waits for the one before.
-            if pending is not None:
-                finish(pending)
-            pending = result
-        finish(pending)
+    driver.run(
+        batches,
+        compute,
+        collect,
+        num_images=len(source),
+        description=f"evaluating {source.split}",
+        progress=progress,
+    )
     if (found < 0).any():
-        raise RuntimeError(f"images never counted: {np.flatnonzero(found.min(0) < 0)[:10]}")
+        raise RuntimeError(f"images not counted: {np.flatnonzero(found.min(0) < 0)[:10]}")
     return ClassificationResult(
         *found, source.ids, source.classes.names, time.perf_counter() - start
     )
@@ -169,7 +167,7 @@ def evaluate(
 
 @functools.cache
 def _jitted_ranks(mesh: Mesh):
-    # Made at the first call: the options depend on the backend, which importing must not start.
+    # Created at the first call: the options depend on the backend, and an import must not start it.
     def index_ranks_labels(model, variables, batch):
         images = normalize.normalize(batch["image"])
         logits = model.apply(variables, images, train=False)["logits"]

@@ -1,8 +1,8 @@
-"""Confusion matrices, counted exactly on the device, and the figures made of them.
+"""Confusion matrices, counted exactly on the device, and the metrics computed from them.
 
-Rows are the truth, columns the prediction. Counts are int32 on the device (one batch never
-comes near 2**31 pixels) and are to be added up on the host in int64: one pass over a training
-set has more pixels than int32 can count.
+Rows are the ground truth, columns the predictions. Counts are int32 on the device (a batch has far
+fewer than 2**31 pixels) and must be added up on the host in int64, since a training split has more
+pixels than int32 can count.
 """
 
 from typing import Any
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 MAX_PIXELS = 2**31 - 1
-# Of the bootstrap: resampled sets of images, and the share of them inside an interval.
-BOOTSTRAP_DRAWS = 1000
+# Bootstrap: number of resamples, and the fraction of them inside an interval.
+BOOTSTRAP_RESAMPLES = 1000
 CONFIDENCE = 0.95
 
 
@@ -30,7 +30,7 @@ def _count_by_scatter(labels: jax.Array, predictions: jax.Array, num_classes: in
 
 
 def _count_by_matmul(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
-    """[N, P] -> [N, C, C]: product of one-hot matrices; int8 with int32 sums, hence exact."""
+    """[N, P] -> [N, C, C]: product of one-hot matrices, exact: int8 values, int32 sums."""
     rows = jax.nn.one_hot(labels, num_classes, dtype=jnp.int8)
     columns = jax.nn.one_hot(predictions, num_classes, dtype=jnp.int8)
     return jnp.einsum("npr,npc->nrc", rows, columns, preferred_element_type=jnp.int32)
@@ -41,26 +41,26 @@ def confusion_matrices(
 ) -> jax.Array:
     """One confusion matrix per image.
 
-    On CPU a scatter-add counts 2 Mpixels of 19 classes in 6 ms where the one-hot product takes
-    114 ms. Accelerators serialise scatters to colliding indices, so there the matrix units count.
+    On CPU, a scatter-add counts 2 Mpixels of 19 classes in 6 ms, the one-hot product in 114 ms.
+    Accelerators serialize scatters to equal indices, so they use the one-hot product.
 
     Args:
-        labels: integers [N, ...], train ids. Pixels that are `ignore_label` count nowhere, and
-            neither does any other value outside 0 .. num_classes - 1.
+        labels: integers [N, ...], train ids. Pixels with `ignore_label`, or any other value outside
+            0 .. num_classes - 1, are not counted.
         predictions: integers of the same shape.
         num_classes: number of classes C (static under jit).
-        ignore_label: the label left out.
+        ignore_label: the label of pixels that are not counted.
 
     Returns:
-        int32 [N, C, C]; rows are the truth, columns the prediction.
+        int32 [N, C, C]; rows ground truth, columns predictions.
 
     Raises:
-        ValueError: for shapes that differ, or for more pixels than int32 can count.
+        ValueError: for different shapes, other types, or more pixels than int32 can count.
     """
     labels, predictions = jnp.asarray(labels), jnp.asarray(predictions)
     if labels.shape != predictions.shape:
         raise ValueError(
-            f"labels {labels.shape} and predictions {predictions.shape} must have one shape"
+            f"labels {labels.shape} and predictions {predictions.shape} must have the same shape"
         )
     for name, array in (("labels", labels), ("predictions", predictions)):
         if not jnp.issubdtype(array.dtype, jnp.integer):
@@ -78,19 +78,6 @@ def confusion_matrices(
     )
 
 
-def confusion_matrix(
-    labels: jax.Array, predictions: jax.Array, num_classes: int, ignore_label: int = 255
-) -> jax.Array:
-    """The confusion matrix of all pixels together, int32 [C, C]; see `confusion_matrices`.
-
-    Labels may have any shape: [N, H, W], [H, W] or [P].
-    """
-    labels, predictions = jnp.asarray(labels), jnp.asarray(predictions)
-    if labels.ndim < 3:
-        labels, predictions = labels[None], predictions[None]
-    return confusion_matrices(labels, predictions, num_classes, ignore_label).sum(0)
-
-
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Elementwise division, NaN where the denominator is 0."""
     safe = np.where(denominator > 0, denominator, 1)
@@ -98,33 +85,33 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def counts_of(confusion: np.ndarray) -> np.ndarray:
-    """int64 [3, C] of a matrix [C, C]: per class the pixels that are right, true, predicted."""
+    """Matrix [C, C] -> int64 [3, C]: pixels per class that are correct, ground truth, predicted."""
     confusion = np.asarray(confusion, np.int64)
     return np.stack([np.diagonal(confusion), confusion.sum(1), confusion.sum(0)])
 
 
 def iou_of_counts(counts: np.ndarray) -> np.ndarray:
-    """[..., 3, C] as of `counts_of` -> IoU, float64 [..., C]; NaN where the union is empty."""
-    right, true, predicted = np.moveaxis(np.asarray(counts, np.int64), -2, 0)
-    return _ratio(right, true + predicted - right)
+    """Counts [..., 3, C] as of `counts_of` -> IoU, float64 [..., C]; NaN for an empty union."""
+    correct, ground_truth, predicted = np.moveaxis(np.asarray(counts, np.int64), -2, 0)
+    return _ratio(correct, ground_truth + predicted - correct)
 
 
 def miou_of_counts(counts: np.ndarray) -> np.ndarray:
-    """[..., 3, C] -> mean IoU, float64 [...]; NaN where nothing is counted."""
+    """[..., 3, C] -> mean IoU, float64 [...]; NaN without counted pixels."""
     values = iou_of_counts(counts)
     return _ratio(np.nansum(values, -1), (~np.isnan(values)).sum(-1))
 
 
 def accuracy_of_counts(counts: np.ndarray) -> np.ndarray:
-    """[..., 3, C] -> share of right pixels, float64 [...]; NaN where nothing is counted."""
-    right, true, _ = np.moveaxis(np.asarray(counts, np.int64), -2, 0)
-    return _ratio(right.sum(-1), true.sum(-1))
+    """[..., 3, C] -> fraction of correct pixels, float64 [...]; NaN without counted pixels."""
+    correct, ground_truth, _ = np.moveaxis(np.asarray(counts, np.int64), -2, 0)
+    return _ratio(correct.sum(-1), ground_truth.sum(-1))
 
 
 def mean_accuracy_of_counts(counts: np.ndarray) -> np.ndarray:
-    """[..., 3, C] -> mean over the true classes of the share found, float64 [...]; or NaN."""
-    right, true, _ = np.moveaxis(np.asarray(counts, np.int64), -2, 0)
-    values = _ratio(right, true)
+    """[..., 3, C] -> accuracy per class, averaged over the classes in the ground truth; or NaN."""
+    correct, ground_truth, _ = np.moveaxis(np.asarray(counts, np.int64), -2, 0)
+    values = _ratio(correct, ground_truth)
     return _ratio(np.nansum(values, -1), (~np.isnan(values)).sum(-1))
 
 
@@ -135,25 +122,28 @@ _OF_COUNTS = {
 }
 
 
-def resampled(image_counts: np.ndarray, draws: int = BOOTSTRAP_DRAWS, seed: int = 0) -> np.ndarray:
-    """Counts of `draws` sets of as many images, drawn with replacement: int64 [draws, 3, C].
+def resample(
+    image_counts: np.ndarray, resamples: int = BOOTSTRAP_RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """Total counts of bootstrap resamples of N images each: int64 [resamples, 3, C].
 
     Args:
         image_counts: int64 [N, 3, C], as of `counts_of` for each image.
-        draws: number of sets.
-        seed: the same seed and N draw the same images, whatever the counts: pairs.
+        resamples: number of resamples.
+        seed: with the same seed and N the same images are drawn, whatever their counts, so that
+            two networks can be compared on the same resamples.
     """
     image_counts = np.asarray(image_counts, np.int64)
     n = len(image_counts)
-    rng = np.random.RandomState(seed)  # frozen: the same numbers in every version of NumPy
-    times = np.stack([np.bincount(rng.randint(0, n, n), minlength=n) for _ in range(draws)])
-    # float64 is exact up to 2**53 pixels, and has a matrix product that is fast.
+    rng = np.random.RandomState(seed)  # its numbers are the same in every version of NumPy
+    times = np.stack([np.bincount(rng.randint(0, n, n), minlength=n) for _ in range(resamples)])
+    # float64 is exact up to 2**53 pixels and has a fast matrix product.
     sums = times.astype(np.float64) @ image_counts.reshape(n, -1).astype(np.float64)
-    return sums.astype(np.int64).reshape(draws, *image_counts.shape[1:])
+    return sums.astype(np.int64).reshape(resamples, *image_counts.shape[1:])
 
 
 def _interval(values: np.ndarray) -> list[float] | None:
-    """[low, high] of a sample, or None where it has no value."""
+    """[low, high] of a sample, or None if it has no finite value."""
     values = values[~np.isnan(values)]
     if not len(values):
         return None
@@ -162,24 +152,24 @@ def _interval(values: np.ndarray) -> list[float] | None:
 
 
 def intervals(image_counts: np.ndarray, names: tuple[str, ...]) -> dict[str, Any] | None:
-    """95 % intervals by the percentile bootstrap over images; None for fewer than two images.
+    """95 % percentile bootstrap intervals over images; None for fewer than two images.
 
-    They say how far the figures would move with other images of the same kind, not with another
-    training.
+    They estimate how the metrics vary with other images of the same kind, not with another
+    training run.
 
     Args:
         image_counts: int64 [N, 3, C].
-        names: of the classes.
+        names: names of the classes.
 
     Returns:
         [low, high] for "miou", "pixel_accuracy" and "mean_accuracy", and per class under
-        "per_class_iou" (None for a class without a union).
+        "per_class_iou" (None for a class with an empty union).
     """
     if len(image_counts) < 2:
         return None
-    sets = resampled(image_counts)
-    result: dict[str, Any] = {k: _interval(of(sets)) for k, of in _OF_COUNTS.items()}
-    ious = iou_of_counts(sets)
+    totals = resample(image_counts)
+    result: dict[str, Any] = {k: _interval(of(totals)) for k, of in _OF_COUNTS.items()}
+    ious = iou_of_counts(totals)
     result["per_class_iou"] = {n: _interval(ious[:, k]) for k, n in enumerate(names)}
     return result
 
@@ -187,37 +177,37 @@ def intervals(image_counts: np.ndarray, names: tuple[str, ...]) -> dict[str, Any
 def compare(
     image_counts: np.ndarray, other_counts: np.ndarray, names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Differences between two models on the same images, with paired-bootstrap intervals.
+    """Differences between two models on the same images, with paired bootstrap intervals.
 
-    Both models are resampled with the same images, so that an image which is hard for both
-    widens neither interval.
+    Both models are resampled with the same images, so an image that is hard for both does not
+    widen the interval of the difference.
 
     Args:
         image_counts: int64 [N, 3, C] of this model.
-        other_counts: of the other, for the same images in the same order.
-        names: of the classes.
+        other_counts: of the other model, for the same images in the same order.
+        names: names of the classes.
 
     Returns:
         for "miou", "pixel_accuracy", "mean_accuracy" and per class under "per_class_iou":
         {"this", "other", "difference" (this - other), "interval" ([low, high] of the difference,
-        None for fewer than two images)}; values that do not exist are None.
+        None for fewer than two images)}; undefined values are None.
 
     Raises:
-        ValueError: for counts that do not belong together.
+        ValueError: for counts of different shapes.
     """
     if np.shape(image_counts) != np.shape(other_counts):
         raise ValueError(
-            f"counts {np.shape(image_counts)} and {np.shape(other_counts)} must have one shape"
+            f"counts {np.shape(image_counts)} and {np.shape(other_counts)} must have the same shape"
         )
     pair = image_counts, other_counts
-    sets = [resampled(c) for c in pair] if len(image_counts) > 1 else None
+    totals = [resample(c) for c in pair] if len(image_counts) > 1 else None
 
     def entry(of: Any) -> dict[str, Any]:
         this, other = (float(of(np.sum(c, 0))) for c in pair)
-        draws = of(sets[0]) - of(sets[1]) if sets else np.array([])
+        differences = of(totals[0]) - of(totals[1]) if totals else np.array([])
         values = {"this": this, "other": other, "difference": this - other}
         return {k: None if np.isnan(v) else v for k, v in values.items()} | {
-            "interval": _interval(draws)
+            "interval": _interval(differences)
         }
 
     result: dict[str, Any] = {k: entry(of) for k, of in _OF_COUNTS.items()}
@@ -232,29 +222,29 @@ def _optional(values: np.ndarray, names: tuple[str, ...]) -> dict[str, float | N
 
 
 def summarize(confusion: np.ndarray, classes: Any) -> dict[str, Any]:
-    """The figures of a confusion matrix.
+    """Computes the metrics of a confusion matrix.
 
-    The convention is that of cityscapesScripts: a class that occurs neither in the truth nor in
-    the prediction has no IoU (None) and is left out of the mean; a class that is only predicted
-    has IoU 0 and counts. (The official HRNet code divides by max(1, union) instead, which makes
-    an absent class a 0 in the mean.)
+    The convention is that of cityscapesScripts: a class that occurs neither in the ground truth nor
+    in the predictions has no IoU (None) and is excluded from the mean; a class that is only
+    predicted has IoU 0 and is included. (The official HRNet code divides by max(1, union) instead,
+    so an absent class counts as 0 in the mean.)
 
     Args:
-        confusion: integers [C, C], rows true, columns predicted.
-        classes: has `names` and, per class or empty, `categories` (data.source.Classes).
+        confusion: integers [C, C], rows ground truth, columns predictions.
+        classes: `names` and, per class or empty, `categories` (data.sources.source.Classes).
 
     Returns:
-        miou: mean IoU over the classes with a union (NaN if there is none);
+        miou: mean IoU over the classes with a nonempty union (NaN if there is none);
         per_class_iou: name -> float or None;
-        pixel_accuracy: share of labelled pixels that are right;
-        mean_accuracy: mean over the classes in the truth of the share found;
+        pixel_accuracy: fraction of labeled pixels that are correct;
+        mean_accuracy: per-class accuracy, averaged over the classes in the ground truth;
         per_class_accuracy: name -> float or None;
-        num_pixels: labelled pixels counted;
+        num_pixels: number of labeled pixels;
         and, if `classes.categories` is given, category_miou and per_category_iou, where a
-        confusion inside a category is no error.
+        confusion within a category is no error.
 
     Raises:
-        ValueError: if the matrix is not [C, C] for these classes or holds no integers.
+        ValueError: if the matrix is not [C, C] for these classes or does not hold integers.
     """
     confusion = np.asarray(confusion)
     names = tuple(classes.names)
@@ -264,7 +254,7 @@ def summarize(confusion: np.ndarray, classes: Any) -> dict[str, Any]:
         raise ValueError(f"confusion matrix must hold integers, got {confusion.dtype}")
     counts = counts_of(confusion)
     accuracy = _ratio(counts[0], counts[1])
-    figures = {
+    result: dict[str, Any] = {
         "miou": float(miou_of_counts(counts)),
         "per_class_iou": _optional(iou_of_counts(counts), names),
         "pixel_accuracy": float(accuracy_of_counts(counts)),
@@ -276,6 +266,6 @@ def summarize(confusion: np.ndarray, classes: Any) -> dict[str, Any]:
         categories = tuple(dict.fromkeys(classes.categories))
         member = np.array([[c == k for c in classes.categories] for k in categories], np.int64)
         counts = counts_of(member @ confusion.astype(np.int64) @ member.T)
-        figures["category_miou"] = float(miou_of_counts(counts))
-        figures["per_category_iou"] = _optional(iou_of_counts(counts), categories)
-    return figures
+        result["category_miou"] = float(miou_of_counts(counts))
+        result["per_category_iou"] = _optional(iou_of_counts(counts), categories)
+    return result

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: metrics.json, tables and one self-contained HTML page."""
+"""Reports of an evaluation: metrics.json, terminal tables and a self-contained HTML page."""
 
 import base64
 import collections
@@ -20,21 +20,22 @@ from PIL import Image
 from rich.table import Table
 
 from hrnet_jax.evaluation import metrics
+from hrnet_jax.evaluation.segmentation import EvalResult
 from hrnet_jax.inference import visualize
 from hrnet_jax.runtime import storage
 
-# Pictures in the page: wide enough to judge, small enough that 500 of a street fit into a page
-# that can be mailed.
-PICTURE_WIDTH = 480
+# Thumbnails: wide enough to judge a prediction, small enough that 500 street images fit into a page
+# that can be sent by mail.
+THUMBNAIL_WIDTH = 480
 JPEG_QUALITY = 75
-MAX_PICTURE_BYTES = 23_000_000
-# Images waiting to be made small at a time; more would keep full-size arrays in memory.
+MAX_THUMBNAIL_BYTES = 23_000_000
+# Full-size images waiting to be reduced; more would take too much memory.
 MAX_WAITING = 16
 
 
 @dataclass(frozen=True)
 class Example:
-    """One evaluated image: uint8 [H, W, 3], its train ids [H, W] true and predicted, its scores."""
+    """An evaluated image uint8 [H, W, 3], its labels and predictions [H, W], and its metrics."""
 
     name: str
     image: np.ndarray
@@ -58,38 +59,37 @@ def _or_null(value: float) -> float | None:
 
 
 def metrics_json(
-    figures: dict[str, Any],
-    confusion: np.ndarray,
+    result: EvalResult,
     *,
     step: int,
     variant: str,
     intervals: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The contents of metrics.json; figures that do not exist are null.
+    """The contents of metrics.json; undefined metrics are null.
 
     Args:
-        figures: of `segmentation.evaluate`.
-        confusion: integers [C, C], rows true, columns predicted.
+        result: of `segmentation.evaluate`.
         step: training step of the weights.
-        variant: name of the network's size.
+        variant: name of the variant.
         intervals: of `metrics.intervals`.
     """
+    found = result.metrics
     categories = {
-        name: figures[name] for name in ("category_miou", "per_category_iou") if name in figures
+        name: found[name] for name in ("category_miou", "per_category_iou") if name in found
     }
     if categories:
         categories["category_miou"] = _or_null(categories["category_miou"])
     return {
-        "miou": _or_null(figures["miou"]),
-        "per_class_iou": figures["per_class_iou"],
-        "pixel_accuracy": _or_null(figures["pixel_accuracy"]),
-        "mean_accuracy": _or_null(figures["mean_accuracy"]),
-        "per_class_accuracy": figures["per_class_accuracy"],
+        "miou": _or_null(found["miou"]),
+        "per_class_iou": found["per_class_iou"],
+        "pixel_accuracy": _or_null(found["pixel_accuracy"]),
+        "mean_accuracy": _or_null(found["mean_accuracy"]),
+        "per_class_accuracy": found["per_class_accuracy"],
         **categories,
         "intervals": intervals,
-        "confusion_matrix": confusion.tolist(),
-        "num_images": figures["num_images"],
-        "num_pixels": figures["num_pixels"],
+        "confusion_matrix": result.confusion.tolist(),
+        "num_images": found["num_images"],
+        "num_pixels": found["num_pixels"],
         "step": step,
         "variant": variant,
     }
@@ -100,34 +100,32 @@ def _range(interval: Sequence[float] | None) -> str:
     return f"{100 * interval[0]:.1f} - {100 * interval[1]:.1f}" if interval else ""
 
 
-def class_table(
-    figures: dict[str, Any], confusion: np.ndarray, intervals: dict[str, Any] | None = None
-) -> Table:
-    """A table for the terminal: IoU with its interval, accuracy and share of each class."""
+def class_table(result: EvalResult, intervals: dict[str, Any] | None = None) -> Table:
+    """A table for the terminal: IoU with interval, accuracy and pixel fraction of each class."""
     table = Table()
     table.add_column("class")
-    columns = ["IoU", "accuracy", "share of pixels"]
-    columns[1:1] = ["95 % of it"] if intervals else []
+    columns = ["IoU", "accuracy", "pixels"]
+    columns[1:1] = ["95 % interval"] if intervals else []
     for name in columns:
         table.add_column(name, justify="right")
 
     def row(name: str, value: str, interval: Sequence[float] | None, *rest: str) -> None:
         table.add_row(name, value, *([_range(interval)] if intervals else []), *rest)
 
-    found = intervals or {"per_class_iou": {}}
-    shares = confusion.sum(1) / max(1, figures["num_pixels"])
-    for (name, iou), share in zip(figures["per_class_iou"].items(), shares, strict=True):
-        accuracy = figures["per_class_accuracy"][name]
-        interval = found["per_class_iou"].get(name)
-        row(name, percent(iou), interval, percent(accuracy), percent(share))
+    found, ranges = result.metrics, intervals or {"per_class_iou": {}}
+    fractions = result.confusion.sum(1) / max(1, found["num_pixels"])
+    for (name, iou), fraction in zip(found["per_class_iou"].items(), fractions, strict=True):
+        accuracy = found["per_class_accuracy"][name]
+        interval = ranges["per_class_iou"].get(name)
+        row(name, percent(iou), interval, percent(accuracy), percent(fraction))
     table.add_section()
-    row("mean", percent(figures["miou"]), found.get("miou"), percent(figures["mean_accuracy"]), "")
-    row("all pixels", "", None, percent(figures["pixel_accuracy"]), "")
-    if "category_miou" in figures:
+    row("mean", percent(found["miou"]), ranges.get("miou"), percent(found["mean_accuracy"]), "")
+    row("all pixels", "", None, percent(found["pixel_accuracy"]), "")
+    if "category_miou" in found:
         table.add_section()
-        for name, iou in figures["per_category_iou"].items():
+        for name, iou in found["per_category_iou"].items():
             row(f"category {name}", percent(iou), None, "", "")
-        row("mean of categories", percent(figures["category_miou"]), None, "", "")
+        row("mean of categories", percent(found["category_miou"]), None, "", "")
     return table
 
 
@@ -159,8 +157,8 @@ def _comparison_rows(comparison: dict[str, Any]) -> list[tuple[str, ...]]:
 def comparison_table(comparison: dict[str, Any]) -> Table:
     """The result of `metrics.compare` for the terminal."""
     table = Table()
-    table.add_column("figure")
-    for name in ("this", "other", "difference", "95 % of it"):
+    table.add_column("metric")
+    for name in ("this", "other", "difference", "95 % interval"):
         table.add_column(name, justify="right")
     table.add_column("")
     for k, row in enumerate(_comparison_rows(comparison)):
@@ -173,7 +171,8 @@ def comparison_table(comparison: dict[str, Any]) -> Table:
 def read_log(path: str | os.PathLike) -> dict[str, list[tuple[int, float]]]:
     """Curves of a training log (JSON lines with "step"): name -> [(step, value)].
 
-    Only finite numbers count; lines cut short by a crash are left out. {} if there is no file.
+    Only finite numbers are used; incomplete lines, as a crash leaves them, are skipped. {} if the
+    file does not exist.
     """
     path = storage.path(path)
     curves: dict[str, list[tuple[int, float]]] = {}
@@ -194,15 +193,15 @@ def read_log(path: str | os.PathLike) -> dict[str, list[tuple[int, float]]]:
 
 
 def remove_overlays(folder: str | os.PathLike) -> None:
-    """Removes what `save_overlay` wrote there."""
+    """Removes the files of `save_overlay` from a folder."""
     folder = storage.path(folder)
-    # Not by epath's own glob, which takes "[" in the folder's name for a pattern.
+    # epath's own glob would treat "[" in the folder's name as a pattern.
     for old in storage.files_in(folder, "worst_*.png") + storage.files_in(folder, "best_*.png"):
         storage.path(old).unlink()
 
 
 def save_overlay(folder: str | os.PathLike, place: str, example: Example, classes: Any) -> None:
-    """Writes a panel, folder/worst_1_NAME.png for the `place` worst_1."""
+    """Writes a panel to FOLDER/PLACE_NAME.png, with a place such as "worst_1"."""
     e = example
     panel = visualize.panel(e.image, e.labels, e.predictions, classes, title=e.title)
     name = e.name.replace("/", "_")
@@ -229,7 +228,7 @@ def _bars(
             whisker = f'<i class="whisker" style="left:{low:.2f}%;width:{high - low:.2f}%"></i>'
         title = f"{swatch}{html.escape(name)}"
         label = (
-            f'<button class="name" data-class="{k}" title="Its images">{title}</button>'
+            f'<button class="name" data-class="{k}" title="Show its images">{title}</button>'
             if colors
             else f'<div class="name">{title}</div>'
         )
@@ -253,11 +252,12 @@ def _comparison(comparison: dict[str, Any] | None, other: str) -> str:
             f'<td class="{verdict}">{difference}</td><td>{interval}</td><td>{verdict}</td></tr>'
         )
     return (
-        f"<section><h2>Against {html.escape(other)}</h2>"
-        '<p class="faint">In points, on the same images. The interval is a paired bootstrap over '
-        "images; better or worse is said only where it leaves out 0.</p>"
+        f"<section><h2>Compared with {html.escape(other)}</h2>"
+        '<p class="faint">In percentage points, on the same images. The interval is a paired '
+        "bootstrap over images; better or worse is shown only if the interval excludes 0.</p>"
         '<table class="compare"><thead><tr><th></th><th>this</th><th>other</th><th>difference</th>'
-        f"<th>95 % of it</th><th></th></tr></thead><tbody>{''.join(rows)}</tbody></table></section>"
+        f"<th>95 % interval</th><th></th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        "</section>"
     )
 
 
@@ -269,11 +269,11 @@ def _matrix(confusion: np.ndarray, names: Sequence[str]) -> str:
         total = max(1, int(row.sum()))
         cells = []
         for j, count in enumerate(row):
-            share = int(count) / total
-            text = f"{100 * share:.0f}" if share >= 0.005 else ""
+            fraction = int(count) / total
+            text = f"{100 * fraction:.0f}" if fraction >= 0.005 else ""
             hit = ' class="hit"' if i == j else ""
-            title = f"{names[i]} taken for {names[j]}: {count:,} pixels, {percent(share)}"
-            cells.append(f'<td{hit} style="--v:{share**0.7:.3f}" title="{title}">{text}</td>')
+            title = f"{names[i]} predicted as {names[j]}: {count:,} pixels, {percent(fraction)}"
+            cells.append(f'<td{hit} style="--v:{fraction**0.7:.3f}" title="{title}">{text}</td>')
         rows.append(f"<tr><th>{names[i]}</th>{''.join(cells)}</tr>")
     body = "\n".join(rows)
     return (
@@ -283,7 +283,7 @@ def _matrix(confusion: np.ndarray, names: Sequence[str]) -> str:
 
 
 def _plot(name: str, points: Sequence[tuple[int, float]], unit: str = "") -> str:
-    """An SVG line over the training steps."""
+    """A line plot over the training steps, as SVG."""
     width, height, left, top, bottom = 520, 240, 56, 14, 28
     steps, values = (np.array(v, float) for v in zip(*points, strict=True))
     low, high = float(values.min()), float(values.max())
@@ -329,16 +329,16 @@ def _curves(curves: dict[str, list[tuple[int, float]]]) -> str:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An evaluated image made small for the page.
+class Thumbnail:
+    """A reduced evaluated image for the page.
 
     Attributes:
-        name: of the image.
-        width: in pixels, at most PICTURE_WIDTH.
+        name: name of the image.
+        width: in pixels, at most THUMBNAIL_WIDTH.
         height: in pixels.
         jpeg: the image.
-        maps: rows of true and of predicted train ids in turns, uint8, deflated: neighbouring rows
-            resemble each other, so this is half the size of two files.
+        maps: alternating rows of ground-truth and predicted train ids, uint8, deflated. The rows
+            are similar, so this takes half the space of two separate maps.
     """
 
     name: str
@@ -349,17 +349,17 @@ class Picture:
 
     @property
     def num_bytes(self) -> int:
-        """In the page, as base64."""
+        """Size in the page, as base64."""
         return (len(self.jpeg) + len(self.maps)) * 4 // 3
 
 
-def make_picture(
+def make_thumbnail(
     name: str, image: np.ndarray, labels: np.ndarray, predictions: np.ndarray
-) -> Picture:
-    """Shrinks an image uint8 [H, W, 3] and its train ids [H, W]; classes are never mixed."""
+) -> Thumbnail:
+    """Reduces an image uint8 [H, W, 3] and its train ids [H, W]; ids are subsampled, not mixed."""
     height, width = labels.shape
-    if width > PICTURE_WIDTH:
-        height, width = max(1, round(height * PICTURE_WIDTH / width)), PICTURE_WIDTH
+    if width > THUMBNAIL_WIDTH:
+        height, width = max(1, round(height * THUMBNAIL_WIDTH / width)), THUMBNAIL_WIDTH
         rows, columns = (
             (2 * np.arange(small) + 1) * full // (2 * small)
             for small, full in zip((height, width), labels.shape, strict=True)
@@ -371,49 +371,49 @@ def make_picture(
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=JPEG_QUALITY)
     maps = np.stack([labels.astype(np.uint8), predictions.astype(np.uint8)], axis=1)
-    return Picture(name, width, height, buffer.getvalue(), zlib.compress(maps.tobytes()))
+    return Thumbnail(name, width, height, buffer.getvalue(), zlib.compress(maps.tobytes()))
 
 
 class Gallery:
-    """Makes pictures on another thread, while the devices work on the next images."""
+    """Makes thumbnails on another thread while the devices compute the next images."""
 
     def __init__(self) -> None:
         self._worker = ThreadPoolExecutor(1)
         self._waiting: collections.deque[Future] = collections.deque()
-        self._pictures: dict[int, Picture] = {}
+        self._thumbnails: dict[int, Thumbnail] = {}
 
     def add(
         self, index: int, name: str, image: np.ndarray, labels: np.ndarray, predictions: np.ndarray
     ) -> None:
-        """Takes an image; waits if too many are waiting already. See `make_picture`."""
+        """Queues an image for `make_thumbnail`; waits if too many are queued."""
 
         def make() -> None:
-            self._pictures[index] = make_picture(name, image, labels, predictions)
+            self._thumbnails[index] = make_thumbnail(name, image, labels, predictions)
 
         self._waiting.append(self._worker.submit(make))
         if len(self._waiting) > MAX_WAITING:
             self._waiting.popleft().result()
 
-    def finish(self) -> dict[int, Picture]:
-        """All pictures by index; none can be added any more."""
+    def finish(self) -> dict[int, Thumbnail]:
+        """All thumbnails by index; no more can be added."""
         while self._waiting:
             self._waiting.popleft().result()
         self._worker.shutdown()
-        return self._pictures
+        return self._thumbnails
 
 
-def choose_pictures(ranking: Sequence[int], num_bytes: Mapping[int, int]) -> list[int]:
-    """Images for the page, from both ends of the ranking until MAX_PICTURE_BYTES are reached.
+def choose_thumbnails(ranking: Sequence[int], num_bytes: Mapping[int, int]) -> list[int]:
+    """Indices of the images to show, from both ends of the ranking, up to MAX_THUMBNAIL_BYTES.
 
     Args:
-        ranking: indices of all images, the worst one first.
-        num_bytes: of the picture of each.
+        ranking: indices of all images, the worst first.
+        num_bytes: size of the thumbnail of each image.
     """
     ends = [i for pair in zip(ranking, reversed(ranking), strict=True) for i in pair]
     chosen, total = [], 0
     for index in dict.fromkeys(ends):
         total += num_bytes[index]
-        if total > MAX_PICTURE_BYTES:
+        if total > MAX_THUMBNAIL_BYTES:
             break
         chosen.append(index)
     return chosen
@@ -423,87 +423,100 @@ def _rounded(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 5)
 
 
-def _picture_data(picture: Picture, counts: np.ndarray) -> dict[str, Any]:
+def _thumbnail_data(thumbnail: Thumbnail, counts: np.ndarray) -> dict[str, Any]:
+    """What the page's script reads; `counts` [3, C] are those of the image."""
     return {
-        "name": picture.name,
-        "width": picture.width,
-        "height": picture.height,
+        "name": thumbnail.name,
+        "width": thumbnail.width,
+        "height": thumbnail.height,
         "miou": _rounded(metrics.miou_of_counts(counts)),
         "accuracy": _rounded(metrics.accuracy_of_counts(counts)),
         "ious": [_rounded(v) for v in metrics.iou_of_counts(counts)],
-        "jpeg": base64.b64encode(picture.jpeg).decode(),
-        "maps": base64.b64encode(picture.maps).decode(),
+        "jpeg": base64.b64encode(thumbnail.jpeg).decode(),
+        "maps": base64.b64encode(thumbnail.maps).decode(),
     }
 
 
-def build_report(
-    *,
-    title: str,
-    subtitle: str,
-    figures: dict[str, Any],
-    confusion: np.ndarray,
-    classes: Any,
-    intervals: dict[str, Any] | None = None,
-    comparison: dict[str, Any] | None = None,
-    other: str = "",
-    pictures: Sequence[tuple[Picture, np.ndarray]] = (),
-    curves: dict[str, list[tuple[int, float]]] | None = None,
+def _page_data(
+    result: EvalResult, classes: Any, thumbnails: Sequence[tuple[int, Thumbnail]]
 ) -> str:
-    """The page as a string; it needs no other file and no network.
+    """The JSON of the page's script."""
+    data = {
+        "names": list(classes.names),
+        "colors": [list(c) for c in classes.colors],
+        "num_images": len(result.ids),
+        "pictures": [_thumbnail_data(t, result.image_counts[i]) for i, t in thumbnails],
+    }
+    # "<" could end the script element.
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
-    Args:
-        title: e.g. "w48 on cityscapes val".
-        subtitle: a line on how it was made.
-        figures: of `segmentation.evaluate`.
-        confusion: integers [C, C], rows true, columns predicted.
-        classes: names and colours.
-        intervals: of `metrics.intervals`.
-        comparison: of `metrics.compare`.
-        other: what was compared with.
-        pictures: each with its counts [3, C] as of `metrics.counts_of`.
-        curves: of `read_log`.
-    """
-    intervals = intervals or {}
-    headline = [
-        (name, percent(figures[key]), _range(intervals.get(key)))
+
+def _headline(result: EvalResult, intervals: dict[str, Any]) -> str:
+    found = result.metrics
+    rows = [
+        (name, percent(found[key]), _range(intervals.get(key)))
         for name, key in (
             ("mean IoU", "miou"),
             ("pixel accuracy", "pixel_accuracy"),
             ("mean accuracy", "mean_accuracy"),
         )
     ]
-    headline += [
-        ("images", f"{figures['num_images']:,}", ""),
-        ("labelled pixels", f"{figures['num_pixels']:,}", ""),
+    rows += [
+        ("images", f"{found['num_images']:,}", ""),
+        ("labeled pixels", f"{found['num_pixels']:,}", ""),
     ]
-    categories = ""
-    if "per_category_iou" in figures:
-        bars = _bars(figures["per_category_iou"], None)
-        mean = percent(figures["category_miou"])
-        categories = (
-            f"<section><h2>IoU per category (mean {mean})</h2>"
-            f'<div class="bars">{bars}</div></section>'
-        )
-    data = {
-        "names": list(classes.names),
-        "colors": [list(c) for c in classes.colors],
-        "num_images": figures["num_images"],
-        "pictures": [_picture_data(p, counts) for p, counts in pictures],
-    }
+    return "".join(
+        f"<div><b>{value}</b>{name}<small>{interval and f'95 %: {interval}'}</small></div>"
+        for name, value, interval in rows
+    )
+
+
+def _categories(found: dict[str, Any]) -> str:
+    if "per_category_iou" not in found:
+        return ""
+    return (
+        f"<section><h2>IoU per category (mean {percent(found['category_miou'])})</h2>"
+        f'<div class="bars">{_bars(found["per_category_iou"], None)}</div></section>'
+    )
+
+
+def build_report(
+    *,
+    title: str,
+    subtitle: str,
+    result: EvalResult,
+    classes: Any,
+    intervals: dict[str, Any] | None = None,
+    comparison: dict[str, Any] | None = None,
+    other: str = "",
+    thumbnails: Sequence[tuple[int, Thumbnail]] = (),
+    curves: dict[str, list[tuple[int, float]]] | None = None,
+) -> str:
+    """The HTML page as a string; it needs no other files and no network.
+
+    Args:
+        title: e.g. "w48 on cityscapes val".
+        subtitle: one line about how the result was computed.
+        result: of `segmentation.evaluate`.
+        classes: names and colors.
+        intervals: of `metrics.intervals`.
+        comparison: of `metrics.compare`.
+        other: name of the network that was compared with.
+        thumbnails: images to show, each with its index in the result.
+        curves: of `read_log`.
+    """
+    intervals = intervals or {}
+    ious = result.metrics["per_class_iou"]
     parts = {
         "title": html.escape(title),
         "subtitle": html.escape(subtitle),
-        "figures": "".join(
-            f"<div><b>{value}</b>{name}<small>{interval and f'95 %: {interval}'}</small></div>"
-            for name, value, interval in headline
-        ),
-        "bars": _bars(figures["per_class_iou"], classes.colors, intervals.get("per_class_iou")),
-        "categories": categories,
+        "headline": _headline(result, intervals),
+        "bars": _bars(ious, classes.colors, intervals.get("per_class_iou")),
+        "categories": _categories(result.metrics),
         "comparison": _comparison(comparison, other),
-        "matrix": _matrix(confusion, classes.names),
+        "matrix": _matrix(result.confusion, classes.names),
         "curves": _curves(curves or {}),
-        # No "<" inside: it could end the script element.
-        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        "data": _page_data(result, classes, thumbnails),
     }
     template = importlib.resources.files(__package__).joinpath("report.html").read_text("utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)

@@ -1,4 +1,4 @@
-"""From a data set to figures: every image once, at its own size, counted on the device."""
+"""Evaluation of a segmentation network: every image once, at its own size."""
 
 import csv
 import functools
@@ -17,64 +17,72 @@ from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.order import Shard
 from hrnet_jax.data.sources.source import Source
-from hrnet_jax.evaluation import metrics
+from hrnet_jax.evaluation import driver, metrics
 from hrnet_jax.inference import multi_scale
-from hrnet_jax.inference.multi_scale import Method, check_model
+from hrnet_jax.inference.multi_scale import SINGLE_SCALE, TestTimeAugmentation, check_model
 from hrnet_jax.runtime import sharding, storage
-from hrnet_jax.runtime.progress import progress_bar
 
 OnBatch = Callable[[dict[str, np.ndarray], np.ndarray], None]
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
-        confusion: int64 [C, C], rows true, columns predicted.
-        figures: of `metrics.summarize`, and num_images.
+        confusion: int64 [C, C], rows ground truth, columns predictions.
+        metrics: of `metrics.summarize`, and "num_images".
         ids: names of the images, in the order of the source.
-        image_counts: int64 [N, 3, C], per image and class the pixels that are right, true and
-            predicted: enough for every image's scores and for resampling over images.
-        seconds: wall time, compilation included.
+        image_counts: int64 [N, 3, C], per image and class the number of pixels that are correct, in
+            the ground truth, and in the prediction; enough for the metrics of every image and for
+            resampling over images.
+        seconds: wall time, including compilation.
     """
 
     confusion: np.ndarray
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     ids: tuple[str, ...]
     image_counts: np.ndarray
     seconds: float
 
     @property
     def image_miou(self) -> np.ndarray:
-        """float64 [N]: each image's mean IoU; NaN where it has no labelled pixel."""
+        """float64 [N]: mean IoU of each image; NaN if it has no labeled pixel."""
         return metrics.miou_of_counts(self.image_counts)
 
     @property
     def image_accuracy(self) -> np.ndarray:
-        """float64 [N]: each image's pixel accuracy; NaN where it has no labelled pixel."""
+        """float64 [N]: pixel accuracy of each image; NaN if it has no labeled pixel."""
         return metrics.accuracy_of_counts(self.image_counts)
 
     def ranking(self) -> np.ndarray:
-        """Indices of the images with labels, from the worst mean IoU to the best."""
+        """Indices of the images with labeled pixels, by increasing mean IoU."""
         order = np.argsort(self.image_miou, kind="stable")
         return order[~np.isnan(self.image_miou[order])]
 
 
-# The file of scores per image, and its columns before those of the classes.
-IMAGE_SCORES = "per_image.csv"
-_SCORES = ("image", "miou", "pixel_accuracy")
-_COUNTS = ("right", "true", "predicted")
+# The file of metrics per image; its first columns, and the kinds of its columns "KIND:CLASS".
+IMAGE_METRICS = "per_image.csv"
+_FIRST_COLUMNS = ("image", "miou", "pixel_accuracy")
+_COUNTS = ("correct", "ground_truth", "predicted")
+_OLD_COUNTS = ("right", "true", "predicted")  # read, no longer written
 
 
-def save_image_scores(path: str | os.PathLike, result: EvalResult, names: tuple[str, ...]) -> None:
-    """Writes a CSV with a line per image: its scores, and per class the pixels that are right,
-    true and predicted, which is enough to compare another evaluation with this one."""
+def _columns(kinds: tuple[str, ...], names: tuple[str, ...]) -> list[str]:
+    return [*_FIRST_COLUMNS, *(f"{kind}:{name}" for kind in kinds for name in names)]
+
+
+def save_image_metrics(path: str | os.PathLike, result: EvalResult, names: tuple[str, ...]) -> None:
+    """Writes a CSV file with a line per image: metrics, and the pixel counts of each class.
+
+    The counts are those of `EvalResult.image_counts`; `read_image_counts` reads them to compare
+    another evaluation with this one.
+    """
     file = io.StringIO(newline="")
     writer = csv.writer(file)
-    writer.writerow([*_SCORES, *(f"{kind}:{n}" for kind in _COUNTS for n in names)])
-    scores = zip(result.image_miou, result.image_accuracy, strict=True)
-    for name, pair, counts in zip(result.ids, scores, result.image_counts, strict=True):
+    writer.writerow(_columns(_COUNTS, names))
+    values = zip(result.image_miou, result.image_accuracy, strict=True)
+    for name, pair, counts in zip(result.ids, values, result.image_counts, strict=True):
         shown = ("" if np.isnan(v) else f"{v:.6f}" for v in pair)
         writer.writerow([name, *shown, *counts.ravel().tolist()])
     storage.write_text(path, file.getvalue())
@@ -83,42 +91,41 @@ def save_image_scores(path: str | os.PathLike, result: EvalResult, names: tuple[
 def read_image_counts(
     path: str | os.PathLike, ids: tuple[str, ...], names: tuple[str, ...]
 ) -> np.ndarray:
-    """Counts int64 [N, 3, C] of the images `ids`, in this order, from `save_image_scores`.
+    """Reads counts int64 [N, 3, C] of the images `ids`, in this order, from `save_image_metrics`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for another list of classes, or if images are missing.
+        FileNotFoundError: if the file does not exist.
+        ValueError: for other classes, or if images are missing.
     """
     text = storage.read_bytes(os.fspath(path)).decode()
     header, *rows = csv.reader(io.StringIO(text, newline=""))
-    expected = [*_SCORES, *(f"{kind}:{n}" for kind in _COUNTS for n in names)]
-    if header != expected:
-        raise ValueError(f"{path}: its columns are not those of the classes {', '.join(names)}")
-    found = {row[0]: row[len(_SCORES) :] for row in rows}
+    if header not in (_columns(_COUNTS, names), _columns(_OLD_COUNTS, names)):
+        raise ValueError(f"{path}: its columns do not fit the classes {', '.join(names)}")
+    found = {row[0]: row[len(_FIRST_COLUMNS) :] for row in rows}
     if missing := [i for i in ids if i not in found]:
-        raise ValueError(f"{path}: lacks {len(missing)} of the images: {', '.join(missing[:5])}")
+        raise ValueError(f"{path}: {len(missing)} images are missing: {', '.join(missing[:5])}")
     return np.array([found[i] for i in ids], np.int64).reshape(len(ids), 3, len(names))
 
 
 def open_split(data: Mapping[str, Any], *, root: str, split: str) -> Source:
-    """A split of the data set that a checkpoint was trained on.
+    """Opens a split of the dataset that a checkpoint was trained on.
 
     Args:
         data: the section "data" of the checkpoint's configuration.
-        root: folder of the data set; "": training's.
+        root: folder of the dataset; "" for the one used in training.
         split: e.g. "val".
 
     Raises:
-        FileNotFoundError, ValueError: if the folder or the split is not there.
+        FileNotFoundError, ValueError: if the folder or the split does not exist.
     """
     root = root or data["root"]
     if not root or not storage.path(root).is_dir():
-        raise FileNotFoundError(f"no data set folder {root!r}; name it with --data_root=DIR")
+        raise FileNotFoundError(f"no dataset folder {root!r}; set it with --data_root=DIR")
     return open_source(data["name"], root=root, split=split, class_file=data["class_file"])
 
 
 def spread(source: Source, max_images: int) -> Source:
-    """`max_images` samples, spread evenly over the source; 0 or too many: all of it.
+    """`max_images` samples, evenly spread over the source; 0 or more than there are: all.
 
     Raises:
         ValueError: for a negative number.
@@ -134,7 +141,7 @@ def spread(source: Source, max_images: int) -> Source:
 def _count(
     labels: jax.Array, predictions: jax.Array, index: jax.Array, num_classes: int, mesh: Mesh | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Confusion matrices [N, C, C] and index [N], readable on every host."""
+    """Confusion matrices int32 [N, C, C] and index [N], replicated so that every host has all."""
     result = metrics.confusion_matrices(labels, predictions, num_classes), index
     if mesh is not None:
         result = jax.lax.with_sharding_constraint(result, sharding.replicated(mesh))
@@ -142,7 +149,7 @@ def _count(
 
 
 def _place(batch: dict[str, np.ndarray], mesh: Mesh | None) -> tuple[jax.Array, ...]:
-    """image, label and index on the devices; a height that 'space' does not divide stays whole."""
+    """image, label and index on the devices; a height not divisible by 'space' is not split."""
     arrays = batch["image"], batch["label"], batch["index"]
     if mesh is None:
         return tuple(jax.device_put(a) for a in arrays)
@@ -161,12 +168,42 @@ def _rows_only(mesh: Mesh):
 
 
 def _local_rows(predictions: jax.Array, mesh: Mesh | None) -> np.ndarray:
-    """The rows of a batch [N, H, W] that this process gave."""
+    """The rows of predictions [N, H, W] that belong to the part of the batch of this process."""
     if mesh is None or predictions.is_fully_addressable:
         return np.asarray(predictions)
     whole = _rows_only(mesh)(predictions)
     shards = {s.index[0].start or 0: s.data for s in whole.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+class _Totals:
+    """Confusion matrix and counts of a split, added up in int64."""
+
+    def __init__(self, num_images: int, num_classes: int):
+        self.confusion = np.zeros((num_classes, num_classes), np.int64)
+        self.image_counts = np.zeros((num_images, 3, num_classes), np.int64)
+        self._seen = np.zeros(num_images, np.int64)
+
+    def add(self, matrices: np.ndarray, index: np.ndarray) -> int:
+        """Adds matrices [N, C, C] of the images `index` [N], -1 for padding; returns the count."""
+        for matrix, i in zip(matrices.astype(np.int64), index, strict=True):
+            if i >= 0:
+                self.confusion += matrix
+                self.image_counts[i] = metrics.counts_of(matrix)
+                self._seen[i] += 1
+        return int((index >= 0).sum())
+
+    def result(self, source: Source, seconds: float) -> EvalResult:
+        """The result after all images of the source."""
+        if (self._seen != 1).any():
+            raise RuntimeError(f"images not counted once: {np.flatnonzero(self._seen != 1)[:10]}")
+        summary = metrics.summarize(self.confusion, source.classes) | {"num_images": len(source)}
+        return EvalResult(self.confusion, summary, source.ids, self.image_counts, seconds)
+
+
+def _check_labels(source: Source) -> None:
+    if not source.has_labels:
+        raise ValueError(f"split {source.split!r} of {source.name!r} has no labels to evaluate on")
 
 
 def evaluate(
@@ -176,91 +213,61 @@ def evaluate(
     *,
     batch_size: int,
     mesh: Mesh | None = None,
-    scales: tuple[float, ...] = (1.0,),
-    flip: bool = False,
-    tile: tuple[int, int] | None = None,
-    average: str = "softmax",
+    tta: TestTimeAugmentation = SINGLE_SCALE,
     progress: bool = True,
-    max_images: int = 0,
     on_batch: OnBatch | None = None,
 ) -> EvalResult:
     """Evaluates a segmentation network on a split, each image once at its native size.
 
-    Counting happens on the device and is exact; matrices are added on the host in int64, so the
-    result does not depend on mesh, batch size or order.
+    Pixels are counted on the device, exactly, and added up on the host in int64, so the result
+    does not depend on mesh, batch size or order.
 
     Args:
         model: of `create_model`.
-        variables: parameters and statistics; put on the mesh if they are not there.
-        source: a split with labels (without, only together with `on_batch`).
+        variables: parameters and batch statistics; placed on the mesh if necessary.
+        source: a split with labels (without labels only together with `on_batch`).
         batch_size: images per step over all devices; rounded up to a multiple of the 'data' axis.
         mesh: of `sharding.make_mesh`; None uses one device.
-        scales: see `inference.Method`, as are `flip`, `tile` and `average`.
-        flip: average with the mirror image.
-        tile: (height, width) of sliding windows, or None.
-        average: "softmax" or "exp".
-        progress: show a bar with rate and time left (on the first host).
-        max_images: see `spread`.
-        on_batch: called with every batch of `segmentation_data.eval_batches` (this host's rows, of
-            which those with valid_mask count) and its predictions uint8 [b, H, W].
+        tta: test-time augmentation; single scale by default.
+        progress: show a progress bar (on the first process).
+        on_batch: called with every batch of `segmentation_data.eval_batches` (the rows of this
+            process, of which those with valid_mask count) and its predictions uint8 [b, H, W].
 
     Raises:
-        ValueError: for a model whose head or classes do not fit, a split without labels, or
-            files that are not sound.
+        ValueError: for a model with the wrong head or classes, a split without labels, or damaged
+            files.
     """
     check_model(model, source.classes)
-    if not source.has_labels and on_batch is None:
-        raise ValueError(
-            f"split {source.split!r} of {source.name!r} has no labels to evaluate against"
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    method = Method(tuple(scales), flip, tile and tuple(tile), average)
-    source = spread(source, max_images)
+    if on_batch is None:
+        _check_labels(source)
+    batch_size = driver.round_batch_size(batch_size, mesh)
     if mesh is not None:
-        batch_size = -(-batch_size // mesh.shape["data"]) * mesh.shape["data"]
         variables = sharding.place_replicated(variables, mesh)
     start = time.perf_counter()
-    num_classes = model.num_classes
-    confusion = np.zeros((num_classes, num_classes), np.int64)
-    counts = np.zeros((len(source), 3, num_classes), np.int64)
-    seen = np.zeros(len(source), np.int64)
-    bar = progress_bar(
-        total=len(source),
-        desc=f"evaluating {source.split}",
-        unit="image",
-        disable=not progress or jax.process_index() != 0,
-    )
+    totals = _Totals(len(source), model.num_classes)
 
-    def finish(batch, predictions, result) -> None:
-        """Waits for a batch and adds it up."""
-        matrices, index = (np.asarray(r) for r in result)
+    def compute(batch):
+        images, labels, index = _place(batch, mesh)
+        predictions = multi_scale.predict_labels(model, variables, images, tta)
+        return predictions, *_count(labels, predictions, index, model.num_classes, mesh)
+
+    def collect(batch, result) -> int:
+        predictions, matrices, index = result
         if on_batch is not None:
             on_batch(batch, _local_rows(predictions, mesh))
-        for matrix, i in zip(matrices.astype(np.int64), index, strict=True):
-            if i >= 0:
-                confusion[...] += matrix
-                counts[i] = metrics.counts_of(matrix)
-                seen[i] += 1
-        bar.update(int((index >= 0).sum()))
+        return totals.add(np.asarray(matrices), np.asarray(index))
 
     batches = segmentation_data.eval_batches(
         source,
         batch_size=batch_size,
         shard=Shard(*sharding.share_of_batch(mesh)),
     )
-    with bar:
-        pending = None
-        for batch in batches:
-            images, labels, index = _place(batch, mesh)
-            predictions = multi_scale.predict_labels(model, variables, images, method)
-            result = _count(labels, predictions, index, num_classes, mesh)
-            # The device works on this batch while the host adds up the one before.
-            if pending is not None:
-                finish(*pending)
-            pending = batch, predictions, result
-        finish(*pending)
-    if (seen != 1).any():
-        raise RuntimeError(f"images counted other than once: {np.flatnonzero(seen != 1)[:10]}")
-    figures = metrics.summarize(confusion, source.classes) | {"num_images": len(source)}
-    return EvalResult(confusion, figures, source.ids, counts, time.perf_counter() - start)
+    driver.run(
+        batches,
+        compute,
+        collect,
+        num_images=len(source),
+        description=f"evaluating {source.split}",
+        progress=progress,
+    )
+    return totals.result(source, time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Predictions as a test server wants them: label-id PNGs, checked before they are packed."""
+"""Predictions for a test server: label-id PNGs, checked and packed into a zip file."""
 
 import io
 import os
@@ -13,24 +13,22 @@ from PIL import Image
 
 from hrnet_jax.data.sources.source import Source
 from hrnet_jax.inference import visualize
-from hrnet_jax.inference.predictor import to_label_ids
 from hrnet_jax.runtime import storage
 
 SUFFIX = "_pred_labelIds.png"
-# What the server counts. Fewer files than this are refused there, after hours of uploading.
+# Number of files that the test server requires; it rejects fewer after the upload.
 OFFICIAL_COUNTS = {("cityscapes", "test"): 1525}
 
 
 def file_name(sample_id: str) -> str:
-    """The path of a prediction below its folder: the sample's id and the suffix that the
-    Cityscapes evaluation script looks for."""
+    """Path of a prediction within its folder, with the suffix the Cityscapes script looks for."""
     return sample_id + SUFFIX
 
 
 class Writer:
-    """Writes predictions on another thread, since packing a PNG takes as long as a small network.
+    """Writes predictions on another thread; a PNG takes as long to encode as a small network runs.
 
-    Use it as a context; leaving it waits for the files and raises the first error in writing.
+    Use it as a context manager: leaving it waits for the files and raises the first error.
     """
 
     def __init__(self, folder: str | os.PathLike, source: Source):
@@ -39,8 +37,8 @@ class Writer:
         self._waiting: list[Any] = []
 
     def add(self, index: int, predictions: np.ndarray) -> None:
-        """Takes train ids [H, W] of the source's sample `index`."""
-        raw = to_label_ids(predictions, self.source.classes)
+        """Writes the predicted train ids [H, W] of the sample `index` of the source."""
+        raw = visualize.to_label_ids(predictions, self.source.classes)
         path = self.folder / file_name(self.source.ids[index])
         self._waiting.append(self._worker.submit(visualize.save, path, raw))
 
@@ -55,30 +53,31 @@ class Writer:
 
 
 def _problem(path: epath.Path, size: tuple[int, int], label_ids: Sequence[int]) -> str:
-    """What is wrong with a prediction, or ""."""
+    """What is wrong with the PNG of a prediction, or ""; size is (width, height)."""
     with Image.open(io.BytesIO(storage.read_bytes(str(path)))) as image:
         if image.mode != "L":
-            return f"{path}: mode {image.mode!r}, must be 'L' (8-bit grey)"
+            return f"{path}: mode {image.mode!r}, must be 'L' (8-bit gray)"
         if image.size != size:
-            return f"{path}: {image.width}x{image.height} pixels, its image {size[0]}x{size[1]}"
+            found = f"{image.width}x{image.height}"
+            return f"{path}: {found} pixels, but its image has {size[0]}x{size[1]}"
         unknown = sorted(set(np.unique(np.asarray(image)).tolist()) - set(label_ids))
-    return f"{path}: values {unknown} are no label ids of the classes" if unknown else ""
+    return f"{path}: values {unknown} are not label ids of the classes" if unknown else ""
 
 
 def check(folder: str | os.PathLike, source: Source) -> None:
-    """Refuses predictions that a test server would refuse, or score as nothing.
+    """Checks predictions for what a test server would reject or count as wrong.
 
-    Every sample needs one PNG of the right name, of 8-bit grey, of its image's size and with the
-    label ids of the classes (not train ids); nothing else may be there.
+    Every sample needs one 8-bit gray PNG with the name of `file_name`, the size of its image and
+    label ids of the classes (not train ids). The folder may contain nothing else.
 
     Raises:
-        ValueError: with what is missing, too much or wrong.
+        ValueError: naming the first files that are missing, unexpected or wrong.
     """
     folder = storage.path(folder)
     expected_count = OFFICIAL_COUNTS.get((source.name.removeprefix("tfds_"), source.split))
     if expected_count and len(source) != expected_count:
         raise ValueError(
-            f"{len(source)} images, but the server wants all {expected_count} of "
+            f"{len(source)} images, but the server requires all {expected_count} of "
             f"{source.name} {source.split}"
         )
     expected = {file_name(i) for i in source.ids}
@@ -96,17 +95,20 @@ def check(folder: str | os.PathLike, source: Source) -> None:
 
 
 def pack(folder: str | os.PathLike, source: Source, path: str | os.PathLike) -> epath.Path:
-    """Checks the predictions in `folder` and zips them, side by side and without folders.
+    """Checks the predictions in `folder` and writes them to the zip file `path`, without folders.
+
+    Returns:
+        `path`.
 
     Raises:
-        ValueError: as `check`, or if two names are the same without their folders.
+        ValueError: as `check`, or if two files of different folders have the same name.
     """
     check(folder, source)
     names = [os.path.basename(file_name(i)) for i in source.ids]
     if len(set(names)) < len(names):
         twice = sorted({n for n in names if names.count(n) > 1})
-        raise ValueError(f"names that occur in more than one folder: {', '.join(twice[:5])}")
-    # Stored, not deflated: PNGs do not get smaller.
+        raise ValueError(f"file names that occur in more than one folder: {', '.join(twice[:5])}")
+    # Stored uncompressed: PNGs do not get smaller.
     with (
         storage.written(path) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,

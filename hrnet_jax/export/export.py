@@ -259,8 +259,8 @@ def export_model(
         )
     if size is not None and min(size) < 32:
         raise ValueError(f"size {size}: height and width must be 32 or more")
-    if not predictor.method.is_single:
-        raise ValueError(f"an exported model tests one scale, not {predictor.method}")
+    if not predictor.tta.is_single:
+        raise ValueError(f"an exported model tests one scale, not {predictor.tta}")
     write, run = _FORMATS[path.suffix]
     with storage.written(path) as partial:
         write(predictor, partial, size, batch_size, tuple(outputs))

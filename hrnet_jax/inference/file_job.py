@@ -1,4 +1,4 @@
-"""Images, folders and videos to overlays, label maps and probabilities on disk."""
+"""Predicts image files, folders and videos; writes overlays, label maps and probabilities."""
 
 import contextlib
 import itertools
@@ -15,19 +15,19 @@ from tqdm import tqdm
 
 from hrnet_jax.data.images.read import IMAGE_SUFFIXES, read_image
 from hrnet_jax.inference import multi_scale, visualize
-from hrnet_jax.inference.predictor import Predictor, to_label_ids
+from hrnet_jax.inference.predictor import Predictor
 from hrnet_jax.inference.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
 from hrnet_jax.runtime import storage
 from hrnet_jax.runtime.progress import progress_bar
 
 SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 OUTPUTS = ("overlay", "labels", "probabilities")
-# Images read and results written ahead of, and behind, the network.
+# Images read ahead of the network, and results waiting to be written after it.
 _DEPTH = 4
 
 
 class Input(NamedTuple):
-    """A file and the name of its outputs, which may contain folders."""
+    """An input file and the name of its outputs, which may contain folders."""
 
     path: epath.Path
     name: str
@@ -38,17 +38,23 @@ class Input(NamedTuple):
 
 
 def list_inputs(given: Sequence[str | os.PathLike]) -> tuple[list[Input], list[Exception]]:
-    """Files among `given` and images and videos in folders among them, and what is at fault.
+    """The files to predict, and errors for those that cannot be.
 
-    What a folder holds (by suffix, at any depth) is named by its place in it, a single file by its
-    stem. A path that does not exist, an empty folder and a second file of the same name are
-    reported and left out.
+    Folders are searched for images and videos (by suffix, at any depth). Outputs of files in a
+    folder are named by their path within it, those of single files by their stem.
+
+    Args:
+        given: files and folders.
+
+    Returns:
+        The inputs, and an error for each path that does not exist, each folder without images and
+        each file whose output name is already taken; these are skipped.
 
     Raises:
-        ValueError: for no path at all.
+        ValueError: if `given` is empty.
     """
     if not given:
-        raise ValueError("no images given; name image or video files, or folders of them")
+        raise ValueError("no images given; name image files, video files or folders")
     inputs: dict[str, Input] = {}
     failures: list[Exception] = []
     for path in map(storage.path, given):
@@ -62,18 +68,18 @@ def list_inputs(given: Sequence[str | os.PathLike]) -> tuple[list[Input], list[E
                 for name in storage.names_below(path, SUFFIXES)
             ]
             if not found:
-                message = f"{path}: no images or videos (suffixes {', '.join(SUFFIXES)}) in it"
+                message = f"{path}: contains no images or videos ({', '.join(SUFFIXES)})"
                 failures.append(FileNotFoundError(message))
         for file, name in found:
             other = inputs.setdefault(name, Input(file, name))
             if other.path != file:
-                message = f"{file}: left out, {other.path} is also written as {name!r}"
+                message = f"{file}: skipped, {other.path} has the same output name {name!r}"
                 failures.append(ValueError(message))
     return list(inputs.values()), failures
 
 
 def _ahead(function: Callable, items: Iterable) -> Iterator[Future]:
-    """Futures of `function` of each item, in order, a few of them computed ahead."""
+    """Futures of `function(item)`, in order; a few are computed ahead."""
     items = iter(items)
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(function, i) for i in itertools.islice(items, _DEPTH)]
@@ -83,7 +89,7 @@ def _ahead(function: Callable, items: Iterable) -> Iterator[Future]:
 
 
 class _Writer:
-    """Writes on other threads; errors are kept under the name of the input."""
+    """Calls functions that write files on other threads; errors are raised by later calls."""
 
     def __init__(self, pool: ThreadPoolExecutor):
         self._pool, self._waiting = pool, []
@@ -104,18 +110,20 @@ def _save_array(path: epath.Path, array: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is to be done with every input.
+class FileJob:
+    """The prediction of many files.
 
     Attributes:
         predictor: the network.
         output: folder of the results.
-        outputs: among OUTPUTS. Of an image NAME: NAME_overlay.png, NAME_labelIds.png (raw label
-            ids of the data set) and NAME_probabilities.npz (float16 [H, W, C]). Of a video:
-            NAME_overlay.mp4, and the others per frame in the folder NAME.
-        batch_size: images of one size that go through the network together.
-        alpha: strength of the colours in overlays, 0 to 1.
-        progress: show a bar.
+        outputs: what to write, from OUTPUTS. For an image NAME: NAME_overlay.png,
+            NAME_labelIds.png (raw label ids of the dataset) and NAME_probabilities.npz (float16
+            [H, W, C]). For a video NAME: NAME_overlay.mp4, and the others per frame in the folder
+            NAME.
+        batch_size: neighboring images of one size that are predicted together.
+        alpha: strength of the colors in overlays, 0 to 1.
+        progress: show a progress bar.
+        failures: errors of the inputs that could not be predicted.
 
     Raises:
         ValueError: for unknown outputs or a batch size below 1.
@@ -136,13 +144,14 @@ class Job:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
     def run(self, inputs: Sequence[Input]) -> int:
-        """Predicts all inputs; returns how many succeeded. The others are in `failures`."""
+        """Predicts all inputs; returns how many succeeded. Other inputs are in `failures`."""
         videos = [i for i in inputs if i.is_video]
         images = [i for i in inputs if not i.is_video]
         done = 0
         with ThreadPoolExecutor(2) as pool:
             writer = _Writer(pool)
-            with progress_bar(total=len(images), unit="image", disable=self._quiet(images)) as bar:
+            hidden = not (self.progress and images)
+            with progress_bar(total=len(images), unit="image", disable=hidden) as bar:
                 for group in self._groups(images, bar):
                     done += self._predict_images(group, writer)
                     bar.update(len(group))
@@ -151,11 +160,8 @@ class Job:
                 done += self._predict_video(video, writer)
         return done
 
-    def _quiet(self, items: Sequence) -> bool:
-        return not (self.progress and items)
-
     def _groups(self, images: list[Input], bar: tqdm) -> Iterator[list[tuple[Input, np.ndarray]]]:
-        """Neighbours of one size, at most `batch_size`; what cannot be read is a failure."""
+        """Consecutive images of one size, at most `batch_size`; unreadable files are failures."""
         group: list[tuple[Input, np.ndarray]] = []
         results = _ahead(lambda i: read_image(i.path), images)
         for item, future in zip(images, results, strict=True):
@@ -195,15 +201,16 @@ class Job:
                     path = self.output / f"{item.name}_overlay.mp4"
                     file = stack.enter_context(storage.written(path))
                     overlay = stack.enter_context(VideoWriter(file, frames.rate))
-                bar = progress_bar(
-                    total=frames.num_frames,
-                    desc=item.path.name,
-                    unit="frame",
-                    disable=not self.progress,
+                bar = stack.enter_context(
+                    progress_bar(
+                        total=frames.num_frames,
+                        unit="frame",
+                        desc=item.path.name,
+                        disable=not self.progress,
+                    )
                 )
-                stack.enter_context(bar)
                 if not self._predict_frames(item, iter(frames), overlay, writer, bar):
-                    raise ValueError(f"{item.path}: holds no frames")
+                    raise ValueError(f"{item.path}: the video has no frames")
             writer.finish()
         except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
             self.failures.append(error)
@@ -223,16 +230,18 @@ class Job:
         return count
 
     def _predict(self, images: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """Labels and, where they are asked for, probabilities of images of one size."""
-        # The last group is filled up, so that no further program is compiled for it.
+        """Labels [H, W] and, if they are written, probabilities [H, W, C] of images of one size."""
+        # Smaller groups are padded, since another batch size would be compiled again.
         padded = np.stack([*images, *[images[-1]] * (self.batch_size - len(images))])
         p = self.predictor
-        arguments = p.model, p.variables, p.place(padded), p.method
-        if "probabilities" not in self.outputs:
-            labels = np.asarray(multi_scale.predict_labels(*arguments))
-            return [(one, None) for one in labels[: len(images)]]
-        probabilities = multi_scale.predict_probabilities(*arguments)
-        labels = np.asarray(multi_scale.labels_of(probabilities))
+        arguments = p.model, p.variables, p.place(padded), p.tta
+        # The caller's program may have set a mesh of its own.
+        with jax.set_mesh(p.mesh):
+            if "probabilities" not in self.outputs:
+                labels = np.asarray(multi_scale.predict_labels(*arguments))
+                return [(one, None) for one in labels[: len(images)]]
+            probabilities = multi_scale.predict_probabilities(*arguments)
+            labels = np.asarray(multi_scale.labels_of(probabilities))
         pairs = zip(labels, np.asarray(probabilities), strict=True)
         return list(itertools.islice(pairs, len(images)))
 
@@ -244,7 +253,7 @@ class Job:
 
     def _save(self, name, labels, probabilities, writer: _Writer) -> None:
         if "labels" in self.outputs:
-            raw = to_label_ids(labels, self.predictor.classes)
+            raw = visualize.to_label_ids(labels, self.predictor.classes)
             writer.save(visualize.save, self.output / f"{name}_labelIds.png", raw)
         if probabilities is not None:
             writer.save(_save_array, self.output / f"{name}_probabilities.npz", probabilities)

@@ -1,8 +1,8 @@
-"""Full-size predictions: single scale, or averaged over scales, mirror images and tiles.
+"""Full-size predictions: single scale, or averaged over scales, flips and tiles.
 
-The network is compiled once per input size and gives logits at a quarter of it; all that follows
-(resizing, softmax, averaging) is compiled apart from it, so that mirror images and tiles cost no
-further compilation of the network.
+The network is compiled once per input size and returns logits at 1/4 resolution. The steps after it
+(resizing, softmax, averaging) are compiled separately, so flips and tiles reuse the compiled
+network.
 """
 
 import dataclasses
@@ -24,26 +24,33 @@ from hrnet_jax.runtime import memory, sharding
 AVERAGES = ("softmax", "exp")
 # Heads whose logits are maps of classes.
 SEGMENTATION_HEADS = ("segmentation", "segmentation_v1", "ocr")
-# Neighbouring tiles share at least this part of their size.
+# Compiled networks that are kept, one for each shape of images; the least recently used one is
+# dropped. On CPU each takes about 40 MB.
+MAX_COMPILED_SIZES = 32
+# Neighboring tiles overlap by at least this fraction of their size.
 TILE_OVERLAP = 1 / 3
 
 
 @dataclass(frozen=True)
-class Method:
-    """How an image becomes a prediction.
+class TestTimeAugmentation:
+    """Which versions of an image are predicted, and how the predictions are averaged.
 
     Attributes:
-        scales: the image is resized by each factor, its values back to full size and averaged.
-            Published multi-scale figures use 0.5, 0.75, 1.0, 1.25, 1.5, 1.75 with flip.
-        flip: average with the mirror image at every scale.
-        tile: (height, width) of sliding windows for (scaled) images larger than that, or None.
-            Windows overlap by a third or more and fade out towards their edges.
-        average: "softmax" averages probabilities; "exp" adds exp(logits) with the logits of
-            mirror images averaged before, as the official multi-scale test does.
+        scales: the image is resized by each factor; the predictions are resized back to full size
+            and averaged. Published multi-scale results use 0.5, 0.75, 1.0, 1.25, 1.5, 1.75 with
+            flip.
+        flip: also predict the horizontally flipped image at every scale.
+        tile: (height, width) of sliding windows, used for (scaled) images larger than that; None:
+            whole images. Windows overlap by a third or more and their weights fall off towards
+            the edges.
+        average: "softmax" averages probabilities. "exp" adds exp(logits) after averaging the logits
+            of an image and its flip, as the official multi-scale test does.
 
     Raises:
-        ValueError: for scales that are not positive, tiles too small or an unknown average.
+        ValueError: for scales that are not positive, tiles below 32 pixels or an unknown average.
     """
+
+    __test__ = False  # pytest takes classes named Test* for tests
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
@@ -66,37 +73,50 @@ class Method:
 
     @property
     def is_single(self) -> bool:
-        """One view of the image as it is: nothing to average."""
+        """Whether the image is predicted once, unchanged, so that nothing is averaged."""
         return self.scales == (1.0,) and not self.flip and self.tile is None
 
 
-SINGLE = Method()
+SINGLE_SCALE = TestTimeAugmentation()
+
+
+def __getattr__(name: str):
+    if name == "Method":
+        warnings.warn(
+            "Method was renamed to TestTimeAugmentation (hrnet_jax.inference.multi_scale)",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return TestTimeAugmentation
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _network(model: Any, variables: Any, images: jax.Array) -> jax.Array:
-    """Normalised [N, h, w, 3] -> logits [N, h / 4, w / 4, C]."""
-    return _jitted_network()(model, variables, images)
+    """Normalized [N, h, w, 3] -> logits [N, h / 4, w / 4, C]."""
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((variables, images)))
+    return _jitted_network(images.shape, traced)(model, variables, images)
 
 
-@functools.cache
-def _jitted_network():
-    # Made at the first call: the options depend on the backend, which importing must not start.
+@functools.lru_cache(MAX_COMPILED_SIZES)
+def _jitted_network(shape: tuple[int, ...], traced: bool):
+    # Created at the first call: the options depend on the backend, and an import must not start it.
     def network(model, variables, images):
         return model.apply(variables, images, train=False)["logits"]
 
-    options = sharding.compiler_options()
+    # Inside a caller's jit or vmap, the options are those of the outer program.
+    options = None if traced else sharding.compiler_options()
     return jax.jit(network, static_argnames="model", compiler_options=options)
 
 
 @functools.partial(jax.jit, static_argnames="size")
 def _prepare(images: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """uint8 [N, H, W, 3] -> normalised [N, *size, 3]."""
+    """uint8 [N, H, W, 3] -> normalized [N, *size, 3]."""
     return resize(normalize.normalize(images), size)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "align_corners"))
 def full_size_logits(logits: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
-    """Logits [N, h, w, C] resized to the image's size, bilinear as inside the network."""
+    """Logits [N, h, w, C] resized to the image size [N, *size, C], bilinear as in the network."""
     return resize(logits, size, align_corners=align_corners)
 
 
@@ -107,7 +127,7 @@ def _labels_of_logits(logits: jax.Array, size: tuple[int, int], align_corners: b
 
 @jax.jit
 def labels_of(scores: jax.Array) -> jax.Array:
-    """[..., C] -> index of the largest, uint8 (int32 where 255 is not enough)."""
+    """[..., C] -> index of the largest score, uint8 [...] (int32 for more than 255 classes)."""
     dtype = jnp.uint8 if scores.shape[-1] <= 255 else jnp.int32
     return jnp.argmax(scores, axis=-1).astype(dtype)
 
@@ -115,30 +135,30 @@ def labels_of(scores: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnames=("size", "align_corners", "average"))
 def view_values(
     logits: jax.Array,
-    mirrored: jax.Array | None,
+    flipped: jax.Array | None,
     shift: jax.Array,
     size: tuple[int, int],
     align_corners: bool,
     average: str,
 ) -> jax.Array:
-    """What one view of the image adds to the average.
+    """The values that one view (a scale or a tile) of the image adds to the average.
 
     Args:
         logits: [N, h, w, C] of the view.
-        mirrored: those of its mirror image, or None.
-        shift: [N, 1, 1, 1], subtracted before exp against overflow; one value for all views.
+        flipped: logits of the flipped view, not yet flipped back, or None.
+        shift: [N, 1, 1, 1], subtracted before exp to avoid overflow; the same for all views.
         size: (height, width) of the view.
         align_corners: how logits are resized.
-        average: see `Method`.
+        average: see `TestTimeAugmentation`.
 
     Returns:
         [N, *size, C].
     """
-    pair = [logits] if mirrored is None else [logits, mirrored[:, :, ::-1]]
+    pair = [logits] if flipped is None else [logits, flipped[:, :, ::-1]]
     pair = [full_size_logits(x, size, align_corners) for x in pair]
     if average == "softmax":
         return sum(jax.nn.softmax(x) for x in pair) / len(pair)
-    # Beyond e^80 float32 would turn to infinity, or to 0 for all classes.
+    # Beyond e^80 float32 becomes infinite, below e^-80 it becomes 0 for all classes.
     return jnp.exp(jnp.clip(sum(pair) / len(pair) - shift, -80, 80))
 
 
@@ -167,14 +187,14 @@ def _normalized(total: jax.Array) -> jax.Array:
     return total / total.sum(-1, keepdims=True)
 
 
-def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """(height, width) times the scale, halves rounded up as in the official code."""
+def size_at_scale(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """(height, width) times the scale; halves are rounded up as in the official code."""
     height, width = (max(1, int(s * scale + 0.5)) for s in size)
     return height, width
 
 
 def tile_starts(length: int, tile: int) -> list[int]:
-    """First pixels of evenly spread tiles that cover `length` and overlap by TILE_OVERLAP."""
+    """First pixels of evenly spaced tiles that cover `length` and overlap by TILE_OVERLAP."""
     if tile >= length:
         return [0]
     count = math.ceil((length - tile) / (tile * (1 - TILE_OVERLAP))) + 1
@@ -188,25 +208,25 @@ def tile_weights(tile: tuple[int, int]) -> np.ndarray:
 
 
 def _view_logits(model: Any, variables: Any, view: jax.Array, flip: bool):
-    mirrored = _network(model, variables, view[:, :, ::-1]) if flip else None
-    return _network(model, variables, view), mirrored
+    flipped = _network(model, variables, view[:, :, ::-1]) if flip else None
+    return _network(model, variables, view), flipped
 
 
 def _tiled_values(
-    model: Any, variables: Any, view: jax.Array, shift: jax.Array | None, method: Method
+    model: Any, variables: Any, view: jax.Array, shift: jax.Array | None, tta: TestTimeAugmentation
 ) -> tuple[jax.Array, jax.Array]:
-    """Values of a view [N, h, w, 3] from tiles, and the shift they were made with."""
+    """Values [N, h, w, C] of a view [N, h, w, 3] from tiles, and the shift that was used."""
     n, height, width, _ = view.shape
-    tile = min(method.tile[0], height), min(method.tile[1], width)
+    tile = min(tta.tile[0], height), min(tta.tile[1], width)
     weights = tile_weights(tile)
     coverage = np.zeros((height, width), np.float32)
     total = jnp.zeros((n, height, width, model.num_classes), jnp.float32)
     for top in tile_starts(height, tile[0]):
         for left in tile_starts(width, tile[1]):
             cut = _cut(view, top, left, tile)
-            logits, mirrored = _view_logits(model, variables, cut, method.flip)
+            logits, flipped = _view_logits(model, variables, cut, tta.flip)
             shift = _shift(logits) if shift is None else shift
-            values = view_values(logits, mirrored, shift, tile, model.align_corners, method.average)
+            values = view_values(logits, flipped, shift, tile, model.align_corners, tta.average)
             total = _add_tile(total, values, weights, top, left)
             coverage[top : top + tile[0], left : left + tile[1]] += weights
     return total / coverage[..., None], shift
@@ -216,88 +236,110 @@ def _shift(logits: jax.Array) -> jax.Array:
     return logits.max((1, 2, 3), keepdims=True)
 
 
-def _averaged(model: Any, variables: Any, images: jax.Array, method: Method) -> jax.Array:
-    """uint8 [N, H, W, 3] -> the sum of all views' values [N, H, W, C]."""
+def _averaged(
+    model: Any, variables: Any, images: jax.Array, tta: TestTimeAugmentation
+) -> jax.Array:
+    """uint8 [N, H, W, 3] -> the sum of the values of all views [N, H, W, C]."""
     size = images.shape[1:3]
     total = jnp.zeros((images.shape[0], *size, model.num_classes), jnp.float32)
     shift = None
-    for scale in method.scales:
-        view_size = scaled_size(size, scale)
+    for scale in tta.scales:
+        view_size = size_at_scale(size, scale)
         view = _prepare(images, view_size)
-        if method.tile and (view_size[0] > method.tile[0] or view_size[1] > method.tile[1]):
-            values, shift = _tiled_values(model, variables, view, shift, method)
+        if tta.tile and (view_size[0] > tta.tile[0] or view_size[1] > tta.tile[1]):
+            values, shift = _tiled_values(model, variables, view, shift, tta)
         else:
-            logits, mirrored = _view_logits(model, variables, view, method.flip)
+            logits, flipped = _view_logits(model, variables, view, tta.flip)
             shift = _shift(logits) if shift is None else shift
             values = view_values(
-                logits, mirrored, shift, view_size, model.align_corners, method.average
+                logits, flipped, shift, view_size, model.align_corners, tta.average
             )
         total = _add_view(total, values, size)
     return total
 
 
-def fitting_method(model: Any, images: jax.Array, method: Method) -> Method:
-    """The method, with tiles where its largest view would not fit into memory, and a warning.
+def fit_to_memory(model: Any, images: jax.Array, tta: TestTimeAugmentation) -> TestTimeAugmentation:
+    """`tta`, with tiles added (and a warning) if its largest view would not fit into free memory.
+
+    Args:
+        model: of `create_model`.
+        images: uint8 [N, H, W, 3] on the device.
+        tta: returned unchanged if it has tiles, if several processes take part, if the images are
+            traced by jit or vmap, or if the free memory is unknown.
 
     Raises:
-        ValueError: if the image is too large for tiles, too.
+        ValueError: if the image is too large even in tiles.
     """
-    # Several processes might decide differently, and then wait for each other for ever.
-    if method.tile is not None or jax.process_count() > 1 or not hasattr(model, "variant"):
-        return method
+    # Several processes could decide differently and would then wait for each other forever.
+    if tta.tile is not None or jax.process_count() > 1 or not hasattr(model, "variant"):
+        return tta
+    if isinstance(images, jax.core.Tracer):
+        return tta
     free = memory.free_bytes(next(iter(images.devices())))
     if free is None:
-        return method
+        return tta
     n, height, width, _ = images.sharding.shard_shape(images.shape)
-    view = scaled_size((height, width), max(method.scales))
+    view = size_at_scale((height, width), max(tta.scales))
     tile = tile_fit.tile_that_fits(model, n, (height, width), view, free)
     if tile is None:
-        return method
+        return tta
     warnings.warn(
-        f"images of {height}x{width} at scale {max(method.scales):g} do not fit into the free "
-        f"memory: tested in tiles of {tile[0]}x{tile[1]}",
+        f"images of {height}x{width} at scale {max(tta.scales):g} do not fit into the free "
+        f"memory; they are predicted in tiles of {tile[0]}x{tile[1]}",
         stacklevel=3,
     )
-    return dataclasses.replace(method, tile=tile)
+    return dataclasses.replace(tta, tile=tile)
 
 
 def predict_labels(
-    model: Any, variables: Any, images: jax.Array, method: Method = SINGLE
+    model: Any, variables: Any, images: jax.Array, tta: TestTimeAugmentation = SINGLE_SCALE
 ) -> jax.Array:
-    """Train ids of a batch at full size.
+    """Train ids of a batch of images, at full size.
 
     Args:
         model: a segmentation network of `create_model`.
-        variables: its parameters and statistics.
-        images: uint8 [N, H, W, 3]; may be sharded over a mesh, as may the variables.
-        method: single scale or an average.
+        variables: its parameters and batch statistics.
+        images: uint8 [N, H, W, 3]; images and variables may be sharded over a mesh.
+        tta: how the image is augmented; single scale by default.
 
     Returns:
         uint8 [N, H, W] on the device (int32 for more than 255 classes).
+
+    Raises:
+        ValueError: if the images do not fit into the free memory, even in tiles.
     """
     images = jnp.asarray(images)
-    method = fitting_method(model, images, method)
-    if not method.is_single:
-        return labels_of(_averaged(model, variables, images, method))
+    tta = fit_to_memory(model, images, tta)
+    if not tta.is_single:
+        return labels_of(_averaged(model, variables, images, tta))
     size = images.shape[1:3]
     logits = _network(model, variables, _prepare(images, size))
     return _labels_of_logits(logits, size, model.align_corners)
 
 
 def predict_probabilities(
-    model: Any, variables: Any, images: jax.Array, method: Method = SINGLE
+    model: Any, variables: Any, images: jax.Array, tta: TestTimeAugmentation = SINGLE_SCALE
 ) -> jax.Array:
     """Probabilities of a batch at full size, float32 [N, H, W, C]; see `predict_labels`."""
     images = jnp.asarray(images)
-    method = fitting_method(model, images, method)
-    return _normalized(_averaged(model, variables, images, method))
+    tta = fit_to_memory(model, images, tta)
+    return _normalized(_averaged(model, variables, images, tta))
 
 
 def check_model(model: Any, classes: Any = None) -> None:
-    """ValueError unless the model gives maps of these classes."""
+    """Checks that the model predicts label maps of these classes.
+
+    Args:
+        model: of `create_model`.
+        classes: data.sources.source.Classes, or None to check only the head.
+
+    Raises:
+        ValueError: for another head or another number of classes.
+    """
     if model.head not in SEGMENTATION_HEADS:
         raise ValueError(
-            f"a model with head {model.head!r} gives no label maps; needed: {SEGMENTATION_HEADS}"
+            f"a model with head {model.head!r} predicts no label maps; "
+            f"heads that do: {', '.join(SEGMENTATION_HEADS)}"
         )
     if classes is not None and len(classes.names) != model.num_classes:
         raise ValueError(

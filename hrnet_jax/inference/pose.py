@@ -1,4 +1,4 @@
-"""From heatmaps to keypoints, as the official pose code decodes them (arXiv 1902.09212)."""
+"""Keypoints from heatmaps, decoded as in the official pose code (arXiv 1902.09212)."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,15 @@ COCO_FLIP_PAIRS = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), 
 
 
 def decode_heatmaps(heatmaps: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The strongest point of each heatmap, moved a quarter pixel towards its higher neighbours.
+    """The maximum of each heatmap, moved a quarter pixel towards its higher neighbors.
 
     Args:
       heatmaps: [N, H, W, K].
 
     Returns:
-      keypoints [N, K, 2], (x, y) in heatmap pixels (times 4 for the network's input), and scores
-      [N, K], the heatmap's maximum. A keypoint whose maximum is not positive is (0, 0). Points in
-      the two first rows or columns and in the last one are not moved, as in the official code.
+      keypoints [N, K, 2], (x, y) in heatmap pixels (times 4 in pixels of the input), and scores
+      [N, K], the maxima. A keypoint whose maximum is not positive is (0, 0). Points in the first
+      two rows or columns or in the last one are not moved, as in the official code.
     """
     n, height, width, k = heatmaps.shape
     flat = heatmaps.reshape(n, height * width, k)
@@ -29,7 +29,7 @@ def decode_heatmaps(heatmaps: jax.Array) -> tuple[jax.Array, jax.Array]:
     inside = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
 
     def at(dx: int, dy: int) -> jax.Array:
-        """The heatmaps' values beside the maxima; any value where that is outside."""
+        """The values next to the maxima; arbitrary values outside the heatmap."""
         beside = jnp.clip((y + dy) * width + x + dx, 0, height * width - 1)
         return jnp.take_along_axis(flat, beside[:, None], axis=1)[:, 0]
 
@@ -46,17 +46,17 @@ def merge_flipped(
     *,
     shift: bool = True,
 ) -> jax.Array:
-    """The flip test: the mean of an image's heatmaps and those of its mirror image.
+    """Flip test: the mean of the heatmaps of images and of their flips.
 
     Args:
       heatmaps: [N, H, W, K] of the images.
-      flipped: [N, H, W, K] of the images mirrored left to right.
-      pairs: keypoints that change places in a mirror.
-      shift: moves the mirrored maps one pixel to the right, as the official code does: 1/4
-        resolution puts samples off centre, by the same amount to either side.
+      flipped: [N, H, W, K] of the horizontally flipped images.
+      pairs: left and right keypoints, which are exchanged by the flip.
+      shift: move the flipped-back maps one pixel to the right, as the official code does, since
+        samples at 1/4 resolution are off center and the flip mirrors that offset.
 
     Raises:
-      ValueError: the shapes differ, or a pair names a keypoint that is not there.
+      ValueError: for different shapes, or a pair with a keypoint that does not exist.
     """
     if heatmaps.shape != flipped.shape:
         raise ValueError(f"heatmaps {heatmaps.shape} and flipped {flipped.shape} differ in shape")

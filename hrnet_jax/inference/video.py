@@ -1,4 +1,4 @@
-"""Frames of video files, in and out; needs PyAV, which brings its own codecs."""
+"""Reads and writes frames of video files; needs PyAV, which includes its own codecs."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ import numpy as np
 from hrnet_jax.runtime import storage
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-# Visibly lossless for flat colours over a street; H.264 plays everywhere.
+# Visually lossless for flat colors over a street; all players support H.264.
 _CODEC, _QUALITY = "libx264", {"crf": "18"}
 
 
@@ -26,14 +26,14 @@ def _av() -> types.ModuleType:
 
 
 class VideoReader:
-    """A video's pictures, in order; use it as a context.
+    """The frames of a video, in order; use it as a context manager.
 
     Attributes:
-        num_frames: as the file says, which may be a little off; None where it does not.
+        num_frames: as stated in the file, which may be slightly wrong; None if it is not stated.
         rate: frames per second.
 
     Raises:
-        ValueError: naming the file, if it holds no video that can be read, here or while reading.
+        ValueError: naming the file, if it is not a readable video, now or during iteration.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -46,7 +46,7 @@ class VideoReader:
             raise ValueError(f"{path}: cannot be read as a video: {error}") from error
         if not self._container.streams.video:
             self._container.close()
-            raise ValueError(f"{path}: holds no video")
+            raise ValueError(f"{path}: contains no video")
         stream = self._container.streams.video[0]
         stream.thread_type = "AUTO"
         self.num_frames: int | None = stream.frames or None
@@ -69,9 +69,9 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Writes uint8 RGB pictures [H, W, 3] of one size as an H.264 video; use it as a context.
+    """Writes uint8 RGB frames [H, W, 3] of one size as an H.264 video; use it as a context manager.
 
-    Odd sizes lose their last row or column: the format stores colour for pairs of pixels.
+    Odd sizes lose their last row or column, since the format stores color for pairs of pixels.
     """
 
     def __init__(self, path: str | os.PathLike, rate: Fraction):
@@ -80,14 +80,14 @@ class VideoWriter:
         self._stream.pix_fmt = "yuv420p"
         self._sized = False
 
-    def add(self, picture: np.ndarray) -> None:
-        height, width = (2 * (s // 2) for s in picture.shape[:2])
+    def add(self, frame: np.ndarray) -> None:
+        height, width = (2 * (s // 2) for s in frame.shape[:2])
         if not self._sized:
             self._stream.height, self._stream.width = height, width
             self._sized = True
-        even = np.ascontiguousarray(picture[:height, :width])
-        frame = _av().VideoFrame.from_ndarray(even, format="rgb24")
-        self._container.mux(self._stream.encode(frame))
+        even = np.ascontiguousarray(frame[:height, :width])
+        encoded = self._stream.encode(_av().VideoFrame.from_ndarray(even, format="rgb24"))
+        self._container.mux(encoded)
 
     def __enter__(self) -> "VideoWriter":
         return self

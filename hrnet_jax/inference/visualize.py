@@ -1,7 +1,7 @@
-"""Pictures of labels and predictions; NumPy and Pillow only.
+"""Images of labels and predictions; NumPy and Pillow only.
 
 Images are uint8 [H, W, 3], labels integer train ids [H, W] with 255 = ignore. `classes` is a
-data.source.Classes: it needs `names` and `colors`.
+data.sources.source.Classes: `names`, `colors` and `label_ids` are used.
 """
 
 import os
@@ -29,20 +29,20 @@ def _check_pair(image: np.ndarray, labels: np.ndarray) -> None:
 
 
 def _palette(classes: Any) -> np.ndarray:
-    """uint8 [256, 3]; every value that is no train id gets IGNORE_COLOR."""
+    """uint8 [256, 3]: the color of each train id; IGNORE_COLOR for all other values."""
     palette = np.empty((256, 3), np.uint8)
     palette[:] = IGNORE_COLOR
     palette[: len(classes.colors)] = classes.colors
     return palette
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
+def _gray(image: np.ndarray) -> np.ndarray:
     """float32 [H, W, 1], 0..255."""
     return (image.astype(np.float32) @ _LUMA)[..., None]
 
 
 def color_labels(labels: np.ndarray, classes: Any) -> np.ndarray:
-    """Train ids [H, W] -> uint8 [H, W, 3] in the classes' colours, black where ignored.
+    """Train ids [H, W] -> uint8 [H, W, 3] in the colors of the classes, black where ignored.
 
     Raises:
         ValueError: if labels are not integers [H, W] within 0..255.
@@ -55,14 +55,27 @@ def color_labels(labels: np.ndarray, classes: Any) -> np.ndarray:
     return _palette(classes)[labels]
 
 
+def to_label_ids(labels: np.ndarray, classes: Any) -> np.ndarray:
+    """Train ids -> uint8 raw label ids, as in the dataset's own label files and on test servers.
+
+    Args:
+        labels: integers of any shape, 0 .. num_classes - 1; predictions have no ignored pixels.
+        classes: its `label_ids` are used.
+    """
+    return np.asarray(classes.label_ids, np.uint8)[labels]
+
+
 def overlay(image: np.ndarray, labels: np.ndarray, classes: Any, alpha: float = 0.55) -> np.ndarray:
-    """The classes' colours over the image, uint8 [H, W, 3].
+    """The image blended with the colors of the classes, uint8 [H, W, 3].
 
     Args:
         image: uint8 [H, W, 3].
-        labels: train ids [H, W]; pixels of no class show the image, darkened.
-        classes: names and colours.
-        alpha: 0 shows the image alone, 1 the colours alone.
+        labels: train ids [H, W]; pixels without a class show the image darkened.
+        classes: names and colors.
+        alpha: 0 shows only the image, 1 only the colors.
+
+    Raises:
+        ValueError: for arrays of other types or shapes, or alpha outside 0..1.
     """
     image, labels = np.asarray(image), np.asarray(labels)
     _check_pair(image, labels)
@@ -76,7 +89,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, classes: Any, alpha: float = 
 def error_map(
     image: np.ndarray, labels: np.ndarray, predictions: np.ndarray, num_classes: int
 ) -> np.ndarray:
-    """Where the prediction is wrong: red over the grey image; unlabelled pixels are dark.
+    """Errors of a prediction in red over the gray image; unlabeled pixels are dark.
 
     Returns:
         uint8 [H, W, 3].
@@ -86,14 +99,14 @@ def error_map(
     _check_pair(image, predictions)
     valid = (labels < num_classes)[..., None]
     wrong = (labels != predictions)[..., None] & valid
-    grey = _grey(image)
-    picture = np.where(valid, 70 + 0.62 * grey, 0.25 * grey) * np.ones(3, np.float32)
-    red = 0.2 * grey + 0.8 * np.array(ERROR_COLOR, np.float32)
-    return (np.where(wrong, red, picture) + 0.5).astype(np.uint8)
+    gray = _gray(image)
+    base = np.where(valid, 70 + 0.62 * gray, 0.25 * gray) * np.ones(3, np.float32)
+    red = 0.2 * gray + 0.8 * np.array(ERROR_COLOR, np.float32)
+    return (np.where(wrong, red, base) + 0.5).astype(np.uint8)
 
 
 def resize_to_width(image: np.ndarray, width: int) -> np.ndarray:
-    """uint8 [H, W, 3] shrunk to at most `width`, aspect kept; smaller ones are left alone."""
+    """uint8 [H, W, 3] reduced to at most `width` columns, aspect ratio kept; never enlarged."""
     height, old_width = image.shape[:2]
     if old_width <= width:
         return image
@@ -104,9 +117,15 @@ def resize_to_width(image: np.ndarray, width: int) -> np.ndarray:
 def grid(
     images: Sequence[np.ndarray], columns: int, gap: int = 8, background: tuple = BACKGROUND
 ) -> np.ndarray:
-    """Pictures in rows of `columns`, each in a cell of the largest size, uint8 [H, W, 3]."""
+    """Images in rows of `columns`, in cells of the largest image's size, uint8 [H, W, 3].
+
+    Raises:
+        ValueError: for no images or no columns.
+    """
     if not images or columns < 1:
-        raise ValueError(f"need pictures and columns >= 1, got {len(images)} and {columns}")
+        raise ValueError(
+            f"need images and columns >= 1, got {len(images)} images, {columns} columns"
+        )
     height = max(i.shape[0] for i in images)
     width = max(i.shape[1] for i in images)
     columns = min(columns, len(images))
@@ -120,7 +139,7 @@ def grid(
 
 
 def captioned(image: np.ndarray, text: str, size: int = 15) -> np.ndarray:
-    """The picture under a line of text (cut where it is too long), uint8 [H + 2 * size, W, 3]."""
+    """The image below a line of text (cut if too long), uint8 [H + 2 * size, W, 3]."""
     height, width = image.shape[:2]
     canvas = Image.new("RGB", (width, height + 2 * size), BACKGROUND)
     canvas.paste(Image.fromarray(image), (0, 2 * size))
@@ -137,13 +156,13 @@ def captioned(image: np.ndarray, text: str, size: int = 15) -> np.ndarray:
 def legend(
     classes: Any, width: int, present: Sequence[int] | None = None, size: int = 15
 ) -> np.ndarray:
-    """Colour swatches with the classes' names, wrapped to `width`, uint8 [h, width, 3].
+    """Color swatches with the names of the classes, wrapped to `width`, uint8 [h, width, 3].
 
     Args:
-        classes: names and colours.
-        width: of the result in pixels.
-        present: train ids written brightly; the others are faint. None: all are bright.
-        size: of the letters in pixels.
+        classes: names and colors.
+        width: of the result, in pixels.
+        present: train ids whose names are bright; the others are faint. None: all are bright.
+        size: of the letters, in pixels.
     """
     font = ImageFont.load_default(size=size)
     bright = set(range(len(classes.names)) if present is None else (int(i) for i in present))
@@ -177,30 +196,30 @@ def panel(
     width: int = 720,
     alpha: float = 0.7,
 ) -> np.ndarray:
-    """Image, truth, prediction and errors side by side with a legend, uint8 [H, W, 3].
+    """Image, ground truth, prediction and errors side by side with a legend, uint8 [H, W, 3].
 
     Args:
         image: uint8 [H, W, 3].
-        labels: true train ids [H, W], or None where there are none.
-        predictions: predicted train ids [H, W], or None to show image and truth only.
-        classes: names and colours.
-        title: a line above, e.g. the image's name and score.
-        columns: pictures per row.
-        width: largest width of one picture in pixels.
-        alpha: strength of the colours.
+        labels: ground-truth train ids [H, W], or None.
+        predictions: predicted train ids [H, W], or None to show image and ground truth only.
+        classes: names and colors.
+        title: a line above, e.g. the name of the image and its metrics.
+        columns: images per row.
+        width: largest width of one image, in pixels.
+        alpha: strength of the colors, 0 to 1.
     """
     image = np.asarray(image)
     parts = [(image, "image")]
     if labels is not None:
-        parts.append((overlay(image, labels, classes, alpha), "truth"))
+        parts.append((overlay(image, labels, classes, alpha), "ground truth"))
     if predictions is not None:
         parts.append((overlay(image, predictions, classes, alpha), "prediction"))
     if labels is not None and predictions is not None:
         errors = error_map(image, labels, predictions, len(classes.names))
         parts.append((errors, "errors"))
-    pictures = grid([captioned(resize_to_width(p, width), t) for p, t in parts], columns)
+    images = grid([captioned(resize_to_width(p, width), t) for p, t in parts], columns)
     present = np.unique([i for a in (labels, predictions) if a is not None for i in np.unique(a)])
-    body = np.concatenate([pictures, legend(classes, pictures.shape[1], present)])
+    body = np.concatenate([images, legend(classes, images.shape[1], present)])
     if title:
         body = captioned(body, title, size=18)
     return _with_margin(body, 12)
@@ -213,24 +232,24 @@ def side_by_side(
     width: int = 480,
     alpha: float = 0.7,
 ) -> np.ndarray:
-    """An image and what several networks see in it, with their legends, uint8 [H, W, 3].
+    """An image and the predictions of several networks, with their legends, uint8 [H, W, 3].
 
     Args:
         image: uint8 [H, W, 3].
-        predictions: of each network a name, train ids [H, W] and its classes.
-        width: largest width of one picture in pixels.
-        alpha: strength of the colours.
+        predictions: for each network a name, train ids [H, W] and its classes.
+        width: largest width of one image, in pixels.
+        alpha: strength of the colors, 0 to 1.
     """
-    pictures = [captioned(resize_to_width(image, width), "image")]
+    images = [captioned(resize_to_width(image, width), "image")]
     legends: dict[str, tuple[Any, list[str], set[int]]] = {}
     for name, labels, classes in predictions:
         drawn = resize_to_width(overlay(image, labels, classes, alpha), width)
-        pictures.append(captioned(drawn, name))
-        # Networks of the same classes share a legend.
+        images.append(captioned(drawn, name))
+        # Networks with the same classes have one legend.
         _, names, present = legends.setdefault(str(classes), (classes, [], set()))
         names.append(name)
         present.update(np.unique(labels).tolist())
-    body = grid(pictures, len(pictures))
+    body = grid(images, len(images))
     rows = [
         captioned(legend(classes, body.shape[1], sorted(present)), ", ".join(names))
         for classes, names, present in legends.values()
@@ -238,15 +257,15 @@ def side_by_side(
     return _with_margin(np.concatenate([body, *rows]), 12)
 
 
-def _with_margin(picture: np.ndarray, margin: int) -> np.ndarray:
-    height, width = picture.shape[:2]
+def _with_margin(image: np.ndarray, margin: int) -> np.ndarray:
+    height, width = image.shape[:2]
     framed = np.empty((height + 2 * margin, width + 2 * margin, 3), np.uint8)
     framed[:] = BACKGROUND
-    framed[margin : margin + height, margin : margin + width] = picture
+    framed[margin : margin + height, margin : margin + width] = image
     return framed
 
 
-def save(path: str | os.PathLike, picture: np.ndarray) -> None:
-    """Writes uint8 [H, W, 3] or [H, W] to `path` (format by suffix); makes the folder."""
+def save(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes uint8 [H, W, 3] or [H, W] to `path` (format by suffix); creates the folder."""
     with storage.written(path) as file:
-        Image.fromarray(picture).save(file)
+        Image.fromarray(image).save(file)

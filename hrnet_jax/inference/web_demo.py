@@ -1,6 +1,6 @@
-"""A local web page to drop a picture on; nothing but the standard library, and works offline.
+"""A local web page that predicts an image; it works offline, with the standard library alone.
 
-(Gradio would be a hundred packages and a page that loads fonts from the network, for one form.)
+Gradio would add about a hundred packages and load fonts from the network, for one form.
 """
 
 import base64
@@ -19,15 +19,15 @@ from PIL import Image
 
 from hrnet_jax.data.images.read import decode_image
 from hrnet_jax.inference import visualize
-from hrnet_jax.inference.predictor import Predictor, to_label_ids
+from hrnet_jax.inference.predictor import Predictor
 
-# Only this computer can connect: there is no login.
+# Only this computer can connect, since there is no login.
 HOST = "127.0.0.1"
 MAX_BYTES = 100_000_000
 
 
 class Server(ThreadingHTTPServer):
-    """Answers for one predictor; `run` until Ctrl+C. See `listen`."""
+    """Serves one predictor; `run` serves until Ctrl+C. Created by `listen`."""
 
     daemon_threads = True
     predictor: Predictor
@@ -48,7 +48,7 @@ class Server(ThreadingHTTPServer):
 
 
 def listen(port: int) -> Server:
-    """A server on this computer's `port` (0: a free one), without its predictor yet.
+    """Opens a server on `port` of this computer (0: a free one); its predictor is set later.
 
     Raises:
         ValueError: if the port is in use or not allowed.
@@ -56,43 +56,47 @@ def listen(port: int) -> Server:
     try:
         return Server(port)
     except OSError as error:
-        reasons = {errno.EADDRINUSE: "is in use", errno.EACCES: "needs more rights"}
+        reasons = {errno.EADDRINUSE: "is in use", errno.EACCES: "is not permitted"}
         reason = reasons.get(error.errno, f"cannot be opened: {error}")
         raise ValueError(f"port {port} {reason}; choose another with --port=NUMBER") from error
 
 
 def answer(predictor: Predictor, data: bytes) -> dict[str, Any]:
-    """What the page shows of an image file's prediction, as plain JSON; pictures are data URLs.
+    """Predicts an image file; returns what the page shows, as JSON values with images as data URLs.
 
     Raises:
-        ValueError: if the bytes are no image.
+        ValueError: if the bytes cannot be read as an image.
     """
-    image = decode_image(io.BytesIO(data), "the picture")
+    image = decode_image(io.BytesIO(data), "the image")
     start = time.perf_counter()
     labels = predictor.predict(image)
     seconds = time.perf_counter() - start
     classes = predictor.classes
-    shares = np.bincount(labels.ravel(), minlength=classes.num_classes) / labels.size
-    present = sorted(range(classes.num_classes), key=lambda k: -shares[k])
+    fractions = np.bincount(labels.ravel(), minlength=classes.num_classes) / labels.size
+    present = sorted(range(classes.num_classes), key=lambda k: -fractions[k])
     colors = visualize.color_labels(labels, classes)
     return {
         "width": image.shape[1],
         "height": image.shape[0],
         "seconds": round(seconds, 2),
         "classes": [
-            {"name": classes.names[k], "color": list(classes.colors[k]), "share": float(shares[k])}
+            {
+                "name": classes.names[k],
+                "color": list(classes.colors[k]),
+                "fraction": float(fractions[k]),
+            }
             for k in present
-            if shares[k] > 0
+            if fractions[k] > 0
         ],
         "image": _data_url(image, "jpeg"),
         "colors": _data_url(colors, "png"),
-        "label_ids": _data_url(to_label_ids(labels, classes), "png"),
+        "label_ids": _data_url(visualize.to_label_ids(labels, classes), "png"),
     }
 
 
-def _data_url(picture: np.ndarray, kind: str) -> str:
+def _data_url(image: np.ndarray, kind: str) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, kind, quality=92)
+    Image.fromarray(image).save(buffer, kind, quality=92)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -110,14 +114,14 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if self.path != "/predict" or not 0 < length <= MAX_BYTES:
             self.close_connection = True  # the body stays unread
-            message = f"need a picture of at most {MAX_BYTES // 10**6} MB"
+            message = f"need an image of at most {MAX_BYTES // 10**6} MB"
             self._send_json(HTTPStatus.BAD_REQUEST, {"error": message})
             return
         data = self.rfile.read(length)
         try:
             with self.server.lock:
                 result = answer(self.server.predictor, data)
-        except Exception as error:  # said to whoever dropped the picture; the server goes on
+        except Exception as error:  # shown on the page; the server continues
             self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
             return
         self._send_json(HTTPStatus.OK, result)
@@ -133,4 +137,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not worth a line each."""
+        """Requests are not logged."""

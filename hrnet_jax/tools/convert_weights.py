@@ -28,12 +28,15 @@ from hrnet_jax.data.sources.source import Classes
 from hrnet_jax.models import create_model
 from hrnet_jax.pytorch import convert
 from hrnet_jax.pytorch import files as torch_files
-from hrnet_jax.runtime import storage
-from hrnet_jax.tools import script
+from hrnet_jax.tools import outputs, script
 from hrnet_jax.train.step import TrainState
 
 _KNOWN = {"cityscapes": cityscapes.CLASSES, "camvid": camvid.CLASSES}
-_OUTPUT = flags.DEFINE_string("output", None, "Folder of the checkpoint, or PyTorch file.")
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Folder of the checkpoint to write; with another --to than checkpoint, the file to write.",
+)
 _TO = flags.DEFINE_enum(
     "to", "checkpoint", ["checkpoint", "weights", "official", "mmsegmentation"], "What to write."
 )
@@ -55,7 +58,9 @@ flags.mark_flag_as_required("output")
 def run(arguments: list[str]) -> int:
     if len(arguments) != 1:
         raise ValueError(f"one file or checkpoint to convert, not {arguments}; see --help")
-    source, output = arguments[0], storage.path(_OUTPUT.value)
+    source = arguments[0]
+    kind = outputs.folder if _TO.value == "checkpoint" else outputs.file
+    output = kind(_OUTPUT.value)
     if weights_file.is_foreign(source):
         model, variables = _read_foreign(source)
         checkpoint = None

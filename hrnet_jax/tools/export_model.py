@@ -13,7 +13,7 @@ from absl import flags
 from hrnet_jax.export import export
 from hrnet_jax.inference.predictor import load
 from hrnet_jax.runtime import sharding
-from hrnet_jax.tools import script
+from hrnet_jax.tools import outputs, script
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a run or of one of its steps, a file of weights, or a name."
@@ -31,6 +31,7 @@ def run(arguments: list[str]) -> int:
         raise ValueError(f"unexpected arguments {arguments}; options start with --")
     sharding.use_compilation_cache()
     size = script.parse_size("size", _SIZE.value)
+    outputs.file(_OUTPUT.value)  # an existing folder is refused before any work
     predictor = load(_CHECKPOINT.value, step=_STEP.value)
     print(f"Writing {_OUTPUT.value} and trying it against the checkpoint ...", flush=True)
     try:

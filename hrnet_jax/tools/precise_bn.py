@@ -1,12 +1,12 @@
-"""Measures BatchNorm's statistics anew on whole training images and writes the weights with them.
+"""Measures BatchNorm statistics on whole training images (precise BN); writes a weights file.
 
-python -m hrnet_jax.tools.precise_bn --checkpoint=RUN --output=FILE.safetensors [--data_root=DIR]
+python -m hrnet_jax.tools.precise_bn --checkpoint=RUN --output=FILE.safetensors [--data_root=FOLDER]
     [--batch_size=8] [--max_images=N] [--dtype=float16] [--image_statistics=0.1]
 
-What training leaves are the statistics of crops, scaled, coloured and mixed; those of the images as
-evaluation shows them often score better. With --image_statistics those of each image that is
-predicted take part, too, which helps on streets and light that training did not show. FILE goes
-wherever a run's folder goes; `evaluate.py --checkpoint=FILE --compare=RUN` says what it brings.
+Training leaves the statistics of augmented crops; those of whole images often give better metrics.
+With --image_statistics the statistics of each predicted image are mixed in as well, which helps on
+scenes and light that differ from training. FILE can be used wherever a run's folder can;
+`evaluate.py --checkpoint=FILE --compare=RUN` measures the difference.
 """
 
 from absl import flags
@@ -19,21 +19,29 @@ from hrnet_jax.runtime import memory, sharding
 from hrnet_jax.tools import script
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Folder of a run or of one of its steps, a file of weights, or a name."
+    "checkpoint", None, "Folder of a run or of one of its steps, a weights file, or a name."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The .safetensors file to write.")
-_DATA_ROOT = flags.DEFINE_string("data_root", "", "Folder of the data set; default: training's.")
-_SPLIT = flags.DEFINE_string("split", "", "Split of the images; default: the run's own.")
+_DATA_ROOT = flags.DEFINE_string(
+    "data_root", "", "Folder of the dataset; default: the one used in training."
+)
+_SPLIT = flags.DEFINE_string(
+    "split", "", "Split of the images; default: the training split of the run."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images per step, over all devices.", 1)
-_MAX_IMAGES = flags.DEFINE_integer("max_images", 0, "Only so many, evenly spread; 0: all.", 0)
+_MAX_IMAGES = flags.DEFINE_integer(
+    "max_images", 0, "Use only so many images, evenly spread; 0: all.", 0
+)
 _IMAGE_STATISTICS = flags.DEFINE_float(
     "image_statistics",
     None,
-    "Share of each image's own statistics when it is predicted; default: the checkpoint's.",
+    "Fraction of each predicted image's own statistics; default: that of the checkpoint.",
     0.0,
     1.0,
 )
-_DTYPE = flags.DEFINE_enum("dtype", "float32", weights_file.DTYPES, "Of the kernels in the file.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", weights_file.DTYPES, "Type of the kernels in the file."
+)
 flags.mark_flags_as_required(["checkpoint", "output"])
 
 
@@ -49,9 +57,11 @@ def run(arguments: list[str]) -> int:
         about["image_statistics"] = _IMAGE_STATISTICS.value
     model = create_model(**about)
     if model.head == "classification":
-        raise ValueError(f"{checkpoint.path} classifies whole images; this is for segmentation")
+        raise ValueError(
+            f"{checkpoint.path} classifies whole images; this tool is for segmentation"
+        )
     data = checkpoint.metadata["config"]["data"]
-    # What was converted from PyTorch's files does not say what it was trained on.
+    # Checkpoints converted from PyTorch do not say which split they were trained on.
     split = _SPLIT.value or data.get("train_split", "train")
     source = segmentation.open_split(data, root=_DATA_ROOT.value, split=split)
     stats, images = precise_bn.measure(
@@ -71,7 +81,7 @@ def run(arguments: list[str]) -> int:
         dtype=_DTYPE.value,
     )
     print(
-        f"Wrote {_OUTPUT.value}: {checkpoint.path} with the statistics of {images} of"
+        f"Wrote {_OUTPUT.value}: {checkpoint.path} with statistics of {images} of"
         f" {len(source)} images of {source.name} {source.split}"
     )
     return 0

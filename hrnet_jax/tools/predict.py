@@ -1,12 +1,12 @@
 """Predicts images, folders and videos: an overlay and a label PNG for each.
 
-python -m hrnet_jax.tools.predict --checkpoint=RUN --output=DIR PATH [PATH ...]
+python -m hrnet_jax.tools.predict --checkpoint=RUN --output=FOLDER PATH [PATH ...]
 python -m hrnet_jax.tools.predict --checkpoint=RUN --serve
 
-Writes DIR/NAME_overlay.png and DIR/NAME_labelIds.png (raw label ids of the data set); of a video
-DIR/NAME_overlay.mp4 and DIR/NAME/000000_labelIds.png and so on. What cannot be read is listed at
-the end and gives exit code 1; the rest is done nevertheless. --serve shows a page in the browser to
-drop pictures on instead.
+Writes FOLDER/NAME_overlay.png and FOLDER/NAME_labelIds.png (raw label ids of the dataset); for a
+video FOLDER/NAME_overlay.mp4, FOLDER/NAME/000000_labelIds.png and so on. Files that cannot be read
+are skipped, listed at the end and lead to exit code 1. --serve opens a local web page instead, on
+which images can be dropped.
 """
 
 import sys
@@ -15,49 +15,50 @@ from absl import flags
 
 from hrnet_jax.inference import file_job, web_demo
 from hrnet_jax.inference.predictor import load
-from hrnet_jax.runtime import memory, sharding, storage
-from hrnet_jax.tools import method_flags, script
+from hrnet_jax.runtime import memory, sharding
+from hrnet_jax.tools import outputs, script, tta_flags
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Folder of a run or of one of its steps, a file of weights, or a name."
+    "checkpoint", None, "Folder of a run or of one of its steps, a weights file, or a name."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
 _OUTPUTS = flags.DEFINE_list(
     "save", ["overlay", "labels"], f"What to write: {', '.join(file_job.OUTPUTS)}."
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images of one size at a time.", 1)
-_ALPHA = flags.DEFINE_float("alpha", 0.55, "Strength of the colours in overlays, 0 to 1.", 0, 1)
-_SERVE = flags.DEFINE_bool("serve", False, "Show a local web page to drop pictures on.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 1, "Images of one size that are predicted together.", 1
+)
+_ALPHA = flags.DEFINE_float("alpha", 0.55, "Strength of the colors in overlays, 0 to 1.", 0, 1)
+_SERVE = flags.DEFINE_bool("serve", False, "Open a local web page on which images can be dropped.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port of --serve; 0 takes a free one.", 0, 65535)
 flags.mark_flag_as_required("checkpoint")
-flags.adopt_module_key_flags(method_flags)  # shown by --help
+flags.adopt_module_key_flags(tta_flags)  # shown by --help
 
 
 def run(arguments: list[str]) -> int:
     if _SERVE.value == bool(_OUTPUT.value):
-        raise ValueError("name either --output=DIR and the images, or --serve")
+        raise ValueError("set either --output=FOLDER and name the images, or --serve")
     memory.keep_freed_pages()
     sharding.use_compilation_cache()
     if _SERVE.value:
-        # Before the network is loaded: a port in use is said at once.
+        # Opened before the network is loaded, so that a port in use is reported at once.
         with web_demo.listen(_PORT.value) as server:
-            server.predictor = load(
-                _CHECKPOINT.value, method=method_flags.method(), space=method_flags.space()
-            )
-            print(f"Open {server.url} in a browser; Ctrl+C ends it.", flush=True)
+            server.predictor = load(_CHECKPOINT.value, tta=tta_flags.tta(), space=tta_flags.space())
+            print(f"Open {server.url} in a browser; Ctrl+C stops the server.", flush=True)
             server.run()
         return 0
+    output = outputs.folder(_OUTPUT.value)
     inputs, failures = file_job.list_inputs(arguments)
-    job = file_job.Job(
-        load(_CHECKPOINT.value, method=method_flags.method(), space=method_flags.space()),
-        storage.path(_OUTPUT.value),
+    job = file_job.FileJob(
+        load(_CHECKPOINT.value, tta=tta_flags.tta(), space=tta_flags.space()),
+        output,
         tuple(_OUTPUTS.value),
         _BATCH_SIZE.value,
         _ALPHA.value,
         failures=failures,
     )
     done = job.run(inputs)
-    print(f"Wrote {done} of {done + len(failures)} predictions to {_OUTPUT.value}")
+    print(f"Wrote {done} of {done + len(failures)} predictions to {output}")
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0

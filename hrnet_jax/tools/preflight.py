@@ -28,14 +28,14 @@ from absl import flags
 
 from hrnet_jax.preflight import compile as preflight
 from hrnet_jax.runtime import storage
-from hrnet_jax.tools import config_flag, script
+from hrnet_jax.tools import config_flag, outputs, script
 
 _CONFIG = config_flag.define()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "E.g. v5e:16x16, v4:2x2x4, or local.")
 _PROGRAM = flags.DEFINE_list("program", ["train"], f"Of {', '.join(preflight.PROGRAMS)}.")
 _NUM_CLASSES = flags.DEFINE_integer("num_classes", 0, "Default: the data set's.", 0)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of text.")
-_OUTPUT = flags.DEFINE_string("output", "", "Write the JSON to this file, too.")
+_OUTPUT = flags.DEFINE_string("output", "", "File to which the JSON report is also written.")
 _SUGGEST = flags.DEFINE_bool("suggest", True, "Look for a setting that fits where this does not.")
 flags.mark_flags_as_required(["config", "topology"])
 
@@ -64,6 +64,8 @@ def progress(what: str) -> Iterator[None]:
 def run(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected arguments {arguments}; options start with --")
+    if _OUTPUT.value:
+        outputs.file(_OUTPUT.value)  # an existing folder is refused before any work
     config = _CONFIG.value
     topology = preflight.open_topology(_TOPOLOGY.value)
     num_classes = _NUM_CLASSES.value or preflight.num_classes_of(config)

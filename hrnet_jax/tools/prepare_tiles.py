@@ -13,7 +13,7 @@ from absl import flags
 from hrnet_jax.data import SOURCES, open_source
 from hrnet_jax.data.tiles import prepare as tiles
 from hrnet_jax.runtime import memory, storage
-from hrnet_jax.tools import script
+from hrnet_jax.tools import outputs, script
 
 _NAME = flags.DEFINE_enum("name", None, SOURCES, "Dataset.")
 _ROOT = flags.DEFINE_string("root", None, "Folder of the dataset.")
@@ -32,9 +32,10 @@ flags.mark_flags_as_required(["output"])
 def run(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected arguments {arguments}; options start with --")
+    output = outputs.folder(_OUTPUT.value)
     if _VERIFY.value:
         for split in _SPLITS.value:
-            print(f"{split}: {tiles.verify(_OUTPUT.value, split)} files are unchanged")
+            print(f"{split}: {tiles.verify(output, split)} files are unchanged")
         return 0
     if not _NAME.value or not _ROOT.value:
         raise ValueError(f"--name and --root are needed; datasets: {SOURCES}")
@@ -46,8 +47,8 @@ def run(arguments: list[str]) -> int:
     memory.keep_freed_pages(single_arena=False)
     for source in sources:
         say = lambda text, split=source.split: print(f"{split}: {text}", flush=True)  # noqa: E731
-        tiles.prepare(source, _OUTPUT.value, shard_images=_SHARD_IMAGES.value, say=say)
-    print(f"Done. Train with --config.data.root={storage.absolute(_OUTPUT.value)}")
+        tiles.prepare(source, output, shard_images=_SHARD_IMAGES.value, say=say)
+    print(f"Done. Train with --config.data.root={storage.absolute(output)}")
     return 0
 
 

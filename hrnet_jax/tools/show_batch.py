@@ -1,30 +1,32 @@
-"""Draws one training batch as the network would get it, labels over the images.
+"""Draws one training batch as the network sees it, with labels over the images and a legend.
 
-python -m hrnet_jax.tools.show_batch --config=configs/NAME.py --config.data.root=DIR --output=DIR
-    [--step=N]
+python -m hrnet_jax.tools.show_batch --config=configs/NAME.py --config.data.root=FOLDER
+    --output=FILE.png [--step=N]
 
-Writes batch_N.png: every sample of step N after scaling, cropping, mirroring, mixing and
-colour changes, with a legend.
+The batch is that of step N, after scaling, cropping, flipping, class mixing and color jitter. If
+--output is a folder, the image is written to FOLDER/batch_N.png.
 """
 
 import numpy as np
 from absl import flags
 
 from hrnet_jax.inference import visualize
-from hrnet_jax.runtime import storage
-from hrnet_jax.tools import config_flag, script
+from hrnet_jax.tools import config_flag, outputs, script
 from hrnet_jax.train import augment, build
 
 _CONFIG = config_flag.define()
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the picture.")
-_STEP = flags.DEFINE_integer("step", 0, "Which batch of the run.", lower_bound=0)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Image file to write (.png, .jpg, ...), or a folder for batch_STEP.png."
+)
+_STEP = flags.DEFINE_integer("step", 0, "Training step of the batch.", lower_bound=0)
 flags.mark_flags_as_required(["config", "output"])
 
 
 def run(arguments: list[str]) -> int:
     if arguments:
         raise ValueError(f"unexpected arguments {arguments}; options start with --")
-    config = build.with_fake_data(_CONFIG.value, _OUTPUT.value)
+    path = outputs.image(_OUTPUT.value, f"batch_{_STEP.value}.png")
+    config = build.with_fake_data(_CONFIG.value, str(path.parent))
     source, _ = build.open_sources(config)
     batch = next(build.make_batches(config, source, _STEP.value))
     images, labels = batch["image"], batch["label"]
@@ -39,7 +41,6 @@ def run(arguments: list[str]) -> int:
         visualize.panel(image, label, None, source.classes, title=f"step {_STEP.value}, slot {k}")
         for k, (image, label) in enumerate(pairs)
     ]
-    path = storage.path(_OUTPUT.value) / f"batch_{_STEP.value}.png"
     visualize.save(path, visualize.grid(panels, columns=2))
     print(f"Wrote {len(panels)} samples to {path}")
     return 0

@@ -156,13 +156,12 @@ def _evaluate_segmentation(config: ConfigDict, model, variables, source, mesh: M
     result = segmentation.evaluate(
         model,
         variables,
-        source,
+        segmentation.spread(source, config.eval.num_images),
         batch_size=config.eval.batch_size,
         mesh=mesh,
-        max_images=config.eval.num_images,
         on_batch=keep_images,
     )
-    metrics = {k: v for k, v in result.figures.items() if isinstance(v, float)}
+    metrics = {k: v for k, v in result.metrics.items() if isinstance(v, float)}
     miou, accuracy = metrics["miou"], metrics["pixel_accuracy"]
     return Evaluation(
         metric=miou,

@@ -20,7 +20,6 @@ from hrnet_jax.data import open_source
 from hrnet_jax.data.sources import cityscapes
 from hrnet_jax.evaluation import metrics
 from hrnet_jax.inference import visualize
-from hrnet_jax.inference.predictor import to_label_ids
 from hrnet_jax.train import build
 from hrnet_jax.train.step import TrainState
 
@@ -93,8 +92,8 @@ def test_any_predictions(root, tmp_path, monkeypatch):
         labels = cityscapes.CLASSES.lookup()[np.asarray(Image.open(path))]
         prediction = rng.choice([c for c in range(19) if c != 16], SIZE).astype(np.uint8)
         prediction = np.where((rng.random(SIZE) < 0.5) & (labels < 19), labels, prediction)
-        confusion += np.asarray(metrics.confusion_matrix(labels, prediction, 19))
-        ids = to_label_ids(prediction, source.classes)
+        confusion += np.asarray(metrics.confusion_matrices(labels[None], prediction[None], 19)[0])
+        ids = visualize.to_label_ids(prediction, source.classes)
         visualize.save(tmp_path / f"{name}_pred_labelIds.png", ids)
     expected = run_official(root, tmp_path, monkeypatch)
     figures = metrics.summarize(confusion, source.classes)

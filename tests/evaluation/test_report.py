@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from hrnet_jax.data import Classes
-from hrnet_jax.evaluation import metrics, report
+from hrnet_jax.evaluation import metrics, report, segmentation
 
 CLASSES = Classes(
     ("road", "<sky>", "boat"),
@@ -19,9 +19,15 @@ CLASSES = Classes(
     categories=("flat", "far", "far"),
 )
 CONFUSION = np.array([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
-FIGURES = metrics.summarize(CONFUSION, CLASSES) | {"num_images": 2}
 # Two images that add up to CONFUSION.
 COUNTS = np.array([[[4, 1, 0], [4, 3, 0], [6, 1, 0]], [[2, 2, 0], [4, 1, 0], [1, 4, 0]]])
+RESULT = segmentation.EvalResult(
+    CONFUSION,
+    metrics.summarize(CONFUSION, CLASSES) | {"num_images": 2},
+    ("a/b", "c"),
+    COUNTS,
+    1.0,
+)
 INTERVALS = metrics.intervals(COUNTS, CLASSES.names)
 
 
@@ -32,9 +38,9 @@ def example(name="a/b"):
     return report.Example(name, image, labels, predictions, 0.25, 0.5)
 
 
-def picture(name="a/b"):
+def thumbnail(name="a/b"):
     e = example()
-    return report.make_picture(name, e.image, e.labels, e.predictions), COUNTS[0]
+    return 0, report.make_thumbnail(name, e.image, e.labels, e.predictions)
 
 
 def data_of(text):
@@ -43,10 +49,9 @@ def data_of(text):
 
 def page(**kwargs):
     return report.build_report(
-        title="net on set",
+        title="net on dataset",
         subtitle="step 7",
-        figures=FIGURES,
-        confusion=CONFUSION,
+        result=RESULT,
         classes=CLASSES,
         **kwargs,
     )
@@ -75,9 +80,7 @@ class Outline(HTMLParser):
 
 
 def test_metrics_json_has_the_documented_keys():
-    contents = report.metrics_json(
-        FIGURES, CONFUSION, step=7, variant="w18", intervals={"miou": [0.5, 0.6]}
-    )
+    contents = report.metrics_json(RESULT, step=7, variant="w18", intervals={"miou": [0.5, 0.6]})
     assert json.loads(json.dumps(contents)) == {
         "miou": pytest.approx((6 / 9 + 3 / 6) / 2),
         "per_class_iou": {"road": pytest.approx(6 / 9), "<sky>": 0.5, "boat": None},
@@ -95,27 +98,28 @@ def test_metrics_json_has_the_documented_keys():
     }
 
 
-def test_figures_that_do_not_exist_are_null():
+def test_undefined_metrics_are_null():
     nothing = np.zeros((3, 3), int)
-    figures = metrics.summarize(nothing, CLASSES) | {"num_images": 1}
-    result = report.metrics_json(figures, nothing, step=0, variant="w18")
+    summary = metrics.summarize(nothing, CLASSES) | {"num_images": 1}
+    empty = segmentation.EvalResult(nothing, summary, ("a",), np.zeros((1, 3, 3), int), 1.0)
+    result = report.metrics_json(empty, step=0, variant="w18")
     assert (result["miou"], result["pixel_accuracy"], result["mean_accuracy"]) == (None,) * 3
     assert report.percent(None) == report.percent(float("nan")) == "-"
 
 
 def test_table_has_a_row_per_class_and_category():
-    table = report.class_table(FIGURES, CONFUSION)
-    names, ious, accuracies, shares = (list(c.cells) for c in table.columns)
+    table = report.class_table(RESULT)
+    names, ious, accuracies, fractions = (list(c.cells) for c in table.columns)
     assert names[:3] == list(CLASSES.names)
     assert ious[:3] == ["66.67 %", "50.00 %", "-"]
     assert accuracies[:3] == ["75.00 %", "75.00 %", "-"]
-    assert shares[:3] == ["66.67 %", "33.33 %", "0.00 %"]
+    assert fractions[:3] == ["66.67 %", "33.33 %", "0.00 %"]
     assert ious[names.index("mean")] == "58.33 %"
     assert ious[names.index("category far")] == "50.00 %"
 
 
 def test_table_has_intervals():
-    table = report.class_table(FIGURES, CONFUSION, INTERVALS)
+    table = report.class_table(RESULT, INTERVALS)
     names, _, intervals, *_ = (list(c.cells) for c in table.columns)
     low, high = INTERVALS["per_class_iou"]["road"]
     assert intervals[names.index("road")] == f"{100 * low:.1f} - {100 * high:.1f}"
@@ -138,7 +142,7 @@ def test_comparison_says_better_only_beyond_doubt():
     assert columns[4] == ["+5.00 .. +15.00", "-1.00 .. +20.00", "-20.00 .. -10.00", ""]
     assert columns[5] == ["better", "", "worse", ""]
     text = page(comparison=comparison, other="<run>")
-    assert "Against &lt;run&gt;" in text
+    assert "Compared with &lt;run&gt;" in text
     assert text.count('class="better"') == 1
     assert text.count('class="worse"') == 1
 
@@ -147,7 +151,7 @@ def test_page_stands_alone_and_nests():
     outline = Outline()
     text = page(
         intervals=INTERVALS,
-        pictures=[picture(), picture("</script><b>")],
+        thumbnails=[thumbnail(), thumbnail("</script><b>")],
         curves={
             "train/loss": [(1, 2.0), (5, 1.0)],
             "eval/miou": [(1, 0.1), (5, 0.2)],
@@ -166,16 +170,16 @@ def test_page_stands_alone_and_nests():
     assert [p["name"] for p in data_of(text)["pictures"]] == ["a/b", "</script><b>"]
 
 
-def test_page_shows_the_figures():
+def test_page_shows_the_metrics():
     text = page()
     assert "58.33 %" in text
-    assert re.search(r"road taken for &lt;sky&gt;: 2 pixels, 25.00 %", text)
+    assert re.search(r"road predicted as &lt;sky&gt;: 2 pixels, 25.00 %", text)
     assert data_of(text)["pictures"] == []
     assert "<polyline" not in text
 
 
-def test_pictures_hold_exact_labels_and_scores():
-    (shown,) = data_of(page(pictures=[picture()]))["pictures"]
+def test_thumbnails_hold_exact_labels_and_scores():
+    (shown,) = data_of(page(thumbnails=[thumbnail()]))["pictures"]
     rows = np.frombuffer(zlib.decompress(base64.b64decode(shown["maps"])), np.uint8)
     rows = rows.reshape(shown["height"], 2, shown["width"])
     np.testing.assert_array_equal(rows[:, 0], example().labels)
@@ -188,32 +192,32 @@ def test_pictures_hold_exact_labels_and_scores():
         assert image.size == (30, 21)
 
 
-def test_large_pictures_shrink_without_mixing_classes():
+def test_large_images_shrink_without_mixing_classes():
     labels = np.zeros((1000, 2000), np.uint8)
     labels[:, 1000:] = 200
-    small = report.make_picture("a", np.zeros((1000, 2000, 3), np.uint8), labels, labels)
-    assert (small.height, small.width) == (240, report.PICTURE_WIDTH)
+    small = report.make_thumbnail("a", np.zeros((1000, 2000, 3), np.uint8), labels, labels)
+    assert (small.height, small.width) == (240, report.THUMBNAIL_WIDTH)
     rows = np.frombuffer(zlib.decompress(small.maps), np.uint8).reshape(240, 2, -1)
     assert (rows[:, :, :240] == 0).all()
     assert (rows[:, :, 240:] == 200).all()
 
 
-def test_gallery_makes_every_picture():
+def test_gallery_makes_every_thumbnail():
     gallery = report.Gallery()
     e = example()
     for i in range(40):
         gallery.add(i, f"n{i}", e.image, e.labels, e.predictions)
-    pictures = gallery.finish()
-    assert {i: p.name for i, p in pictures.items()} == {i: f"n{i}" for i in range(40)}
-    assert pictures[39].jpeg == picture()[0].jpeg
+    thumbnails = gallery.finish()
+    assert {i: p.name for i, p in thumbnails.items()} == {i: f"n{i}" for i in range(40)}
+    assert thumbnails[39].jpeg == thumbnail()[1].jpeg
 
 
-def test_pictures_are_of_both_ends_until_the_page_is_full(monkeypatch):
-    monkeypatch.setattr(report, "MAX_PICTURE_BYTES", 50)
+def test_thumbnails_are_of_both_ends_until_the_page_is_full(monkeypatch):
+    monkeypatch.setattr(report, "MAX_THUMBNAIL_BYTES", 50)
     num_bytes = dict.fromkeys(range(40), 10)
-    assert report.choose_pictures([*range(1, 40), 0], num_bytes) == [1, 0, 2, 39, 3]
-    assert report.choose_pictures([*range(1, 40), 0], num_bytes | {2: 31}) == [1, 0]
-    assert report.choose_pictures([0, 2, 1], num_bytes) == [0, 1, 2]
+    assert report.choose_thumbnails([*range(1, 40), 0], num_bytes) == [1, 0, 2, 39, 3]
+    assert report.choose_thumbnails([*range(1, 40), 0], num_bytes | {2: 31}) == [1, 0]
+    assert report.choose_thumbnails([0, 2, 1], num_bytes) == [0, 1, 2]
 
 
 def test_log_is_read_line_by_line(tmp_path):

@@ -5,14 +5,14 @@ import pytest
 from headless import new_page
 
 from hrnet_jax.data import Classes
-from hrnet_jax.evaluation import metrics, report
+from hrnet_jax.evaluation import metrics, report, segmentation
 
 CLASSES = Classes(("road", "sky", "boat"), ((200, 0, 0), (0, 0, 250), (0, 220, 0)), (7, 23, 4))
 HEIGHT, WIDTH = 40, 60
 
 
 def sample(wrong_columns, with_boat):
-    """A grey image: road below, sky above, perhaps a boat; the first columns are wrong."""
+    """A gray image: road below, sky above, perhaps a boat; the first columns are wrong."""
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
     labels[: HEIGHT // 2] = 1
     labels[0] = 255
@@ -29,20 +29,22 @@ def sample(wrong_columns, with_boat):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    pictures, confusion = [], np.zeros((3, 3), int)
+    thumbnails, counts, confusion = [], [], np.zeros((3, 3), int)
     for name, wrong, boat in (("good", 0, False), ("middle", 10, True), ("bad", 30, False)):
         *arrays, matrix = sample(wrong, boat)
         confusion += matrix
-        pictures.append((report.make_picture(name, *arrays), metrics.counts_of(matrix)))
-    counts = np.stack([c for _, c in pictures])
+        thumbnails.append(report.make_thumbnail(name, *arrays))
+        counts.append(metrics.counts_of(matrix))
+    summary = metrics.summarize(confusion, CLASSES) | {"num_images": 3}
+    ids = tuple(t.name for t in thumbnails)
+    result = segmentation.EvalResult(confusion, summary, ids, np.stack(counts), 1.0)
     page = report.build_report(
-        title="net on set",
+        title="net on dataset",
         subtitle="step 7",
-        figures=metrics.summarize(confusion, CLASSES) | {"num_images": 3},
-        confusion=confusion,
+        result=result,
         classes=CLASSES,
-        intervals=metrics.intervals(counts, CLASSES.names),
-        pictures=pictures,
+        intervals=metrics.intervals(result.image_counts, CLASSES.names),
+        thumbnails=list(enumerate(thumbnails)),
         curves={"train/loss": [(1, 2.0), (5, 1.0)]},
     )
     path = tmp_path_factory.mktemp("report") / "report.html"
@@ -80,10 +82,10 @@ def test_a_reader_looks_around(path, tmp_path):
         assert page.inner_text("#right-tag") == "errors"
         red, green, _ = color(page, "right", 5, 30)
         assert red > green + 80
-        np.testing.assert_allclose(np.ptp(color(page, "right", 50, 30)), 0)  # right: grey
-        assert max(color(page, "right", 50, 0)) < 50  # unlabelled: dark
+        np.testing.assert_allclose(np.ptp(color(page, "right", 50, 30)), 0)  # right: gray
+        assert max(color(page, "right", 50, 0)) < 50  # unlabeled: dark
         page.keyboard.press("Shift+2")
-        assert page.inner_text("#left-tag") == "truth"
+        assert page.inner_text("#left-tag") == "ground truth"
         red, _, blue = color(page, "left", 5, 30)
         assert red > blue + 80
         page.get_by_role("group", name="Right view").get_by_role("button", name="image").click()
@@ -97,7 +99,7 @@ def test_a_reader_looks_around(path, tmp_path):
         page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.75)
         page.mouse.up()
         assert float(page.input_value("#slider")) == pytest.approx(25, abs=1)
-        assert page.inner_text("#readout") == "truth: road, prediction: sky"
+        assert page.inner_text("#readout") == "ground truth: road, prediction: sky"
         page.keyboard.press("]")
         assert float(page.input_value("#slider")) == pytest.approx(30, abs=1)
         page.locator("#slider").fill("80")
@@ -121,7 +123,7 @@ def test_a_reader_looks_around(path, tmp_path):
         shown(page, "bad")
         assert page.locator("#list button").count() == 1
         page.fill("#search", "nothing")
-        assert page.inner_text("#caption") == "No image fits."
+        assert page.inner_text("#caption") == "No image matches."
         page.keyboard.press("Escape")
         shown(page, "good")
 

@@ -105,7 +105,7 @@ def evaluated(workdir, tmp_path_factory):
     return output, out
 
 
-def truth(data, name):
+def ground_truth(data, name):
     raw = np.asarray(Image.open(data / "labels/val" / f"{name}.png"))
     return CLASSES.lookup()[raw]
 
@@ -127,8 +127,9 @@ def test_metrics_are_those_of_the_predictor(evaluated, predictor, data):
     confusion = np.zeros((3, 3), np.int64)
     for name in IDS:
         prediction = predictor.predict(data / "images/val" / f"{name}.png")
-        confusion += np.asarray(metrics.confusion_matrix(truth(data, name), prediction, 3))
-    figures = metrics.summarize(confusion, CLASSES)
+        labels = ground_truth(data, name)
+        confusion += np.asarray(metrics.confusion_matrices(labels[None], prediction[None], 3)[0])
+    expected = metrics.summarize(confusion, CLASSES)
     assert {
         "miou",
         "per_class_iou",
@@ -144,9 +145,9 @@ def test_metrics_are_those_of_the_predictor(evaluated, predictor, data):
     assert low <= found["miou"] <= high
     assert found["confusion_matrix"] == confusion.tolist()
     assert found["num_pixels"] == confusion.sum()
-    assert found["per_class_iou"] == pytest.approx(figures["per_class_iou"])
+    assert found["per_class_iou"] == pytest.approx(expected["per_class_iou"])
     for name in ("miou", "pixel_accuracy", "mean_accuracy"):
-        assert found[name] == pytest.approx(figures[name])
+        assert found[name] == pytest.approx(expected[name])
     assert (found["num_images"], found["step"], found["variant"]) == (5, 12, VARIANT)
 
 
@@ -184,7 +185,7 @@ def test_compares_with_checkpoints_and_earlier_evaluations(evaluated, workdir, t
         assert found["miou"]["difference"] == 0
         assert found["miou"]["interval"] == [0, 0]
         assert set(found["per_class_iou"]) == set(CLASSES.names)
-        assert "Against" in (tmp_path / name / "report.html").read_text()
+        assert "Compared with" in (tmp_path / name / "report.html").read_text()
     code, _, err = finish(missing)
     assert code == 2
     assert "--compare=/no/such: no such file or folder" in err
@@ -207,7 +208,7 @@ def test_evaluate_refuses_with_one_line_and_code_2(workdir, tmp_path):
     checkpoint, output = f"--checkpoint={workdir}", f"--output={tmp_path}/out"
     cases = [
         ((f"--checkpoint={tmp_path}/none", output), "none: the folder does not exist"),
-        ((checkpoint, output, "--data_root=/no/such"), "no data set folder '/no/such'"),
+        ((checkpoint, output, "--data_root=/no/such"), "no dataset folder '/no/such'"),
         ((checkpoint, output, "--batchsize=2"), "'batchsize'"),
         ((checkpoint, output, "--compare=camvid_w18_small_v1"), "was trained for the classes"),
     ]
@@ -234,7 +235,7 @@ def test_predict_does_what_it_can(workdir, predictor, data, tmp_path):
     assert code == 1
     assert "Wrote 3 of 5 predictions" in out
     assert f"failed: {tmp_path}/bad.png: cannot be read as an image" in err
-    assert f"failed: {tmp_path}/nothing: no images or videos" in err
+    assert f"failed: {tmp_path}/nothing: contains no images or videos" in err
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert files == [f"{i}_{kind}.png" for i in (0, 3, 4) for kind in ("labelIds", "overlay")]
     labels = np.asarray(Image.open(tmp_path / "out" / "0_labelIds.png"))

@@ -9,6 +9,7 @@ from PIL import Image
 from hrnet_jax.data import Classes, Source
 from hrnet_jax.data.sources.files import Files
 from hrnet_jax.evaluation import segmentation
+from hrnet_jax.inference.multi_scale import TestTimeAugmentation
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import sharding
 
@@ -77,8 +78,8 @@ def test_every_pixel_counts_once_on_any_mesh(split, mesh_shape, batch_size):
     assert result.confusion.dtype == np.int64
     for counts, matrix in zip(result.image_counts, expected, strict=True):
         np.testing.assert_array_equal(counts, [matrix.diagonal(), matrix.sum(1), matrix.sum(0)])
-    assert result.figures["num_images"] == 7
-    assert result.figures["num_pixels"] == sum(int((m != 255).sum()) for m in labels)
+    assert result.metrics["num_images"] == 7
+    assert result.metrics["num_pixels"] == sum(int((m != 255).sum()) for m in labels)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
@@ -141,18 +142,19 @@ def test_scales_flip_and_tiles_reach_the_prediction(split):
     seen = []
     hook = lambda batch, predicted: seen.extend(predicted)  # noqa: E731
     source = source.take([0])
-    run(source, batch_size=1, flip=True, tile=(32, 32), average="exp", on_batch=hook)
+    tta = TestTimeAugmentation(flip=True, tile=(32, 32), average="exp")
+    run(source, batch_size=1, tta=tta, on_batch=hook)
     # Neither the mirror image nor tiles change a network that looks at single pixels; scales do.
     np.testing.assert_array_equal(seen[0], predictions[0])
-    run(source, batch_size=1, scales=(0.5,), on_batch=hook)
+    run(source, batch_size=1, tta=TestTimeAugmentation((0.5,)), on_batch=hook)
     assert (seen[1] != predictions[0]).mean() > 0.1
 
 
 def test_some_images_are_spread_over_the_split(split):
     source = split[0]
-    result = run(source, max_images=3)
+    result = run(segmentation.spread(source, 3))
     assert result.ids == ("city/0", "city/2", "city/4")
-    assert result.figures["num_images"] == 3
+    assert result.metrics["num_images"] == 3
     assert segmentation.spread(source, 0) is source
     assert segmentation.spread(source, 99) is source
     with pytest.raises(ValueError, match="max_images"):
@@ -166,21 +168,19 @@ def test_a_split_without_labels_needs_a_hook(split):
     batches = []
     result = run(source, on_batch=lambda batch, predicted: batches.append(predicted))
     assert sum(len(b) for b in batches) == 8
-    assert result.figures["num_pixels"] == 0
+    assert result.metrics["num_pixels"] == 0
 
 
 def test_refuses_what_does_not_fit(split):
     source = split[0]
     for model, message in (
         (Strongest(num_classes=4), "4 classes, the class list 3"),
-        (Strongest(head="pyramid"), "head 'pyramid' gives no label maps"),
+        (Strongest(head="pyramid"), "head 'pyramid' predicts no label maps"),
     ):
         with pytest.raises(ValueError, match=message):
             segmentation.evaluate(model, {"gain": 1.0}, source, batch_size=1)
     with pytest.raises(ValueError, match="batch_size"):
         run(source, batch_size=0)
-    with pytest.raises(ValueError, match="scales"):
-        run(source, scales=(-1.0,))
 
 
 def test_damaged_files_are_named(split, tmp_path):
@@ -192,18 +192,25 @@ def test_damaged_files_are_named(split, tmp_path):
         run(source)
 
 
-def test_scores_per_image_survive_the_file(tmp_path):
+def test_metrics_per_image_survive_the_file(tmp_path):
     counts = np.arange(18).reshape(2, 3, 3)
     counts[1] = 0
     result = segmentation.EvalResult(np.zeros((3, 3)), {}, ("city/0", "city/1"), counts, 0.0)
-    path = tmp_path / segmentation.IMAGE_SCORES
-    segmentation.save_image_scores(path, result, CLASSES.names)
+    path = tmp_path / segmentation.IMAGE_METRICS
+    segmentation.save_image_metrics(path, result, CLASSES.names)
     lines = path.read_text().splitlines()
-    assert lines[0].startswith("image,miou,pixel_accuracy,right:a,right:b,right:c,true:a")
+    assert lines[0].startswith(
+        "image,miou,pixel_accuracy,correct:a,correct:b,correct:c,ground_truth:a"
+    )
     assert lines[2].startswith("city/1,,,0,")
     found = segmentation.read_image_counts(path, ("city/1", "city/0"), CLASSES.names)
     np.testing.assert_array_equal(found, counts[::-1])
-    with pytest.raises(ValueError, match="lacks 1 of the images: ulm/7"):
+    with pytest.raises(ValueError, match="1 images are missing: ulm/7"):
         segmentation.read_image_counts(path, ("city/0", "ulm/7"), CLASSES.names)
-    with pytest.raises(ValueError, match="not those of the classes x, b, c"):
+    with pytest.raises(ValueError, match="do not fit the classes x, b, c"):
         segmentation.read_image_counts(path, ("city/0",), ("x", "b", "c"))
+    # Files from before the columns were renamed.
+    old = lines[0].replace("correct:", "right:").replace("ground_truth:", "true:")
+    path.write_text("\n".join([old, *lines[1:]]))
+    found = segmentation.read_image_counts(path, ("city/0", "city/1"), CLASSES.names)
+    np.testing.assert_array_equal(found, counts)

@@ -47,8 +47,8 @@ def test_archive_holds_label_ids_side_by_side(folder, source, tmp_path):
     [
         (lambda f: f.unlink(), "1 files missing in"),
         (lambda f: f.with_name("more.png").write_bytes(b""), r"1 files unexpected in .*more\.png"),
-        (lambda f: Image.new("L", (6, 5), 7).save(f), "6x5 pixels, its image 6x4"),
-        (lambda f: Image.new("L", (6, 4), 1).save(f), r"values \[1\] are no label ids"),
+        (lambda f: Image.new("L", (6, 5), 7).save(f), "6x5 pixels, but its image has 6x4"),
+        (lambda f: Image.new("L", (6, 4), 1).save(f), r"values \[1\] are not label ids"),
         (lambda f: Image.new("RGB", (6, 4)).save(f), "mode 'RGB', must be 'L'"),
     ],
 )
@@ -61,7 +61,7 @@ def test_refuses_what_a_server_would(folder, source, tmp_path, spoil, message):
 
 def test_refuses_a_part_of_the_official_test_set(folder, source):
     part = Source("cityscapes", "test", CLASSES, source.ids, Files(source.image_paths))
-    with pytest.raises(ValueError, match="3 images, but the server wants all 1525"):
+    with pytest.raises(ValueError, match="3 images, but the server requires all 1525"):
         submission.check(folder, part)
 
 

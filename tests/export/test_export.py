@@ -10,7 +10,7 @@ import pytest
 
 from hrnet_jax.data import Classes
 from hrnet_jax.export import export
-from hrnet_jax.inference.multi_scale import Method
+from hrnet_jax.inference.multi_scale import TestTimeAugmentation
 from hrnet_jax.inference.predictor import Predictor
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import sharding
@@ -132,7 +132,9 @@ def test_refuses(predictor, tmp_path, name, options, message):
 
 
 def test_refuses_another_method_and_a_missing_package(predictor, tmp_path, monkeypatch):
-    flipped = Predictor(predictor.model, predictor.variables, CLASSES, method=Method(flip=True))
+    flipped = Predictor(
+        predictor.model, predictor.variables, CLASSES, tta=TestTimeAugmentation(flip=True)
+    )
     with pytest.raises(ValueError, match="one scale, not scale 1, flip"):
         export.export_model(flipped, tmp_path / "net.onnx")
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)

@@ -3,8 +3,8 @@ import warnings
 import av
 import numpy as np
 import pytest
+from networks import CLASSES, Pointwise
 from PIL import Image
-from test_predictor import CLASSES, Pointwise
 
 from hrnet_jax.inference import file_job
 from hrnet_jax.inference.predictor import Predictor
@@ -45,8 +45,8 @@ def test_lists_what_there_is_and_what_is_not(tmp_path):
     assert [i.name for i in inputs] == ["one", "b", "deep/a", "film"]
     assert [i.is_video for i in inputs] == [False, False, False, True]
     messages = [str(f) for f in failures]
-    assert "is also written as 'one'" in messages[0]
-    assert "empty: no images or videos" in messages[1]
+    assert "one.png has the same output name 'one'" in messages[0]
+    assert "empty: contains no images or videos" in messages[1]
     assert "gone: no such image or folder" in messages[2]
     with pytest.raises(ValueError, match="no images given"):
         file_job.list_inputs([])
@@ -60,7 +60,7 @@ def test_batches_give_what_single_images_give(predictor, tmp_path):
     inputs, failures = file_job.list_inputs([tmp_path])
     out = tmp_path / "out"
     outputs = ("overlay", "labels", "probabilities")
-    job = file_job.Job(predictor, out, outputs, batch_size=2, progress=False, failures=failures)
+    job = file_job.FileJob(predictor, out, outputs, batch_size=2, progress=False, failures=failures)
     assert job.run(inputs) == 5
     assert [str(f) for f in failures] == [
         f"{tmp_path}/2b.png: cannot be read as an image: cannot identify image file "
@@ -85,7 +85,9 @@ def test_odd_kinds_of_images_are_said_and_the_rest_is_done(predictor, tmp_path):
     Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(tmp_path / "d_clear.png")
     Image.fromarray(pixels[..., 0].astype(np.uint16) * 256).save(tmp_path / "e_deep.png")
     inputs, failures = file_job.list_inputs([tmp_path])
-    job = file_job.Job(predictor, tmp_path / "out", ("labels",), failures=failures, progress=False)
+    job = file_job.FileJob(
+        predictor, tmp_path / "out", ("labels",), failures=failures, progress=False
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "converted from mode L"
         assert job.run(inputs) == 3
@@ -124,10 +126,10 @@ def test_videos_are_predicted_frame_by_frame(predictor, film, tmp_path):
         container.mux(stream.encode())
     inputs, failures = file_job.list_inputs([tmp_path / "broken.mp4", film, sound])
     out = tmp_path / "out"
-    job = file_job.Job(predictor, out, batch_size=2, failures=failures, progress=False)
+    job = file_job.FileJob(predictor, out, batch_size=2, failures=failures, progress=False)
     assert job.run(inputs) == 1
     assert "broken.mp4: cannot be read as a video" in str(failures[0])
-    assert "sound.mkv: holds no video" in str(failures[1])
+    assert "sound.mkv: contains no video" in str(failures[1])
     assert sorted(p.name for p in out.iterdir()) == ["film", "film_overlay.mp4"]
     names = sorted(p.name for p in (out / "film").iterdir())
     assert names == [f"{k:06}_labelIds.png" for k in range(5)]
@@ -147,4 +149,4 @@ def test_videos_are_predicted_frame_by_frame(predictor, film, tmp_path):
 )
 def test_refuses(predictor, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        file_job.Job(predictor, tmp_path, **options)
+        file_job.FileJob(predictor, tmp_path, **options)

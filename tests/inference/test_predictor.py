@@ -1,63 +1,31 @@
-import dataclasses
+import pickle
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from networks import CLASSES, SIZE, Pointwise, random_network, smooth_image, softmax
 from PIL import Image
 
-from hrnet_jax.data import Classes
-from hrnet_jax.data.images.read import read_image
 from hrnet_jax.inference import multi_scale
-from hrnet_jax.inference.multi_scale import Method
-from hrnet_jax.inference.predictor import Predictor, load, to_label_ids
-from hrnet_jax.models import create_model, normalize
+from hrnet_jax.inference.predictor import Predictor, load
+from hrnet_jax.models import normalize
 from hrnet_jax.models.resize import resize
-from hrnet_jax.runtime import memory
-
-CLASSES = Classes(("a", "b", "c"), ((1, 0, 0), (0, 1, 0), (0, 0, 1)), (7, 8, 11))
-SIZE = (33, 47)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pointwise:
-    """A "network" whose logits are the image's channels, every `stride`-th pixel of them."""
-
-    stride: int = 1
-    num_classes: int = 3
-    head: str = "segmentation"
-    align_corners: bool = False
-
-    def apply(self, variables, images, train):
-        assert not train
-        return {"logits": variables["gain"] * images[:, :: self.stride, :: self.stride]}
-
-
-def softmax(x):
-    x = np.exp(x - x.max(-1, keepdims=True))
-    return x / x.sum(-1, keepdims=True)
 
 
 @pytest.fixture(scope="module")
 def network(tiny):
-    model = create_model(tiny, 3)
-    variables = jax.jit(model.init)(jax.random.key(1), np.zeros((1, *SIZE, 3), np.float32))
-    # The first classifier is almost 0: one class would win everywhere.
-    classifier = variables["params"]["head"]["classifier"]
-    classifier["kernel"] = 1000 * classifier["kernel"]
-    return model, variables
+    return random_network(tiny)
+
+
+@pytest.fixture(scope="module")
+def image():
+    return smooth_image()
 
 
 @pytest.fixture(scope="module")
 def predictor(network):
     return Predictor(*network, CLASSES, step=5)
-
-
-@pytest.fixture(scope="module")
-def image():
-    rng = np.random.default_rng(0)
-    small = Image.fromarray(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8))
-    return np.asarray(small.resize(SIZE[::-1], Image.Resampling.BICUBIC))
 
 
 @pytest.fixture(scope="module")
@@ -107,122 +75,6 @@ def test_any_size(size):
     assert predictor.predict(np.zeros((*size, 3), np.uint8)).shape == size
 
 
-def test_align_corners_of_the_model_is_used(image):
-    for align in (False, True):
-        model = Pointwise(stride=4, align_corners=align)
-        logits = np.asarray(normalize.normalize(image[None]))[:, ::4, ::4]
-        expected = np.asarray(resize(logits, SIZE, align_corners=align))[0]
-        result = multi_scale.predict_probabilities(model, {"gain": 1.0}, image[None])
-        np.testing.assert_allclose(result[0], softmax(expected), atol=1e-5)
-
-
-def views(model, variables, x, scale, average):
-    """Logits of a view and of its mirror image turned back, at the view's size."""
-    size = multi_scale.scaled_size(x.shape[1:3], scale)
-    x = resize(x, size)
-    return [
-        np.asarray(resize(model.apply(variables, v, train=False)["logits"][:, :, ::t], size))
-        for v, t in ((x, 1), (x[:, :, ::-1], -1))
-    ]
-
-
-def test_scales_and_flip_average_softmax(image):
-    model, variables = Pointwise(stride=4), {"gain": 2.0}
-    method = Method(scales=(0.5, 1.0, 1.3), flip=True)
-    x = normalize.normalize(image[None])
-    expected = 0
-    for scale in method.scales:
-        pair = views(model, variables, x, scale, "softmax")
-        expected = expected + np.asarray(resize(sum(map(softmax, pair)) / 2, SIZE))
-    expected /= expected.sum(-1, keepdims=True)
-    result = multi_scale.predict_probabilities(model, variables, image[None], method)
-    np.testing.assert_allclose(result, expected, atol=1e-5)
-    labels = multi_scale.predict_labels(model, variables, image[None], method)
-    np.testing.assert_array_equal(labels, expected.argmax(-1))
-    single = multi_scale.predict_probabilities(model, variables, image[None])
-    assert np.abs(single - result).max() > 0.01
-
-
-def test_scales_and_flip_average_exp_as_the_official_test(image):
-    model, variables = Pointwise(stride=4), {"gain": 2.0}
-    method = Method(scales=(0.5, 1.0), flip=True, average="exp")
-    x = normalize.normalize(image[None])
-    expected = 0
-    for scale in method.scales:
-        logits = sum(views(model, variables, x, scale, "exp")) / 2
-        expected = expected + np.asarray(resize(np.exp(logits), SIZE))
-    expected /= expected.sum(-1, keepdims=True)
-    result = multi_scale.predict_probabilities(model, variables, image[None], method)
-    np.testing.assert_allclose(result, expected, atol=1e-5)
-
-
-def test_exp_of_large_logits_does_not_overflow(image):
-    method = Method(scales=(0.5, 1.0), average="exp")
-    result = multi_scale.predict_probabilities(Pointwise(), {"gain": 90.0}, image[None], method)
-    assert np.isfinite(result).all()
-
-
-@pytest.mark.parametrize("average", ["softmax", "exp"])
-def test_tiles_of_a_pointwise_network_change_nothing(average):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (2, 50, 81, 3)).astype(np.uint8)
-    tiled = Method(scales=(1.0, 1.2), flip=True, tile=(32, 40), average=average)
-    whole = dataclasses.replace(tiled, tile=None)
-    model, variables = Pointwise(), {"gain": 1.0}
-    np.testing.assert_allclose(
-        multi_scale.predict_probabilities(model, variables, images, tiled),
-        multi_scale.predict_probabilities(model, variables, images, whole),
-        atol=1e-5,
-    )
-
-
-def test_tile_larger_than_the_image_is_not_used(image):
-    model, variables = Pointwise(stride=4), {"gain": 1.0}
-    method = Method(tile=(64, 64))
-    np.testing.assert_array_equal(
-        multi_scale.predict_labels(model, variables, image[None], method),
-        multi_scale.predict_labels(model, variables, image[None]),
-    )
-
-
-@pytest.mark.parametrize(("length", "tile"), [(100, 32), (33, 32), (2048, 1024), (32, 32), (5, 32)])
-def test_tiles_cover_and_overlap(length, tile):
-    starts = multi_scale.tile_starts(length, tile)
-    assert starts[0] == 0
-    assert starts[-1] == max(0, length - tile)
-    steps = np.diff(starts)
-    assert (steps > 0).all()
-    assert (steps <= tile * 2 / 3 + 1).all()
-
-
-def test_tile_weights_fade_but_never_vanish():
-    np.testing.assert_allclose(
-        multi_scale.tile_weights((4, 3)), np.outer([0.5, 1, 1, 0.5], [0.5, 1, 0.5])
-    )
-
-
-def test_scaled_sizes_round_halves_up():
-    assert multi_scale.scaled_size((33, 1), 0.5) == (17, 1)
-    assert multi_scale.scaled_size((1024, 2048), 1.75) == (1792, 3584)
-    assert multi_scale.scaled_size((3, 3), 0.01) == (1, 1)
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"scales": ()}, "scales"),
-        ({"scales": (1.0, 0.0)}, "scales"),
-        ({"scales": (float("nan"),)}, "scales"),
-        ({"tile": (16, 64)}, "tile"),
-        ({"tile": (64,)}, "tile"),
-        ({"average": "mean"}, r"unknown average 'mean'.*softmax"),
-    ],
-)
-def test_method_refuses(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        Method(**kwargs)
-
-
 @pytest.mark.parametrize(
     ("array", "message"),
     [
@@ -239,18 +91,6 @@ def test_method_refuses(kwargs, message):
 def test_refuses_arrays(predictor, array, message):
     with pytest.raises(ValueError, match=message):
         predictor.predict(array)
-
-
-def test_lossless_conversions_warn(tmp_path, image):
-    grey = Image.fromarray(image).convert("L")
-    opaque = Image.fromarray(image).convert("RGBA")
-    palette = Image.fromarray(image).quantize(16)
-    for kind, stored in (("grey", grey), ("opaque", opaque), ("palette", palette)):
-        path = tmp_path / f"{kind}.png"
-        stored.save(path)
-        with pytest.warns(UserWarning, match=f"{kind}.png: converted from mode {stored.mode}"):
-            result = read_image(path)
-        np.testing.assert_array_equal(result, np.asarray(stored.convert("RGB")))
 
 
 def test_refuses_files(tmp_path, image, predictor):
@@ -279,45 +119,78 @@ def test_refuses_files(tmp_path, image, predictor):
         predictor.predict(tmp_path / "none.png")
 
 
-def test_views_that_do_not_fit_into_memory_are_tiled_and_said(network, image, monkeypatch):
-    model, variables = network
-    large = jnp.asarray(np.tile(image, (12, 12, 1))[None, :300, :520])
-    method = Method((0.5, 2.0))
-    assert multi_scale.fitting_method(model, large, method) is method
-    # The network on 600x1040 pixels needs 50 MB, the values of the classes 30.
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 64_000_000)
-    with pytest.warns(UserWarning, match=r"300x520 at scale 2 .* in tiles of 300x520"):
-        tiled = multi_scale.fitting_method(model, large, method)
-    assert tiled == Method((0.5, 2.0), tile=(300, 520))
-    assert multi_scale.fitting_method(model, large, Method(tile=(64, 64))).tile == (64, 64)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1_000_000)
-    with pytest.raises(ValueError, match=r"300x520, tested at 600x1040, do not fit into 0\.0 GiB"):
-        multi_scale.predict_labels(model, variables, large, method)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
-    assert multi_scale.fitting_method(model, large, method) is method
-
-
 def test_refuses_models_that_do_not_fit():
-    with pytest.raises(ValueError, match="head 'pose' gives no label maps"):
+    with pytest.raises(ValueError, match="head 'pose' predicts no label maps"):
         Predictor(Pointwise(head="pose"), {}, CLASSES)
     with pytest.raises(ValueError, match="4 classes, the class list 3: a, b, c"):
         Predictor(Pointwise(num_classes=4), {}, CLASSES)
 
 
-def test_many_classes_need_wider_labels():
-    scores = np.zeros((1, 2, 300), np.float32)
-    scores[0, 1, 299] = 1
-    labels = multi_scale.labels_of(scores)
-    assert labels.dtype == np.int32
-    assert labels.tolist() == [[0, 299]]
-
-
-def test_label_ids_are_the_data_sets():
-    np.testing.assert_array_equal(
-        to_label_ids(np.array([[0, 2, 1]], np.uint8), CLASSES), [[7, 11, 8]]
-    )
-
-
 def test_load_says_where_it_looked(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"at nothing_here: .*looked for /.*/nothing_here"):
         load("nothing_here")
+
+
+def test_old_names_work_with_a_warning(network, image):
+    """`Method` and the argument `method`, where they were before they were renamed."""
+    with pytest.warns(DeprecationWarning, match="Method was renamed to TestTimeAugmentation"):
+        from hrnet_jax.inference import Method
+    with pytest.warns(DeprecationWarning, match="Method was renamed"):
+        assert multi_scale.Method is Method is multi_scale.TestTimeAugmentation
+    flip = Method(flip=True)
+    with pytest.warns(DeprecationWarning, match="'method' were renamed to 'tta'"):
+        old = Predictor(*network, CLASSES, method=flip)
+    assert old.tta is flip
+    with pytest.warns(DeprecationWarning, match="'method' were renamed to 'tta'"):
+        assert old.method is flip
+    with pytest.warns(DeprecationWarning, match="renamed"), pytest.raises(FileNotFoundError):
+        load("nothing_here", method=flip)
+    new = Predictor(*network, CLASSES, tta=flip)
+    np.testing.assert_array_equal(old.predict(image), new.predict(image))
+
+
+def test_survives_pickle(predictor, image):
+    copy = pickle.loads(pickle.dumps(predictor))
+    np.testing.assert_array_equal(copy.predict(image), predictor.predict(image))
+    assert (copy.step, copy.classes, copy.tta, copy.size_step) == (5, CLASSES, predictor.tta, 1)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_predicts_in_a_program_with_a_mesh_of_its_own(predictor, image, kind):
+    labels, probabilities = predictor.predict(image), predictor.predict_proba(image)
+    with jax.set_mesh(jax.make_mesh((2,), ("x",), axis_types=(kind,))):
+        np.testing.assert_array_equal(predictor.predict(image), labels)
+        np.testing.assert_array_equal(predictor.predict_proba(image), probabilities)
+        made_here = Predictor(predictor.model, predictor.variables, CLASSES)
+        np.testing.assert_array_equal(made_here.predict(image), labels)
+
+
+def test_padding_to_steps_needs_few_programs():
+    """Exact for a network that looks at single pixels, whatever the size."""
+    shapes = []
+
+    class Recording(Pointwise):
+        def apply(self, variables, images, train):
+            shapes.append(images.shape[1:3])
+            return super().apply(variables, images, train)
+
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (33 + i, 40 + 2 * i, 3)).astype(np.uint8) for i in range(8)]
+    plain = Predictor(Pointwise(), {"gain": 1.0}, CLASSES)
+    padding = Predictor(Recording(), {"gain": 1.0}, CLASSES, size_step=32)
+    for image in images:
+        np.testing.assert_array_equal(padding.predict(image), plain.predict(image))
+        probabilities = padding.predict_proba(image)
+        np.testing.assert_allclose(probabilities, plain.predict_proba(image), atol=1e-6)
+    assert shapes == [(64, 64)]  # traced once
+    with pytest.raises(ValueError, match="size_step must be at least 1, got 0"):
+        Predictor(Pointwise(), {}, CLASSES, size_step=0)
+
+
+def test_padding_to_steps_leaves_multiples_alone(network, image, predictor):
+    padding = Predictor(*network, CLASSES, size_step=32)
+    multiple = np.ascontiguousarray(image[:32, :32])
+    np.testing.assert_array_equal(
+        padding.predict_proba(multiple), predictor.predict_proba(multiple)
+    )
+    assert padding.predict(image).shape == SIZE

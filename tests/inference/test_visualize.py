@@ -75,7 +75,7 @@ def test_large_pictures_shrink_to_the_width():
         (lambda: visualize.overlay(IMAGE, LABELS[:1], CLASSES), "do not fit"),
         (lambda: visualize.overlay(IMAGE / 255, LABELS, CLASSES), "uint8"),
         (lambda: visualize.overlay(IMAGE, LABELS, CLASSES, alpha=2), "alpha"),
-        (lambda: visualize.grid([], 2), "need pictures"),
+        (lambda: visualize.grid([], 2), "need images"),
     ],
 )
 def test_refuses(call, message):
@@ -94,3 +94,10 @@ def test_networks_side_by_side():
     for picture, color in ((shared, CLASSES.colors[1]), (apart, other.colors[1])):
         assert (picture == color).all(-1).any()
         assert any((picture[y : y + 40, 12:72] == image).all() for y in range(60))
+
+
+def test_label_ids_are_those_of_the_dataset():
+    classes = Classes(("a", "b", "c"), ((1, 0, 0), (0, 1, 0), (0, 0, 1)), (7, 8, 11))
+    found = visualize.to_label_ids(np.array([[0, 2, 1]], np.uint8), classes)
+    np.testing.assert_array_equal(found, [[7, 11, 8]])
+    assert found.dtype == np.uint8

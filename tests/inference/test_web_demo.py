@@ -10,8 +10,8 @@ import urllib.request
 import numpy as np
 import pytest
 from headless import new_page
+from networks import CLASSES, Pointwise
 from PIL import Image
-from test_predictor import CLASSES, Pointwise
 
 from hrnet_jax.inference import web_demo
 from hrnet_jax.inference.predictor import Predictor
@@ -45,7 +45,7 @@ def post(server, data, path="/predict"):
         return error.code, json.load(error)
 
 
-def test_answers_with_labels_and_shares(server, picture):
+def test_answers_with_labels_and_fractions(server, picture):
     status, answer = post(server, picture.read_bytes())
     assert status == 200
     assert (answer["width"], answer["height"]) == (40, 32)
@@ -53,9 +53,9 @@ def test_answers_with_labels_and_shares(server, picture):
     expected = server.predictor.predict(picture)
     with Image.open(io.BytesIO(data)) as image:
         np.testing.assert_array_equal(np.asarray(image), np.array(CLASSES.label_ids)[expected])
-    shares = {c["name"]: c["share"] for c in answer["classes"]}
-    assert shares["b"] == pytest.approx((expected == 1).mean())
-    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    fractions = {c["name"]: c["fraction"] for c in answer["classes"]}
+    assert fractions["b"] == pytest.approx((expected == 1).mean())
+    assert list(fractions.values()) == sorted(fractions.values(), reverse=True)
 
 
 def test_says_what_it_cannot_do_and_goes_on(server, picture):

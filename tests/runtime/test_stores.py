@@ -227,7 +227,7 @@ def test_run_in_a_store(bucket, streets, quick, caplog, tmp_path):
     inputs, failures = file_job.list_inputs([f"{streets[0]}/leftImg8bit/val", f"{bucket}/none"])
     assert [str(f) for f in failures] == [f"{bucket}/none: no such image or folder"]
     outputs = ("overlay", "labels", "probabilities")
-    job = file_job.Job(predictor, storage.path(f"{bucket}/out"), outputs, progress=False)
+    job = file_job.FileJob(predictor, storage.path(f"{bucket}/out"), outputs, progress=False)
     assert job.run(inputs) == 2
     assert len(storage.names_below(f"{bucket}/out")) == 6
     with submission.Writer(f"{bucket}/predictions", source) as writer:
@@ -238,7 +238,7 @@ def test_run_in_a_store(bucket, streets, quick, caplog, tmp_path):
     result = segmentation.evaluate(
         predictor.model, predictor.variables, source, batch_size=1, progress=False
     )
-    segmentation.save_image_scores(f"{bucket}/scores.csv", result, source.classes.names)
+    segmentation.save_image_metrics(f"{bucket}/scores.csv", result, source.classes.names)
     counts = segmentation.read_image_counts(
         f"{bucket}/scores.csv", source.ids, source.classes.names
     )

@@ -33,7 +33,7 @@ def test_writes_weights_with_other_statistics(tmp_path):
     options = "--batch_size=2", "--dtype=float16", "--image_statistics=0.125", f"--output={file}"
     done = run(f"--data_root={tmp_path}", *options)
     assert done.returncode == 0, done.stderr
-    assert "with the statistics of 2 of 3 images of camvid train" in done.stdout
+    assert "with statistics of 2 of 3 images of camvid train" in done.stdout
     new, old = load_checkpoint(file), load_checkpoint(NAME)
     jax.tree.map(np.testing.assert_array_equal, new.variables["params"], old.variables["params"])
     assert new.step == old.step
@@ -52,4 +52,4 @@ def test_says_what_is_missing_before_any_work(tmp_path):
     assert "new.npz: weights are written to a .safetensors file" in done.stderr
     done = run(f"--output={tmp_path}/new.safetensors", f"--data_root={tmp_path}/none")
     assert done.returncode == 2
-    assert "none'; name it with --data_root=DIR" in done.stderr
+    assert "none'; set it with --data_root=DIR" in done.stderr

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -12,17 +13,20 @@ def run(*options):
     return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
 
 
-def test_writes_a_picture(tmp_path):
+@pytest.mark.parametrize(
+    ("output", "written"), [("", "batch_3.png"), ("new/batch.png", "new/batch.png")]
+)
+def test_writes_an_image(tmp_path, output, written):
     done = run(
         "--config=configs/fake_data.py",
         "--config.batch_size=2",
         "--config.data.crop_size=(64, 96)",
-        f"--output={tmp_path}",
+        f"--output={tmp_path / output}",
         "--step=3",
     )
     assert done.returncode == 0, done.stderr
-    assert "2 samples" in done.stdout
-    width, height = Image.open(tmp_path / "batch_3.png").size
+    assert f"2 samples to {tmp_path / written}" in done.stdout
+    width, height = Image.open(tmp_path / written).size
     assert width > 2 * 96
     assert height > 64
 

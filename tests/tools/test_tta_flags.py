@@ -2,8 +2,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from hrnet_jax.inference.multi_scale import Method
-from hrnet_jax.tools import method_flags
+from hrnet_jax.inference.multi_scale import TestTimeAugmentation
+from hrnet_jax.tools import tta_flags
 
 
 @pytest.fixture(autouse=True)
@@ -12,13 +12,13 @@ def parsed():
 
 
 def test_default_is_a_single_view():
-    assert method_flags.method() == Method()
+    assert tta_flags.tta() == TestTimeAugmentation()
 
 
 def test_flags_reach_the_method():
     values = {"scales": ["0.5", "1.25"], "flip": True, "tile": "64x128", "average": "exp"}
     with flagsaver.flagsaver(**values):
-        assert method_flags.method() == Method((0.5, 1.25), True, (64, 128), "exp")
+        assert tta_flags.tta() == TestTimeAugmentation((0.5, 1.25), True, (64, 128), "exp")
 
 
 @pytest.mark.parametrize(
@@ -33,4 +33,4 @@ def test_flags_reach_the_method():
 )
 def test_refuses(values, message):
     with flagsaver.flagsaver(**values), pytest.raises(ValueError, match=message):
-        method_flags.method()
+        tta_flags.tta()

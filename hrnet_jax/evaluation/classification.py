@@ -142,7 +142,7 @@ def evaluate(
         found[:, index[index >= 0]] = np.stack(rows)[:, index >= 0]
         bar.update(int((index >= 0).sum()))
 
-    share, shares = sharding.share_of_batch(mesh)
+    share, shares = sharding.batch_shard(mesh)
     batches = classification_data.eval_batches(
         source,
         batch_size=batch_size,

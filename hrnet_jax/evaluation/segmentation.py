@@ -243,7 +243,7 @@ def evaluate(
                 seen[i] += 1
         bar.update(int((index >= 0).sum()))
 
-    share = sharding.share_of_batch(mesh)
+    share = sharding.batch_shard(mesh)
     batches = segmentation_data.eval_batches(
         source,
         batch_size=batch_size,

@@ -190,7 +190,7 @@ def make_batches(
     config: ConfigDict, source: Source, start_step: int, mesh: Mesh | None = None
 ) -> Iterator[dict]:
     """This process's share of the batches; all of them without a mesh."""
-    share = sharding.share_of_batch(mesh)
+    share = sharding.batch_shard(mesh)
     return segmentation_data.iterate(
         task_of(config.head).dataset(config, source, start_step, share)
     )

@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from hrnet_jax.models.backbone import HRNet
 from hrnet_jax.models.heads import HEADS, make_head
-from hrnet_jax.models.layers import INITS, REMAT, SCAN, Policy, bias_bound, kernel_std
+from hrnet_jax.models.layers import Policy, bias_bound, kernel_std
 from hrnet_jax.models.remat_scan import call
 from hrnet_jax.models.variants import Variant, get_variant
 
@@ -134,36 +134,14 @@ def create_model(
         the camera and the street of an image; see `layers.BatchNorm.of_images`, docs/results.md.
 
     Raises:
-      ValueError: unknown variant, head, initialization, `remat` or `scan`, `num_classes` below 1,
-        or `image_statistics` outside 0..1.
+      ValueError: for a name that is unknown or a number that is out of range.
     """
-    choices = {
-        "head": (head, HEADS),
-        "initialization": (init, INITS),
-        "remat": (remat, REMAT),
-        "scan": (scan, SCAN),
-    }
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise ValueError(f"unknown {name} {value!r}; known: {list(known)}")
-    spec = HEADS[head]
-    if num_classes < 1 and spec.has_classes:
+    if head not in HEADS:
+        raise ValueError(f"unknown head {head!r}; known: {list(HEADS)}")
+    if num_classes < 1 and HEADS[head].has_classes:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-    if not 0 <= image_statistics <= 1:
-        raise ValueError(f"image_statistics must be between 0 and 1, not {image_statistics}")
-    return HRNetModel(
-        variant=get_variant(variant),
-        num_classes=num_classes,
-        head=head,
-        align_corners=spec.align_corners if align_corners is None else align_corners,
-        dropout=dropout,
-        policy=Policy(
-            dtype=jnp.dtype(dtype),
-            param_dtype=jnp.dtype(param_dtype),
-            init=init,
-            remat=remat,
-            scan=scan,
-            lanes=lanes,
-            image_statistics=float(image_statistics),
-        ),
-    )
+    if align_corners is None:
+        align_corners = HEADS[head].align_corners
+    dtype, param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
+    policy = Policy(dtype, param_dtype, init, remat, scan, lanes, float(image_statistics))
+    return HRNetModel(get_variant(variant), num_classes, head, align_corners, dropout, policy)

@@ -1,5 +1,7 @@
 """Resizing by hand, and its forms for the platforms against each other."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,5 +73,84 @@ def test_resizing_by_matrix_is_the_same(size, align_corners):
 def test_only_tpus_resize_by_matrix(platform):
     x = jnp.zeros((1, 16, 8, 3))
     exported = jax.export.export(jax.jit(lambda x: resize(x, (32, 16))), platforms=[platform])
-    # Matrices of eight parts of the height: four rows of two, and the neighbours' two.
+    # Matrices of eight parts of the height: four rows of two, and the neighbors' two.
     assert ("tensor<8x4x4xf32>" in exported(x).mlir_module()) == (platform == "tpu")
+
+
+SIZES = [
+    (32, 16),
+    (128, 64),
+    (64, 32),
+    (50, 20),
+    (16, 16),
+    (16, 24),
+    (17, 9),
+    (31, 9),
+    (5, 3),
+    (1, 1),
+]
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.float64, 1e-14)], ids=["float32", "float64"]
+)
+def test_resizing_by_sums_is_the_same(size, align_corners, dtype, tolerance):
+    """Values and gradients of the form for GPU against that for CPU, of maps of 16x8."""
+    with jax.enable_x64(dtype == jnp.float64):
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.uniform(-1, 1, size=(2, 16, 8, 3)), dtype)
+        gradient = jnp.asarray(rng.uniform(-1, 1, size=(2, *size, 3)), dtype)
+        found, of_found = jax.vjp(lambda x: resizing._resize_by_sums(x, size, align_corners), x)
+        by_axis = functools.partial(resizing._resize, method="bilinear")
+        expected, of_expected = jax.vjp(lambda x: by_axis(x, size, align_corners=align_corners), x)
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+        found, expected = of_found(gradient)[0], of_expected(gradient)[0]
+        # A sum over up to so many products per old sample.
+        terms = max(1, size[0] * size[1] // 128)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * terms)
+
+
+@pytest.mark.parametrize("size", [(3, 5), (7, 9), (14, 6)])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_resizing_by_sums_from_odd_sizes(size, align_corners):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 7, 3, 2)), jnp.float32)
+    found = resizing._resize_by_sums(x, size, align_corners)
+    expected = resizing._resize_by_matrix(x, size, align_corners)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_sums_of_bfloat16_are_rounded_once():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 3)), jnp.bfloat16)
+    found = resizing._resize_by_sums(x, (16, 16), False)
+    expected = resizing._resize_by_sums(x.astype(jnp.float32), (16, 16), False)
+    np.testing.assert_array_equal(found, expected.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("form", ["_resize", "_resize_by_sums"])
+def test_resizing_in_every_mode_of_differentiation(form):
+    """Forward and reverse, both orders, mapped: all equal to the product with the matrices."""
+    rng = np.random.default_rng(0)
+    x, v = (jnp.asarray(rng.normal(size=(2, 2, 3, 2, 1)), jnp.float32) for _ in range(2))
+    extra = {"method": "bilinear"} if form == "_resize" else {}
+    resize_maps = functools.partial(
+        getattr(resizing, form), size=(8, 6), align_corners=False, **extra
+    )
+    rows, columns = (resizing.interpolation_matrix(*n, False) for n in ((3, 8), (2, 6)))
+
+    def ours(x):
+        return jnp.sum(jax.vmap(resize_maps)(x) ** 3)
+
+    def plain(x):
+        return jnp.sum(jnp.einsum("oh,pw,bnhwc->bnopc", rows, columns, x) ** 3)
+
+    for mode in (
+        lambda f: jax.grad(f)(x),
+        lambda f: jax.jvp(f, (x,), (v,))[1],
+        lambda f: jax.linearize(f, x)[1](v),
+        lambda f: jax.jvp(jax.grad(f), (x,), (v,))[1],
+        lambda f: jax.grad(lambda x: jax.jvp(f, (x,), (v,))[1])(x),
+    ):
+        np.testing.assert_allclose(mode(ours), mode(plain), rtol=1e-4, atol=1e-4)

@@ -85,25 +85,26 @@ def _resize_by_sums(x: jax.Array, size: tuple[int, int], align_corners: bool) ->
 
     The compiler fuses them with what uses the result. Products with matrices would be kernels of
     their own, with copies of the matrices for each image and row: a quarter to a third of the bytes
-    that a training step of W48 wrote. Sums are computed in at least float32 and rounded once.
+    that a training step of W48 wrote.
     """
-    dtype = x.dtype
-    x = x.astype(jnp.promote_types(dtype, jnp.float32))
     for axis, out in ((2, size[1]), (1, size[0])):
         in_ = x.shape[axis]
         if out == in_:
             continue
-        function, transpose = (_sum_of_neighbors, _sum_of_targets)
+        forward, backward = _sum_of_neighbors, _sum_of_targets
         if out % in_:
-            function, transpose = (_gathered_sum, _gathered_sum_of_targets)
+            forward, backward = _gathered_sum, _gathered_sum_of_targets
         arguments = {"axis": axis, "in_": in_, "out": out, "align_corners": align_corners}
-        (x,) = linear_call(
-            functools.partial(function, **arguments),
-            functools.partial(transpose, **arguments),
-            (),
-            (x,),
-        )
-    return x.astype(dtype)
+        forward = functools.partial(_in_float32, function=functools.partial(forward, **arguments))
+        backward = functools.partial(_in_float32, function=functools.partial(backward, **arguments))
+        (x,) = linear_call(forward, backward, (), (x,))
+    return x
+
+
+def _in_float32(_, operands, *, function) -> tuple[jax.Array]:
+    """A function of one array, computed in float32 or wider and rounded at the end."""
+    (x,) = operands
+    return (function(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype),)
 
 
 def _along(weights: np.ndarray, axis: int, x: jax.Array) -> jax.Array:
@@ -111,60 +112,59 @@ def _along(weights: np.ndarray, axis: int, x: jax.Array) -> jax.Array:
     return jnp.asarray(weights, x.dtype).reshape([-1 if k == axis else 1 for k in range(4)])
 
 
-def _sum_of_neighbors(_, operands, *, axis: int, in_: int, out: int, align_corners: bool):
-    """Upsampling by a whole factor: each new sample is a weighted sum of three old ones."""
-    (x,) = operands
+def _shift(x: jax.Array, by: int, axis: int) -> jax.Array:
+    """Moves x by `by` along an axis and fills up with zeros."""
+    if by == 0:
+        return x
+    padding = [(by, -by, 0) if k == axis else (0, 0, 0) for k in range(x.ndim)]
+    return lax.pad(x, jnp.zeros((), x.dtype), padding)
+
+
+def _sum_of_neighbors(x: jax.Array, *, axis: int, in_: int, out: int, align_corners: bool):
+    """Upsampling by an integer factor: each new sample is a weighted sum of three old ones."""
     factor = out // in_
     weights = _upsampling_weights(in_, factor, align_corners)  # [in_, factor, 3]
     shape = [1, 1, 1, 1, 1]
     shape[axis], shape[axis + 1] = in_, factor
     terms = [
-        jnp.expand_dims(_rotate(x, by, axis), axis + 1)
+        jnp.expand_dims(_shift(x, by, axis), axis + 1)
         * jnp.asarray(weights[:, :, k], x.dtype).reshape(shape)
         for k, by in enumerate((0, 1, -1))
     ]
-    return (sum(terms).reshape([out if k == axis else n for k, n in enumerate(x.shape)]),)
+    return sum(terms).reshape([out if k == axis else n for k, n in enumerate(x.shape)])
 
 
-def _sum_of_targets(_, operands, *, axis: int, in_: int, out: int, align_corners: bool):
+def _sum_of_targets(gradient: jax.Array, *, axis: int, in_: int, out: int, align_corners: bool):
     """The transpose of `_sum_of_neighbors`: each old sample is a sum over the new ones near it."""
-    (gradient,) = operands
     factor = out // in_
     weights = _upsampling_weights(in_, factor, align_corners)
     shape = list(gradient.shape)
     shape[axis : axis + 1] = [in_, factor]
     parts = gradient.reshape(shape)
     parts = [lax.index_in_dim(parts, p, axis + 1, keepdims=False) for p in range(factor)]
-    sums = [
-        _rotate(
-            sum(
-                part * _along(weights[:, p, k], axis, part)
-                for p, part in enumerate(parts)
-                if np.any(weights[:, p, k])
-            ),
-            -by,
-            axis,
-        )
+    terms = [
+        _shift(part * _along(weights[:, p, k], axis, part), -by, axis)
         for k, by in enumerate((0, 1, -1))
-        if np.any(weights[:, :, k])
+        for p, part in enumerate(parts)
+        if np.any(weights[:, p, k])
     ]
-    return (sum(sums),)
+    return sum(terms)
 
 
-def _gathered_sum(_, operands, *, axis: int, in_: int, out: int, align_corners: bool):
+def _gathered_sum(x: jax.Array, *, axis: int, in_: int, out: int, align_corners: bool):
     """Resizing to any size: each new sample is a weighted sum of two old ones."""
-    return (_sum_by_rows(operands[0], interpolation_matrix(in_, out, align_corners), axis),)
+    return _sum_by_rows(x, interpolation_matrix(in_, out, align_corners), axis)
 
 
-def _gathered_sum_of_targets(_, operands, *, axis: int, in_: int, out: int, align_corners: bool):
+def _gathered_sum_of_targets(x: jax.Array, *, axis: int, in_: int, out: int, align_corners: bool):
     """The transpose of `_gathered_sum`."""
-    return (_sum_by_rows(operands[0], interpolation_matrix(in_, out, align_corners).T, axis),)
+    return _sum_by_rows(x, interpolation_matrix(in_, out, align_corners).T, axis)
 
 
 def _sum_by_rows(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
     """The product of a matrix with few entries per row and an axis of x, as a sum over them."""
     count = np.count_nonzero(matrix, axis=1).max()
-    # The columns of each row's entries; zeros fill up where there are fewer.
+    # The columns of each row's entries; rows with fewer entries are filled up with zeros.
     columns = np.argsort(matrix == 0, axis=1, kind="stable")[:, :count]
     weights = np.take_along_axis(matrix, columns, axis=1)
     return sum(

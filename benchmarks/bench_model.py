@@ -148,7 +148,7 @@ def export_ours(work: Work, threads: int, folder: Path) -> tuple[Callable[[], np
     del proto.graph.node[:], proto.graph.input[:]
     proto.graph.node.extend(network)
     proto.graph.input.append(
-        onnx.helper.make_tensor_value_info("image/normalised", onnx.TensorProto.FLOAT, images.shape)
+        onnx.helper.make_tensor_value_info("image/normalized", onnx.TensorProto.FLOAT, images.shape)
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -156,7 +156,7 @@ def export_ours(work: Work, threads: int, folder: Path) -> tuple[Callable[[], np
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     seconds = time.perf_counter() - start
-    return lambda: session.run(None, {"image/normalised": images})[0], seconds
+    return lambda: session.run(None, {"image/normalized": images})[0], seconds
 
 
 @contextlib.contextmanager

@@ -148,7 +148,7 @@ def evaluate(
         batch_size=batch_size,
         crop_size=crop_size,
         short_side=short_side,
-        shard=Shard(*sharding.share_of_batch(mesh)),
+        shard=Shard(*sharding.batch_shard(mesh)),
     )
     driver.run(
         batches,

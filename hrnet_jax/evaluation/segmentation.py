@@ -260,7 +260,7 @@ def evaluate(
     batches = segmentation_data.eval_batches(
         source,
         batch_size=batch_size,
-        shard=Shard(*sharding.share_of_batch(mesh)),
+        shard=Shard(*sharding.batch_shard(mesh)),
     )
     driver.run(
         batches,

@@ -1,10 +1,10 @@
-"""A segmentation network as an ONNX graph, written from its specification and weights.
+"""Builds a segmentation network as an ONNX graph, from its specification and weights.
 
-The graph is the network as the paper draws it: one Conv per convolution with its batch
-normalisation folded in (float64, then rounded once), Resize and Add where streams meet. Where the
-images' own statistics take part (`image_statistics`), normalisation follows the Conv. The head's
-1x1 convolution is applied before upsampling, which is exact (see `layers.conv1x1_of_upsampled`).
-Tracing the JAX program instead would turn upsampling into dozens of small operations for which
+The graph follows the paper's description of the network: one Conv per convolution with its batch
+normalization folded in (float64, then rounded once), Resize and Add where streams are fused. With
+`image_statistics`, normalization is a group of nodes after the Conv instead. The head's 1x1
+convolution is applied before upsampling, which is exact (see `layers.conv1x1_of_upsampled`).
+Tracing the JAX program instead would split upsampling into dozens of small operations for which
 runtimes have no fused kernels.
 """
 
@@ -19,14 +19,14 @@ from hrnet_jax.models import normalize
 from hrnet_jax.models.heads import HEADS, OCR_KEY_CHANNELS
 from hrnet_jax.models.layers import BN_EPSILON
 
-# 18 is the first with `axes` of Resize, and is read by every runtime of the last years.
+# 18 is the first version with `axes` in Resize; runtimes released since 2023 support it.
 OPSET = 18
 IR_VERSION = 8
 OUTPUTS = ("labels", "probabilities", "logits")
 
 
 class _Graph:
-    """Nodes and constants in order; every method returns the name of the tensor it makes."""
+    """Collects nodes and constants; every method returns the name of the tensor that it adds."""
 
     def __init__(self, arrays: dict[str, np.ndarray], image_statistics: float):
         self.arrays, self.image_statistics = arrays, image_statistics
@@ -42,9 +42,9 @@ class _Graph:
         return name
 
     def folded(self, path: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Kernel [k, k, in, out] and bias of a convolution, its batch normalisation folded in.
+        """Kernel [k, k, in, out] and bias of a convolution, its batch normalization folded in.
 
-        With images' own statistics it cannot be, and `normalised` follows.
+        With `image_statistics` nothing is folded in; `normalized` then adds the normalization.
         """
         conv = f"{path}/conv" if f"{path}/conv/kernel" in self.arrays else path
         kernel = self.arrays[f"{conv}/kernel"].astype(np.float64)
@@ -70,30 +70,31 @@ class _Graph:
         return self.node("Conv", inputs, name, **attributes)
 
     def conv(self, x: str, path: str, stride: int = 1, relu: bool = False) -> str:
-        y = self.normalised(self.conv_of(x, path, *self.folded(path), stride), path)
+        y = self.normalized(self.conv_of(x, path, *self.folded(path), stride), path)
         return self.relu(y) if relu else y
 
-    def normalised(self, x: str, path: str) -> str:
-        """What `BatchNorm.of_images` makes of [N, C, H, W]; x itself where `folded` did it."""
+    def normalized(self, x: str, path: str) -> str:
+        """`BatchNorm.of_images` of [N, C, H, W]; x itself where `folded` has included it."""
         if not self.image_statistics or f"{path}/bn/scale" not in self.arrays:
             return x
-        share, name = self.image_statistics, f"{path}/bn"
+        fraction, name = self.image_statistics, f"{path}/bn"
         scale, shift, mean, var = (
             self.constant(f"{name}/{k}", values[:, None, None])
             for k, values in (
                 ("scale", self.arrays[f"{name}/scale"]),
                 ("shift", self.arrays[f"{name}/bias"]),
-                ("kept_mean", (1 - share) * self.arrays[f"{name}/mean"]),
-                ("kept_var", (1 - share) * self.arrays[f"{name}/var"] + BN_EPSILON),
+                ("kept_mean", (1 - fraction) * self.arrays[f"{name}/mean"]),
+                ("kept_var", (1 - fraction) * self.arrays[f"{name}/var"] + BN_EPSILON),
             )
         )
-        axes, share = self.constant("positions", [2, 3], np.int64), self.constant("share", share)
+        axes = self.constant("positions", [2, 3], np.int64)
+        fraction = self.constant("fraction", fraction)
         own_mean = self.node("ReduceMean", [x, axes], f"{name}/own_mean")
-        centred = self.node("Sub", [x, own_mean], f"{name}/centred")
-        squares = self.node("Mul", [centred, centred], f"{name}/squares")
+        centered = self.node("Sub", [x, own_mean], f"{name}/centered")
+        squares = self.node("Mul", [centered, centered], f"{name}/squares")
         own_var = self.node("ReduceMean", [squares, axes], f"{name}/own_var")
-        own_mean = self.node("Mul", [own_mean, share], f"{name}/own_mean_share")
-        own_var = self.node("Mul", [own_var, share], f"{name}/own_var_share")
+        own_mean = self.node("Mul", [own_mean, fraction], f"{name}/own_mean_fraction")
+        own_var = self.node("Mul", [own_var, fraction], f"{name}/own_var_fraction")
         mean = self.node("Add", [mean, own_mean], f"{name}/mixed_mean")
         std = self.node(
             "Sqrt", [self.node("Add", [var, own_var], f"{name}/mixed_var")], f"{name}/std"
@@ -102,7 +103,7 @@ class _Graph:
         offset = self.node("Mul", [mean, slope], f"{name}/offset")
         offset = self.node("Sub", [shift, offset], f"{name}/intercept")
         y = self.node("Mul", [x, slope], f"{name}/scaled")
-        return self.node("Add", [y, offset], f"{name}/normalised")
+        return self.node("Add", [y, offset], f"{name}/normalized")
 
     def relu(self, x: str) -> str:
         return self.node("Relu", [x], f"{x}/relu")
@@ -218,7 +219,7 @@ class _Network:
             part = kernel[:, :, offsets[k] : offsets[k + 1]]
             y = g.conv_of(x, f"{path}/stream{k}", part, None if k else bias)
             terms.append(self.resize(y, streams[0]) if k else y)
-        return g.relu(g.normalised(g.sum(terms, f"{path}/sum"), path))
+        return g.relu(g.normalized(g.sum(terms, f"{path}/sum"), path))
 
     def head(self, streams: list[str]) -> str:
         """Logits [N, C, h, w]."""
@@ -281,16 +282,16 @@ def build(
 
     Input `image`: uint8 RGB [N, H, W, 3], pixels as in the file. Outputs, as chosen:
     `labels` uint8 (int32 for more than 255 classes) [N, H, W], `probabilities` float32
-    [N, H, W, C], `logits` float32 [N, ceil(H / 4), ceil(W / 4), C]. The tensor "logits" is in the
-    graph in any case.
+    [N, H, W, C], `logits` float32 [N, ceil(H / 4), ceil(W / 4), C]. The graph always contains the
+    tensor "logits".
 
     Args:
-        model: of `create_model`, with a head that gives label maps.
+        model: from `create_model`, with a segmentation head.
         variables: its parameters and statistics.
         size: (height, width) of the images; None leaves both open.
         batch_size: None leaves it open.
-        outputs: among OUTPUTS.
-        metadata: strings to keep in the file.
+        outputs: from OUTPUTS.
+        metadata: strings to store in the file.
 
     Raises:
         ValueError: for unknown outputs.
@@ -303,41 +304,22 @@ def build(
         for k, v in traverse_util.flatten_dict(variables[part], sep="/").items()
     }
     g = _Graph(arrays, model.policy.image_statistics)
-    network = _Network(model, g)
-    x = g.node("Transpose", ["image"], "image/nchw", perm=[0, 3, 1, 2])
-    x = g.node("Cast", [x], "image/float", to=TensorProto.FLOAT)
-    scale, shift = 1 / (255 * normalize.STD), -normalize.MEAN / normalize.STD
-    x = g.node("Mul", [x, g.constant("pixel_scale", scale[:, None, None])], "image/scaled")
-    x = g.node("Add", [x, g.constant("pixel_shift", shift[:, None, None])], "image/normalised")
-    maps = network.head(network.backbone(x))  # [N, C, h, w]
-    g.node("Transpose", [maps], "logits", perm=[0, 2, 3, 1])
-    wide = model.num_classes > 255
-    label_type = TensorProto.INT32 if wide else TensorProto.UINT8
-    if set(outputs) - {"logits"}:
-        full = network.resize(maps, "image/nchw")
-        if "labels" in outputs:
-            best = g.node("ArgMax", [full], "best", axis=1, keepdims=0)
-            g.node("Cast", [best], "labels", to=label_type)
-        if "probabilities" in outputs:
-            soft = g.node("Softmax", [full], "softmax", axis=1)
-            g.node("Transpose", [soft], "probabilities", perm=[0, 2, 3, 1])
+    label_type = TensorProto.INT32 if model.num_classes > 255 else TensorProto.UINT8
+    _add_nodes(g, _Network(model, g), outputs, label_type)
 
     n = batch_size or "N"
-    height, width = size or ("H", "W")
+    full = list(size or ("H", "W"))
     quarter = [-(-s // 4) for s in size] if size else ["h", "w"]
-    kinds = {
-        "labels": (label_type, [n, height, width]),
-        "probabilities": (TensorProto.FLOAT, [n, height, width, model.num_classes]),
+    types = {
+        "image": (TensorProto.UINT8, [n, *full, 3]),
+        "labels": (label_type, [n, *full]),
+        "probabilities": (TensorProto.FLOAT, [n, *full, model.num_classes]),
         "logits": (TensorProto.FLOAT, [n, *quarter, model.num_classes]),
     }
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, [n, height, width, 3])
-    graph = helper.make_graph(
-        g.nodes,
-        f"hrnet_{model.variant.name}",
-        [image],
-        [helper.make_tensor_value_info(name, *kinds[name]) for name in outputs],
-        list(g.constants.values()),
-    )
+    values = {name: helper.make_tensor_value_info(name, *types[name]) for name in types}
+    given, found = [values["image"]], [values[name] for name in outputs]
+    name, constants = f"hrnet_{model.variant.name}", list(g.constants.values())
+    graph = helper.make_graph(g.nodes, name, given, found, constants)
     proto = helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -347,3 +329,23 @@ def build(
     helper.set_model_props(proto, metadata or {})
     onnx.checker.check_model(proto)
     return proto
+
+
+def _add_nodes(g: _Graph, network: _Network, outputs: tuple[str, ...], label_type: int) -> None:
+    """Adds everything from the tensor `image` to the tensors `outputs` and `logits`."""
+    x = g.node("Transpose", ["image"], "image/nchw", perm=[0, 3, 1, 2])
+    x = g.node("Cast", [x], "image/float", to=TensorProto.FLOAT)
+    scale, shift = 1 / (255 * normalize.STD), -normalize.MEAN / normalize.STD
+    x = g.node("Mul", [x, g.constant("pixel_scale", scale[:, None, None])], "image/scaled")
+    x = g.node("Add", [x, g.constant("pixel_shift", shift[:, None, None])], "image/normalized")
+    maps = network.head(network.backbone(x))  # [N, C, h, w]
+    g.node("Transpose", [maps], "logits", perm=[0, 2, 3, 1])
+    if not set(outputs) - {"logits"}:
+        return
+    full = network.resize(maps, "image/nchw")
+    if "labels" in outputs:
+        best = g.node("ArgMax", [full], "best", axis=1, keepdims=0)
+        g.node("Cast", [best], "labels", to=label_type)
+    if "probabilities" in outputs:
+        soft = g.node("Softmax", [full], "softmax", axis=1)
+        g.node("Transpose", [soft], "probabilities", perm=[0, 2, 3, 1])

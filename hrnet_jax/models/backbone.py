@@ -1,8 +1,8 @@
 """The backbone: stem, four stages of parallel branches, exchange units (arXiv 1908.07919, sec. 3).
 
-Streams are tuples of [N, H / 2**(k + 2), W / 2**(k + 2), C * 2**k], k = 0 .. 3; every module maps
-a tuple to a new tuple. Sizes that 32 does not divide are rounded up at each halving, and fusion
-resizes to the target branch's size, as the official network does.
+Streams are tuples of maps [N, H / 2**(k + 2), W / 2**(k + 2), C * 2**k], k = 0 .. 3; every module
+maps a tuple to a new tuple. Sizes that are not divisible by 32 are rounded up at each halving.
+Exchange units resize to the target stream's size, as in the official network.
 """
 
 import functools
@@ -42,13 +42,13 @@ class Layer1(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         make = functools.partial(Bottleneck, self.planes, self.policy)
         names = [f"block{k}" for k in range(self.num_blocks)]
-        # The first block has a shortcut of its own.
+        # The first block has a convolution in its shortcut.
         x = call(make(name=names[0]), x, "layer1", train=train)
         return call_in_turn(self, make, names[1:], x, "layer1", train=train)
 
 
 class Transition(nn.Module):
-    """Adapts the channels of the streams and starts a new one at half the lowest resolution."""
+    """Adapts the channels of the streams and adds a stream at half the lowest resolution."""
 
     channels: tuple[int, ...]
     policy: Policy = Policy()
@@ -67,7 +67,7 @@ class Transition(nn.Module):
 
 
 class Branch(nn.Module):
-    """Basic blocks in a row on one stream."""
+    """A sequence of basic blocks on one stream."""
 
     features: int
     num_blocks: int
@@ -83,10 +83,10 @@ class Branch(nn.Module):
 
 
 class ExchangeUnit(nn.Module):
-    """Every output stream is the sum of all input streams brought to its shape.
+    """Every output stream is the sum of all input streams, converted to its shape.
 
     From a lower resolution: 1x1 convolution, then upsampling. From a higher one: 3x3 convolutions
-    of stride 2, with an activation after all but the last.
+    of stride 2, with an activation after each except the last.
     """
 
     channels: tuple[int, ...]
@@ -98,12 +98,12 @@ class ExchangeUnit(nn.Module):
     @nn.compact
     def __call__(self, streams: Streams, *, train: bool) -> Streams:
         return tuple(
-            relu(sum(self._bring(streams, j, i, train) for j in range(len(streams))))
+            relu(sum(self._convert(streams, j, i, train) for j in range(len(streams))))
             for i in range(self.num_outputs)
         )
 
-    def _bring(self, streams: Streams, source: int, target: int, train: bool) -> jax.Array:
-        """Stream `source` in the shape of stream `target`."""
+    def _convert(self, streams: Streams, source: int, target: int, train: bool) -> jax.Array:
+        """Stream `source`, converted to the shape of stream `target`."""
         x = streams[source]
         name = f"to{target}_from{source}_conv"
         features = self.channels[target]
@@ -125,7 +125,7 @@ class ExchangeUnit(nn.Module):
 
 
 class ExchangeModule(nn.Module):
-    """One round: the branches side by side, then the exchange unit."""
+    """The parallel branches, then the exchange unit."""
 
     channels: tuple[int, ...]
     num_blocks: int
@@ -152,7 +152,7 @@ class ExchangeModule(nn.Module):
 
 
 class Stage(nn.Module):
-    """Modules in a row; `single_output` lets the last one produce the first stream only."""
+    """A sequence of modules; with `single_output` the last one computes the first stream only."""
 
     channels: tuple[int, ...]
     num_modules: int
@@ -181,15 +181,15 @@ class Stage(nn.Module):
 
 
 class HRNet(nn.Module):
-    """Images [N, H, W, 3] to four streams, 1/4 to 1/32 (or the first alone, `single_output`).
+    """Images [N, H, W, 3] to four streams, 1/4 to 1/32 resolution.
 
     Attributes:
       variant: depth and width.
       method: how exchange units upsample: "bilinear" (segmentation) or "nearest"
         (classification and pose, as in the official code).
       align_corners: of the bilinear upsampling.
-      single_output: HRNetV1: only the high-resolution stream comes out.
-      policy: dtypes and initialisation.
+      single_output: HRNetV1: returns only the stream at 1/4 resolution.
+      policy: how the layers compute.
     """
 
     variant: Variant

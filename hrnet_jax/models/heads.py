@@ -1,4 +1,4 @@
-"""What stands on the backbone: each head maps its streams to a dictionary of outputs."""
+"""The heads: each maps the backbone's streams to a dictionary of outputs."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from hrnet_jax.models.backbone import Streams
 from hrnet_jax.models.layers import Bottleneck, Conv, ConvBN, Policy, uniform
 from hrnet_jax.models.resize import resize
 
-# Widths that the official models share whatever the variant.
+# Widths of the official models, the same for every variant.
 OCR_CHANNELS = 512
 OCR_KEY_CHANNELS = 256
 INCRE_PLANES = (32, 64, 128, 256)
@@ -46,9 +46,9 @@ class SegmentationHead(nn.Module):
 class OCRHead(nn.Module):
     """Object-contextual representations (arXiv 1909.11065) on HRNetV2's features.
 
-    An auxiliary classifier says roughly where each class lies; the features averaged over these
-    regions, one per class, are attended to by every pixel. Returns `logits` and `aux_logits`;
-    the paper trains with 1.0 x and 0.4 x their losses.
+    An auxiliary classifier estimates the region of each class. Features are averaged over each
+    region, and every pixel attends to these averages. Returns `logits` and `aux_logits`; the
+    paper's loss weights are 1.0 and 0.4.
     """
 
     num_classes: int
@@ -88,14 +88,15 @@ class OCRHead(nn.Module):
         context = channels(name="f_up")(context, train=train)  # [N, H/4, W/4, 512]
 
         fused = channels(name="fuse")(jnp.concatenate([context, pixels], axis=-1), train=train)
-        # Whole channels of an image at a time.
+        # Drops whole channels of an image.
         fused = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(fused)
         logits = classifier(name="classifier")(fused).astype(policy.statistics_dtype)
         return {"logits": logits, "aux_logits": aux_logits}
 
 
 class ClassificationHead(nn.Module):
-    """ImageNet head (arXiv 1908.07919, fig. 9): the streams widen, and join from high to low."""
+    """ImageNet head (arXiv 1908.07919, fig. 9): widens the streams, then adds them from high to low
+    resolution."""
 
     num_classes: int
     policy: Policy = Policy()
@@ -139,8 +140,8 @@ class PoseHead(nn.Module):
 class PyramidHead(nn.Module):
     """HRNetV2p for detectors (arXiv 1908.07919, fig. 4c): four levels of 256 channels.
 
-    The streams are joined at 1/4 resolution, reduced by a 1x1 convolution and average-pooled to
-    each level, where a 3x3 convolution follows. Pooling rounds sizes down, as the official one.
+    The streams are concatenated at 1/4 resolution, reduced by a 1x1 convolution and average-pooled
+    to each level; then follows a 3x3 convolution. Pooling rounds sizes down, as the official code.
     """
 
     align_corners: bool = False
@@ -159,7 +160,7 @@ class PyramidHead(nn.Module):
 
 
 class FeaturesHead(nn.Module):
-    """The four streams as they are, for heads of your own."""
+    """Returns the four streams unchanged, for custom heads."""
 
     policy: Policy = Policy()
 
@@ -170,13 +171,13 @@ class FeaturesHead(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class HeadSpec:
-    """What a head asks of the backbone.
+    """What a head requires of the backbone.
 
     Attributes:
-      method: how exchange units upsample; "nearest" where the official model of this task does.
-      align_corners: of bilinear resizing, where nothing else is asked for.
-      single_output: HRNetV1: only the high-resolution stream leaves the backbone.
-      has_classes: whether `num_classes` means anything.
+      method: how exchange units upsample; "nearest" where the official model of the task does so.
+      align_corners: of bilinear resizing, by default.
+      single_output: HRNetV1: the backbone returns only the stream at 1/4 resolution.
+      has_classes: whether the head uses `num_classes`.
     """
 
     method: str = "bilinear"
@@ -217,7 +218,7 @@ def make_head(
 
 
 def _concatenated(streams: Streams, align_corners: bool) -> jax.Array:
-    """All streams at the first one's size, side by side in channels."""
+    """All streams resized to the first one's size and concatenated."""
     size = streams[0].shape[1:3]
     return jnp.concatenate([resize(s, size, align_corners=align_corners) for s in streams], -1)
 

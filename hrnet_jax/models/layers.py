@@ -1,7 +1,7 @@
-"""The building blocks: convolution with batch normalisation, residual blocks, resizing.
+"""The building blocks: convolution, batch normalization, residual blocks.
 
-Arrays are NHWC. Parameters and statistics keep `Policy.param_dtype`, arithmetic happens in
-`Policy.dtype`; batch statistics are never computed below float32.
+Arrays are NHWC. Parameters and statistics have `Policy.param_dtype`, arithmetic happens in
+`Policy.dtype`. Batch statistics are computed in float32 or wider.
 """
 
 import dataclasses
@@ -17,22 +17,22 @@ from jax.ad_checkpoint import checkpoint_name
 
 from hrnet_jax.models.resize import resize
 
-# PyTorch's BatchNorm2d defaults, which the official code keeps: `momentum=0.1` there is the
-# weight of the new value, here (as in Flax) the weight of the old one.
+# PyTorch's BatchNorm2d defaults, which the official code uses. `momentum=0.1` in PyTorch is the
+# weight of the new value; here, as in Flax, the weight of the old value.
 BN_MOMENTUM = 0.9
 BN_EPSILON = 1e-5
 
 # Schemes for initial kernels.
-# "kaiming": the official classification code, and what training from scratch needs.
-# "normal": the official segmentation code, which expects ImageNet weights to replace most of it.
+# "kaiming": as the official classification code; for training from scratch.
+# "normal": as the official segmentation code, which then loads ImageNet weights for most of it.
 INITS = ("kaiming", "normal")
 
 
 def kernel_std(name: str, shape: tuple[int, ...], init: str) -> float:
     """Standard deviation of the initial kernel [k, k, in, out] of the convolution `name`.
 
-    Classifiers start small in both schemes, as in the official segmentation code: the first loss
-    is log(classes). Kaiming's would start at three times that, and the first epoch unlearns it.
+    Classifiers start small in both schemes, as in the official segmentation code, so the first
+    loss is log(classes). With Kaiming's it would be three times as high for most of an epoch.
     """
     if init == "normal" or name.endswith("classifier"):
         return 0.001
@@ -40,19 +40,19 @@ def kernel_std(name: str, shape: tuple[int, ...], init: str) -> float:
 
 
 def bias_bound(kernel_shape: tuple[int, ...]) -> float:
-    """Initial biases are uniform in +-1 / sqrt(fan in): PyTorch's default, left in place by the
-    official code."""
+    """Initial biases are uniform in +-1 / sqrt(fan in): PyTorch's default, which the official code
+    keeps."""
     return 1 / np.sqrt(np.prod(kernel_shape[:-1]))
 
 
-# What the backward pass computes again instead of keeping it, from nothing to the most:
-# "norm": normalisation and activation, from the outputs of convolutions; "block": residual blocks
-# and exchange units, from their inputs; "module": whole rounds of branches and exchange.
+# What the backward pass recomputes instead of keeping it in memory, in ascending order.
+# "norm": normalization and activation, from the outputs of convolutions. "block": residual blocks
+# and exchange units, from their inputs. "module": whole modules of branches and exchange unit.
 REMAT = ("none", "norm", "block", "module")
-# What is compiled once and run in a loop, where it is repeated: "modules" of a stage, or besides
-# the "blocks" of each branch.
+# What is compiled once and run in a loop: nothing, the "modules" of each stage, or also the
+# "blocks" of each branch.
 SCAN = ("none", "modules", "blocks")
-# What "norm" keeps, by the names given below: outputs of convolutions and the statistics of them.
+# What remat="norm" keeps, by the names given below: outputs of convolutions and their statistics.
 KEPT = ("convolution", "statistics")
 
 
@@ -60,18 +60,22 @@ KEPT = ("convolution", "statistics")
 class Policy:
     """How every layer of one network computes.
 
-    Nothing here changes the variables or, but for rounding and `image_statistics`, the results.
+    No field changes the variables. Only `image_statistics` changes results by more than rounding.
 
     Attributes:
       dtype: of the arithmetic.
       param_dtype: of parameters and running statistics.
       init: one of INITS.
-      remat: one of REMAT; less memory in training for more work.
-      scan: one of SCAN; less to compile. Loops are slow on CPU.
-      lanes: channels that the machine computes with at a time, 128 on TPU: branches of fewer, and
-        the convolution of the image, work on folded maps. 0: none do.
-      image_statistics: share of each image's own statistics in evaluation, see
+      remat: one of REMAT; training needs less memory and computes more.
+      scan: one of SCAN; loops compile faster. They are slow on CPU.
+      lanes: number of channels that the hardware processes at a time, 128 on TPU. Branches with
+        fewer channels, and the first convolution, then work on folded maps, see `fold`. 0 folds
+        nothing.
+      image_statistics: fraction of each image's own statistics in evaluation, see
         `BatchNorm.of_images`.
+
+    Raises:
+      ValueError: for an unknown choice, or `image_statistics` outside 0..1.
     """
 
     dtype: Any = jnp.float32
@@ -82,8 +86,22 @@ class Policy:
     lanes: int = 0
     image_statistics: float = 0.0
 
+    def __post_init__(self):
+        choices = {
+            "initialization": (self.init, INITS),
+            "remat": (self.remat, REMAT),
+            "scan": (self.scan, SCAN),
+        }
+        for name, (value, known) in choices.items():
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; known: {list(known)}")
+        if not 0 <= self.image_statistics <= 1:
+            raise ValueError(
+                f"image_statistics must be between 0 and 1, not {self.image_statistics}"
+            )
+
     def folds(self, x: jax.Array) -> int:
-        """By how much to `fold` maps for a branch: the largest power of two that the lanes take."""
+        """The factor to `fold` a branch's maps by: the largest power of two that fits the lanes."""
         by = 1
         while 2 * by * x.shape[-1] <= self.lanes and x.shape[2] % (2 * by) == 0:
             by *= 2
@@ -91,7 +109,7 @@ class Policy:
 
     @property
     def statistics_dtype(self):
-        """Batch statistics, losses and logits: float32, or float64 in a float64 network."""
+        """Of batch statistics, losses and logits: float32, or float64 in a float64 network."""
         return jnp.promote_types(self.dtype, jnp.float32)
 
 
@@ -123,24 +141,24 @@ _convolve = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """Convolves [N, H, W, C] with [k, k, C, D], padding k // 2 on every side as PyTorch does.
 
-    'SAME' would not do: with stride 2 it pads even sizes on the far side only.
+    'SAME' differs: with stride 2 it pads even sizes at the end only.
     """
     k = kernel.shape[0]
     if k == 1 and stride == 1:
-        # A plain matrix product: twice as fast as XLA's CPU convolution, the same elsewhere.
+        # A matrix product: twice as fast as XLA's convolution on CPU, equally fast elsewhere.
         return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
     pad = (k // 2, k // 2)
     return _convolve(x, kernel, (stride, stride), (pad, pad))
 
 
 def conv2d_of_inference(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`conv2d` with stride 1, where no gradient is taken.
+    """`conv2d` with stride 1, for inference.
 
-    XLA CPU hands chains of convolutions, additions and maxima to its library as a whole. Its own
-    convolutions are faster, but for about 48 channels: W18 at 512x1024 takes a seventh less time
-    with them. The library takes no convolution whose output is larger than its input, so the output
-    gets a column more, which is cut off; of columns, since only rows are ever split over devices.
-    For float64 XLA has plain loops only.
+    XLA CPU passes chains of convolutions, additions and maxima to its kernel library as a whole.
+    XLA's own convolutions are faster except at about 48 channels: W18 at 512x1024 takes a seventh
+    less time with them. The library does not accept a convolution whose output is larger than its
+    input. So the output gets one more column, which is cut off. (Rows may be split over devices,
+    columns never are.) For float64 XLA's own convolutions are slow.
     """
     k, channels = kernel.shape[0], x.shape[-1]
     if k == 1 or 40 <= channels <= 60 or x.dtype != jnp.float32:
@@ -153,23 +171,23 @@ def conv2d_of_inference(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def fold(x: jax.Array, by: int) -> jax.Array:
-    """[N, H, W, C] -> [N, H, W / by, by * C]: neighbours in a row side by side in the channels.
+    """[N, H, W, C] -> [N, H, W / by, by * C]: `by` neighbors in a row share one position.
 
-    Where a machine computes with so many channels at a time and fills up with zeros what is
-    missing, narrow maps waste it; folded they do not. See `Policy.lanes` and `fold_kernel`.
+    TPUs pad channels to 128 lanes, so narrow maps waste memory and time; folded maps do not.
+    See `Policy.lanes` and `fold_kernel`.
     """
     n, h, w, c = x.shape
     return x.reshape(n, h, w // by, by * c)
 
 
 def fold_kernel(kernel: jax.Array, by: int) -> jax.Array:
-    """The kernel [k, k, by * C, by * D] that is to folded maps what [k, k, C, D] is to maps.
+    """The kernel [k, k, by * C, by * D] for folded maps that equals [k, k, C, D] for plain maps.
 
-    For k = 1 and 3 and stride 1. Zeros are where an output has nothing to do with an input of its
-    group of neighbours or of the groups beside it.
+    For k = 1 and 3 and stride 1. Entries are zero where an output does not depend on an input of
+    the same or an adjacent group of neighbors.
     """
     k, _, c, d = kernel.shape
-    start = (by - 1) * (k // 2)  # of the first output's kernel, in the row of k groups
+    start = (by - 1) * (k // 2)  # of the first output's kernel, within the k groups of a row
     copies = [
         jnp.pad(kernel, ((0, 0), (start + i, k * by - k - start - i), (0, 0), (0, 0)))
         for i in range(by)
@@ -182,12 +200,12 @@ def strided_conv_of_pairs(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     The result is not folded: [N, H / 2, W / 2, D].
 
-    An image's three channels are padded to 128 lanes on TPU: in pairs its map is half as wide, and
-    the stem with its gradients takes 11.9 M cycles and 537 MB instead of 16.0 M and 806 MB (v5e,
-    4 images of 512x1024, the compiler's estimate). Of 48 channels nothing is gained.
+    TPUs pad an image's three channels to 128 lanes. Pairs halve the width of the map: the stem with
+    its gradients takes 11.9 M cycles and 537 MB instead of 16.0 M and 806 MB (v5e, 4 images of
+    512x1024, the compiler's estimates). With 48 channels there is no gain.
     """
     c, d = kernel.shape[2:]
-    # The three columns around an even one are the second of the pair before and its own pair.
+    # The three columns around an even one are the second of the previous pair and its own pair.
     kernel = jnp.pad(kernel, ((0, 0), (1, 0), (0, 0), (0, 0))).reshape(3, 2, 2 * c, d)
     return _convolve(x, kernel, (2, 1), ((1, 1), (1, 0)))
 
@@ -197,9 +215,9 @@ def conv1x1_of_upsampled(
 ) -> jax.Array:
     """1x1 convolution of the concatenation of streams upsampled to the first one's size.
 
-    A 1x1 convolution acts on channels and bilinear resizing on positions, so they commute: each
-    stream is multiplied with its rows of the kernel at its own resolution, and the products are
-    upsampled and added. The same result up to rounding for about an eighth of the work.
+    A 1x1 convolution acts on channels and bilinear resizing on positions, so they commute. Each
+    stream is multiplied by its rows of the kernel at its own resolution; the products are
+    upsampled and added. The result is the same up to rounding, for about an eighth of the work.
     """
     size = streams[0].shape[1:3]
     offsets = np.cumsum([0] + [s.shape[-1] for s in streams])
@@ -211,9 +229,12 @@ def conv1x1_of_upsampled(
 
 
 class Conv(nn.Module):
-    """Convolution, PyTorch's padding. A tuple of streams stands for their upsampled concatenation
-    (1x1 only, see `conv1x1_of_upsampled`). Input and output may be folded, see `fold`; with stride
-    2 the input only, by 2."""
+    """Convolution with PyTorch's padding.
+
+    A tuple of streams as input means their upsampled concatenation (1x1 only, see
+    `conv1x1_of_upsampled`). Input and output may be folded, see `fold`; with stride 2 only the
+    input, by 2.
+    """
 
     features: int
     kernel_size: int = 1
@@ -230,7 +251,8 @@ class Conv(nn.Module):
         scale: jax.Array | None = None,
         shift: jax.Array | None = None,
     ) -> jax.Array:
-        """Convolves; `scale` and `shift` [features] are an affine map of the output, folded in."""
+        """Convolves. `scale` and `shift` [features] are an affine map of the output, which is
+        folded into kernel and bias."""
         streams = x if isinstance(x, tuple) else (x,)
         dtype, param_dtype = self.policy.dtype, self.policy.param_dtype
         k, in_features = self.kernel_size, sum(s.shape[-1] for s in streams) // self.folded
@@ -261,7 +283,7 @@ class Conv(nn.Module):
 
 
 def uniform(bound: float):
-    """Initialiser: uniform between -bound and bound."""
+    """Initializer: uniform between -bound and bound."""
 
     def init(key, shape, dtype):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -270,9 +292,9 @@ def uniform(bound: float):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation as PyTorch's: the running variance is the unbiased one (n / (n - 1)).
+    """Batch normalization as in PyTorch: the running variance is the unbiased one (n / (n - 1)).
 
-    Under jit over a mesh the mean runs over the global batch: synchronised by construction.
+    Under jit over a mesh, mean and variance are those of the global batch (synchronized BatchNorm).
     """
 
     features: int
@@ -286,30 +308,30 @@ class BatchNorm(nn.Module):
         self.var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
 
     def affine(self) -> tuple[jax.Array, jax.Array]:
-        """(scale, shift) of the affine map that this layer is with the running statistics."""
+        """(scale, shift): the affine map that this layer computes with the running statistics."""
         scale = self.scale * lax.rsqrt(self.var.value + BN_EPSILON)
         return scale, self.bias - self.mean.value * scale
 
     def of_images(self, x: jax.Array) -> jax.Array:
-        """Normalises [N, H, W, C] with running statistics mixed with those of each image.
+        """Normalizes [N, H, W, C] with a mixture of running statistics and those of each image.
 
-        The mean is (1 - s) times the running one and s times the image's, so is the variance, with
-        s = `policy.image_statistics`: the mixture of arXiv 2006.16971, but of each image alone, so
-        that its result does not depend on its neighbours.
+        Mean and variance are (1 - s) times the running value plus s times the image's, with
+        s = `policy.image_statistics`. This is the mixture of arXiv 2006.16971, but per image, so
+        that a result does not depend on the other images of the batch.
         """
-        rows = x.reshape(x.shape[0], -1, self.features)  # of maps that are folded, too
+        rows = x.reshape(x.shape[0], -1, self.features)  # also unfolds folded maps
         rows = rows.astype(self.policy.statistics_dtype)
         mean = jnp.mean(rows, axis=1, keepdims=True)
         var = jnp.maximum(jnp.mean(rows * rows, axis=1, keepdims=True) - mean * mean, 0.0)
-        share = self.policy.image_statistics
-        mean = (1 - share) * self.mean.value + share * mean
-        var = (1 - share) * self.var.value + share * var
+        fraction = self.policy.image_statistics
+        mean = (1 - fraction) * self.mean.value + fraction * mean
+        var = (1 - fraction) * self.var.value + fraction * var
         scale = self.scale * lax.rsqrt(var + BN_EPSILON)
         y = rows * scale + (self.bias - mean * scale)
         return y.astype(x.dtype).reshape(x.shape)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises with the batch's statistics and updates the running ones."""
+        """Normalizes with the batch's statistics and updates the running ones."""
         y, mean, var = normalize_batch(x, self.scale, self.bias)
         if not self.is_initializing():
             n = x.size // self.features
@@ -321,13 +343,13 @@ class BatchNorm(nn.Module):
 
 
 def _channel_sums(x: jax.Array, channels: int) -> jax.Array:
-    """[N, H, W, C], folded or not, -> [C] sums over images and positions."""
+    """[N, H, W, C], folded or not -> [C] sums over images and positions."""
     sums = jnp.sum(x, axis=(0, 1, 2))
     return sums if sums.size == channels else jnp.sum(sums.reshape(-1, channels), axis=0)
 
 
 def _spread(values: jax.Array, x: jax.Array) -> jax.Array:
-    """[C] values per channel, repeated for maps that are folded."""
+    """[C] values per channel, repeated where the maps are folded."""
     return values if values.size == x.shape[-1] else jnp.tile(values, x.shape[-1] // values.size)
 
 
@@ -377,10 +399,10 @@ normalize_batch.defvjp(_normalize_batch_forward, _normalize_batch_backward)
 
 
 class ConvBN(nn.Module):
-    """Convolution, batch normalisation and, where `relu`, the activation.
+    """Convolution, batch normalization and, with `relu`, the activation.
 
-    In evaluation the normalisation is an affine map and is folded into the kernel: exact up to
-    rounding, and one pass over the maps fewer. Not where images' own statistics take part.
+    In evaluation the normalization is an affine map, which is folded into the kernel: equal up to
+    rounding, and one pass over the maps fewer. With `image_statistics` it cannot be folded.
     """
 
     features: int
@@ -415,7 +437,7 @@ class ConvBN(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and the identity, of maps that may be folded."""
+    """Two 3x3 convolutions and the identity shortcut, on maps that may be folded."""
 
     features: int
     folded: int = 1
@@ -430,7 +452,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions with four times `planes` outputs, and a shortcut."""
+    """1x1, 3x3, 1x1 convolutions with 4 * `planes` output channels, and a shortcut."""
 
     planes: int
     policy: Policy = Policy()

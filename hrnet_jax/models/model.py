@@ -1,4 +1,4 @@
-"""A backbone with a head: what `create_model` returns."""
+"""The whole network: a backbone with a head, and `create_model`, which builds it."""
 
 import functools
 import zlib
@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from hrnet_jax.models.backbone import HRNet
 from hrnet_jax.models.heads import HEADS, make_head
-from hrnet_jax.models.layers import INITS, REMAT, SCAN, Policy, bias_bound, kernel_std
+from hrnet_jax.models.layers import Policy, bias_bound, kernel_std
 from hrnet_jax.models.remat_scan import call
 from hrnet_jax.models.variants import Variant, get_variant
 
@@ -29,7 +29,7 @@ class HRNetModel(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
-        """Normalised images [N, H, W, 3] to a dictionary of outputs.
+        """Normalized images [N, H, W, 3] to a dictionary of outputs.
 
         Returns `logits` [N, ceil(H / 4), ceil(W / 4), num_classes], float32 (float64 in a float64
         network); "ocr" adds `aux_logits` of the same shape; "classification" has `logits`
@@ -50,7 +50,7 @@ class HRNetModel(nn.Module):
         return call(head, streams, "head", train=train)
 
     def to_json(self) -> dict[str, Any]:
-        """The arguments of `create_model` that belong to the weights, as checkpoints keep them."""
+        """The arguments of `create_model` that checkpoints store beside the weights."""
         return {
             "variant": self.variant.name,
             "num_classes": self.num_classes,
@@ -62,9 +62,9 @@ class HRNetModel(nn.Module):
     def init(self, rngs, *args, **kwargs) -> dict:
         """Linen's `init`, with the values drawn on the host.
 
-        Same structure and distributions as the layers' own initialisers. Those would compile a
-        generator for each of a thousand arrays, which takes longer than compiling the training
-        step. Each array's values depend on the key and its own path only; they are the same with
+        Structure and distributions are those of the layers' own initializers. Those would compile
+        a generator for each of a thousand arrays, which takes longer than compiling the training
+        step. The values of an array depend on the key and its path only. They are the same with
         and without jit, and on every platform (NumPy's `RandomState` streams are frozen).
         """
         shapes = jax.eval_shape(functools.partial(super().init, **kwargs), rngs, *args)
@@ -118,48 +118,30 @@ def create_model(
       variant: a name in `VARIANTS`, or a `Variant` of your own.
       num_classes: channels of the logits.
       head: "segmentation" (HRNetV2), "segmentation_v1", "ocr", "classification" (ImageNet),
-        "pose", "pyramid" (HRNetV2p, for detectors), or "features" (the bare streams).
+        "pose", "pyramid" (HRNetV2p, for detectors), or "features" (the streams of the backbone).
       align_corners: of every bilinear resize in the network. None: True for OCR and False for
-        the others, as the official networks.
+        the others, as in the official networks.
       dropout: rate of OCR's dropout of whole channels; the other heads have none.
       dtype: of the arithmetic, e.g. `jnp.bfloat16`.
       param_dtype: of parameters and running statistics.
       init: "kaiming" (normal, fan-out: training from scratch) or "normal" (standard deviation
         0.001: the official segmentation code, which loads ImageNet weights afterwards).
-      remat: what training computes again instead of keeping it: "none", "norm", "block" or
-        "module", see `layers.REMAT`.
-      scan: what is compiled once and run in a loop: "none", "modules" or "blocks", see
-        `layers.SCAN`. Neither of the two changes the variables.
-      lanes: 128 for a network to train on TPU, where maps of fewer channels would leave a part of
-        the machine idle: neighbours in a row then stand side by side in the channels. The same
-        variables, and results up to rounding. The trainer sets it.
-      image_statistics: share of each image's own mean and variance in BatchNorm's statistics when
-        `train` is false, 0..1; 0 is the usual BatchNorm. The network adapts to the light, the
-        camera and the street of an image; see `layers.BatchNorm.of_images` and docs/results.md.
+      remat: what the backward pass recomputes, see `layers.REMAT`.
+      scan: what is compiled once and run in a loop, see `layers.SCAN`.
+      lanes: see `layers.Policy`; the trainer sets 128 for TPU.
+      image_statistics: fraction of each image's own mean and variance in BatchNorm's statistics
+        when `train` is false, 0..1; 0 is the usual BatchNorm. The network then adapts to the light,
+        the camera and the street of an image; see `layers.BatchNorm.of_images`, docs/results.md.
 
     Raises:
-      ValueError: unknown variant, head, initialisation, `remat` or `scan`, fewer than one class, or
-        a share that is none.
+      ValueError: for a name that is unknown or a number that is out of range.
     """
     if head not in HEADS:
-        raise ValueError(f"unknown head {head!r}; known: {sorted(HEADS)}")
-    if init not in INITS:
-        raise ValueError(f"unknown initialisation {init!r}; known: {sorted(INITS)}")
-    for name, value, known in (("remat", remat, REMAT), ("scan", scan, SCAN)):
-        if value not in known:
-            raise ValueError(f"unknown {name} {value!r}; known: {list(known)}")
+        raise ValueError(f"unknown head {head!r}; known: {list(HEADS)}")
     if num_classes < 1 and HEADS[head].has_classes:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-    if not 0 <= image_statistics <= 1:
-        raise ValueError(f"image_statistics must be between 0 and 1, not {image_statistics}")
-    policy = Policy(
-        jnp.dtype(dtype), jnp.dtype(param_dtype), init, remat, scan, lanes, float(image_statistics)
-    )
-    return HRNetModel(
-        variant=get_variant(variant),
-        num_classes=num_classes,
-        head=head,
-        align_corners=HEADS[head].align_corners if align_corners is None else align_corners,
-        dropout=dropout,
-        policy=policy,
-    )
+    if align_corners is None:
+        align_corners = HEADS[head].align_corners
+    dtype, param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
+    policy = Policy(dtype, param_dtype, init, remat, scan, lanes, float(image_statistics))
+    return HRNetModel(get_variant(variant), num_classes, head, align_corners, dropout, policy)

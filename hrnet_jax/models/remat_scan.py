@@ -1,7 +1,7 @@
-"""Modules in a row: kept or computed again in training, written out or in a loop.
+"""Rematerialization and loops over modules, as `Policy.remat` and `Policy.scan` choose.
 
-`Policy.remat` and `Policy.scan` choose. The variables are the same in any case, each module's under
-its own name: what a loop needs stacked is stacked where it runs.
+The variables do not depend on the choice: each module has its own name. A loop stacks them where it
+runs.
 """
 
 import functools
@@ -15,8 +15,9 @@ from jax import lax
 
 from hrnet_jax.models.layers import KEPT, Policy
 
-# Where each choice of Policy.remat cuts the network: what lies between two cuts is computed again.
-# "norm" cuts at every convolution, too, see `layers.KEPT`; a stage 1 has blocks only.
+# Where each choice of Policy.remat cuts the network. What lies between two cuts is recomputed.
+# "norm" also cuts at every convolution, see `layers.KEPT`. Stage 1 ("layer1") has no modules, so
+# its blocks stand for them.
 _CUTS = {
     "none": (),
     "norm": ("module", "layer1", "head"),
@@ -27,13 +28,13 @@ _LOOPS = {"none": (), "modules": ("module",), "blocks": ("module", "block", "lay
 
 
 def call(module: nn.Module, x: Any, level: str, *, train: bool) -> Any:
-    """module(x, train=train), of which the backward pass computes again what the policy says.
+    """module(x, train=train); the backward pass recomputes what `module.policy` says.
 
     Args:
-      module: bound, with a field `policy`.
+      module: a bound module with a field `policy`.
       x: its input.
-      level: what it is: "block", "layer1" (a block of stage 1), "module" or "head".
-      train: passed on.
+      level: its kind: "block", "layer1" (a block of stage 1), "module" or "head".
+      train: passed to the module.
     """
     cut = _cut(module.policy, level)
     if not train or cut is None or module.is_initializing():
@@ -50,15 +51,15 @@ def call_in_turn(
     *,
     train: bool,
 ) -> Any:
-    """The modules `names` of `parent` one after the other, as a loop where the policy says so.
+    """Applies the submodules `names` of `parent` in sequence, as a loop where the policy says so.
 
     Args:
-      parent: whose compact method this is called from.
-      make: makes one of the modules, which are all alike; takes `name` and `parent`.
-      names: of the modules.
-      x: input of the first; each gives what the next one takes.
+      parent: the module whose compact method calls this function.
+      make: creates one of the submodules, which are all alike; takes `name` and `parent`.
+      names: of the submodules.
+      x: input of the first one; the output of each is the input of the next one.
       level: as for `call`.
-      train: passed on.
+      train: passed to the submodules.
     """
     policy = parent.policy
     if level not in _LOOPS[policy.scan] or len(names) < 2 or parent.is_initializing():
@@ -75,7 +76,7 @@ def call_in_turn(
 
     cut = _cut(policy, level)
     if train and cut is not None:
-        # A loop keeps what is inside apart from what is outside by itself.
+        # prevent_cse is needed outside of loops only.
         body = jax.checkpoint(body, prevent_cse=False, **cut)
     with jax.named_scope("_".join((names[0], "to", names[-1]))):
         x, updated = lax.scan(body, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))
@@ -90,9 +91,9 @@ def _call(module: nn.Module, x: Any, *, train: bool) -> Any:
 
 
 def _cut(policy: Policy, level: str) -> dict[str, Any] | None:
-    """Arguments of `jax.checkpoint` for a part of the network; None: everything is kept."""
+    """Arguments of `jax.checkpoint` for a part of the network; None keeps everything."""
     if level not in _CUTS[policy.remat]:
         return None
-    # Statistics are a few numbers, and cost a pass over the maps and a sum over all devices.
+    # Statistics are small, and recomputing them costs a pass over the maps and an all-reduce.
     kept = KEPT if policy.remat == "norm" or level == "head" else ("statistics",)
     return {"policy": jax.checkpoint_policies.save_only_these_names(*kept)}

@@ -1,6 +1,7 @@
-"""Resizing of maps, equal to PyTorch's `interpolate`, in forms that each platform computes fast.
+"""Resizing of maps, equal to PyTorch's `interpolate`, in a form that is fast on each platform.
 
-Arrays are NHWC. Only the height is ever split over devices.
+Bilinear resizing is products with small matrices on CPU, with larger ones on TPU, and weighted sums
+of neighbors on GPU. Arrays are NHWC. Only the height is ever split over devices.
 """
 
 import functools
@@ -10,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# In how many parts TPUs upsample the height: what a mesh's 'space' axis has to divide, if rows are
-# to be exchanged with neighbours only.
+from hrnet_jax.models.linear import linear_call
+
+# TPUs upsample the height in this many parts. Devices exchange single rows with their neighbors
+# only if the size of the mesh's 'space' axis divides it.
 HEIGHT_PARTS = 8
-# Products of float32 there are sums of products of bfloat16: HIGHEST's of six, HIGH's of three,
-# which keep 1e-5 of a value. Half the cycles for the logits, and half the time to compile.
+# A TPU computes products of float32 as sums of bfloat16 products: 6 with HIGHEST and 3 with HIGH,
+# whose relative error is 1e-5. HIGH takes half the cycles for the logits and half the time to
+# compile.
 TPU_RESIZING = lax.Precision.HIGH
 
 
@@ -42,11 +46,12 @@ def resize(
     if method == "nearest" or x.shape[1:3] == tuple(size):
         return by_axis(x)
     by_matrix = functools.partial(_resize_by_matrix, size=size, align_corners=align_corners)
-    return lax.platform_dependent(x, tpu=by_matrix, default=by_axis)
+    by_sums = functools.partial(_resize_by_sums, size=size, align_corners=align_corners)
+    return lax.platform_dependent(x, tpu=by_matrix, cuda=by_sums, rocm=by_sums, default=by_axis)
 
 
 def _resize(x: jax.Array, size: tuple[int, int], method: str, align_corners: bool) -> jax.Array:
-    # The width first, while the maps are low. Only the height is ever split over devices.
+    # The width first, while the maps are low.
     for axis, out in ((2, size[1]), (1, size[0])):
         if x.shape[axis] == out:
             continue
@@ -60,7 +65,7 @@ def _resize(x: jax.Array, size: tuple[int, int], method: str, align_corners: boo
 
 
 def _resize_by_matrix(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
-    """Bilinear resizing for TPU: products with matrices that its matrix units find worth while.
+    """Bilinear resizing for TPU: products with matrices that are large enough for its matrix units.
 
     A tenth of the cycles of any other form, by the compiler's estimate, and of the time to compile.
     """
@@ -75,18 +80,111 @@ def _resize_by_matrix(x: jax.Array, size: tuple[int, int], align_corners: bool) 
     return x
 
 
-def _upsample_parts(x: jax.Array, factor: int, align_corners: bool) -> jax.Array:
-    """Bilinear upsampling of the height, part by part, each with a row of its neighbours.
+def _resize_by_sums(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
+    """Bilinear resizing for GPU: weighted sums of neighbors, forward and backward.
 
-    So a height that is split over devices exchanges single rows; one matrix for all of it would
-    have to gather it.
+    The compiler fuses them with what uses the result. Products with matrices would be kernels of
+    their own, with copies of the matrices for each image and row: a quarter to a third of the bytes
+    that a training step of W48 wrote.
+    """
+    for axis, out in ((2, size[1]), (1, size[0])):
+        in_ = x.shape[axis]
+        if out == in_:
+            continue
+        forward, backward = _sum_of_neighbors, _sum_of_targets
+        if out % in_:
+            forward, backward = _gathered_sum, _gathered_sum_of_targets
+        arguments = {"axis": axis, "in_": in_, "out": out, "align_corners": align_corners}
+        forward = functools.partial(_in_float32, function=functools.partial(forward, **arguments))
+        backward = functools.partial(_in_float32, function=functools.partial(backward, **arguments))
+        (x,) = linear_call(forward, backward, (), (x,))
+    return x
+
+
+def _in_float32(_, operands, *, function) -> tuple[jax.Array]:
+    """A function of one array, computed in float32 or wider and rounded at the end."""
+    (x,) = operands
+    return (function(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype),)
+
+
+def _along(weights: np.ndarray, axis: int, x: jax.Array) -> jax.Array:
+    """Weights [size of the axis] as an array that multiplies x, of NHWC."""
+    return jnp.asarray(weights, x.dtype).reshape([-1 if k == axis else 1 for k in range(4)])
+
+
+def _shift(x: jax.Array, by: int, axis: int) -> jax.Array:
+    """Moves x by `by` along an axis and fills up with zeros."""
+    if by == 0:
+        return x
+    padding = [(by, -by, 0) if k == axis else (0, 0, 0) for k in range(x.ndim)]
+    return lax.pad(x, jnp.zeros((), x.dtype), padding)
+
+
+def _sum_of_neighbors(x: jax.Array, *, axis: int, in_: int, out: int, align_corners: bool):
+    """Upsampling by an integer factor: each new sample is a weighted sum of three old ones."""
+    factor = out // in_
+    weights = _upsampling_weights(in_, factor, align_corners)  # [in_, factor, 3]
+    shape = [1, 1, 1, 1, 1]
+    shape[axis], shape[axis + 1] = in_, factor
+    terms = [
+        jnp.expand_dims(_shift(x, by, axis), axis + 1)
+        * jnp.asarray(weights[:, :, k], x.dtype).reshape(shape)
+        for k, by in enumerate((0, 1, -1))
+    ]
+    return sum(terms).reshape([out if k == axis else n for k, n in enumerate(x.shape)])
+
+
+def _sum_of_targets(gradient: jax.Array, *, axis: int, in_: int, out: int, align_corners: bool):
+    """The transpose of `_sum_of_neighbors`: each old sample is a sum over the new ones near it."""
+    factor = out // in_
+    weights = _upsampling_weights(in_, factor, align_corners)
+    shape = list(gradient.shape)
+    shape[axis : axis + 1] = [in_, factor]
+    parts = gradient.reshape(shape)
+    parts = [lax.index_in_dim(parts, p, axis + 1, keepdims=False) for p in range(factor)]
+    terms = [
+        _shift(part * _along(weights[:, p, k], axis, part), -by, axis)
+        for k, by in enumerate((0, 1, -1))
+        for p, part in enumerate(parts)
+        if np.any(weights[:, p, k])
+    ]
+    return sum(terms)
+
+
+def _gathered_sum(x: jax.Array, *, axis: int, in_: int, out: int, align_corners: bool):
+    """Resizing to any size: each new sample is a weighted sum of two old ones."""
+    return _sum_by_rows(x, interpolation_matrix(in_, out, align_corners), axis)
+
+
+def _gathered_sum_of_targets(x: jax.Array, *, axis: int, in_: int, out: int, align_corners: bool):
+    """The transpose of `_gathered_sum`."""
+    return _sum_by_rows(x, interpolation_matrix(in_, out, align_corners).T, axis)
+
+
+def _sum_by_rows(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
+    """The product of a matrix with few entries per row and an axis of x, as a sum over them."""
+    count = np.count_nonzero(matrix, axis=1).max()
+    # The columns of each row's entries; rows with fewer entries are filled up with zeros.
+    columns = np.argsort(matrix == 0, axis=1, kind="stable")[:, :count]
+    weights = np.take_along_axis(matrix, columns, axis=1)
+    return sum(
+        jnp.take(x, columns[:, k], axis=axis) * _along(weights[:, k], axis, x) for k in range(count)
+    )
+
+
+def _upsample_parts(x: jax.Array, factor: int, align_corners: bool) -> jax.Array:
+    """Bilinear upsampling of the height, part by part, each with one row of its neighbors.
+
+    So devices that split the height exchange single rows; a product with one matrix for the whole
+    height would gather it on every device.
     """
     n, h, w, c = x.shape
     rows = h // HEIGHT_PARTS
     parts = x.reshape(n, HEIGHT_PARTS, rows, w, c)
     before, after = _rotate(parts[:, :, -1:], 1, 1), _rotate(parts[:, :, :1], -1, 1)
     parts = lax.concatenate([before, parts, after], 2)
-    # A column more on both sides: nothing of what the rotation brought round from the far end.
+    # One more column on both sides: weights 0 for the rows that the rotation brings from the other
+    # end.
     whole = np.pad(interpolation_matrix(h, h * factor, align_corners), ((0, 0), (1, 1)))
     matrices = np.stack([
         whole[k * factor : (k + rows) * factor, k : k + rows + 2] for k in range(0, h, rows)
@@ -105,20 +203,20 @@ def _nearest_axis(x: jax.Array, axis: int, out: int) -> jax.Array:
 
 
 def _upsample_height(x: jax.Array, factor: int, align_corners: bool) -> jax.Array:
-    """Bilinear upsampling by a whole factor along the height: each of `factor` rows in the place
-    of one is a weighted sum of it and its neighbours.
+    """Bilinear upsampling of the height by an integer factor, for CPU: each row becomes `factor`
+    rows, which are weighted sums of it and its neighbors.
 
-    So a height that is split over devices exchanges single rows; a product with an interpolation
-    matrix would have to gather it. The sums are products of small matrices, one per row: written
-    out as sums, each weight would be an array of the result's size on CPU.
+    So devices that split the height exchange single rows; a product with an interpolation matrix
+    would gather it on every device. The sums are products with small matrices, one per row: as
+    plain sums, each weight would be an array of the result's size on CPU.
     """
     n, h, w, c = x.shape
     weights = jnp.asarray(_upsampling_weights(h, factor, align_corners), x.dtype)
-    neighbours = jnp.stack([_rotate(x, by, 1) for by in (0, 1, -1)], axis=2)
+    neighbors = jnp.stack([_rotate(x, by, 1) for by in (0, 1, -1)], axis=2)
     y = jnp.einsum(
         "nhfk,nhkx->nhfx",
         jnp.broadcast_to(weights, (n, *weights.shape)),
-        neighbours.reshape(n, h, 3, w * c),
+        neighbors.reshape(n, h, 3, w * c),
         precision=lax.Precision.HIGHEST,
     )
     return y.reshape(n, h * factor, w, c)
@@ -128,7 +226,7 @@ def _upsample_height(x: jax.Array, factor: int, align_corners: bool) -> jax.Arra
 def _upsampling_weights(n: int, factor: int, align_corners: bool) -> np.ndarray:
     """Weights [n, factor, 3] of a sample itself, of the one before and of the one after it."""
     place, sample = np.arange(factor), np.arange(n)[:, None]
-    # Where the new sample lies between the old one and a neighbour, -1 .. 1.
+    # Position of the new sample between the old one and a neighbor, -1 .. 1.
     if align_corners:
         offset = (place * (n - 1) - sample * (factor - 1)) / (n * factor - 1)
     else:
@@ -139,31 +237,24 @@ def _upsampling_weights(n: int, factor: int, align_corners: bool) -> np.ndarray:
     return np.stack([1 - np.abs(offset), np.maximum(-offset, 0), np.maximum(offset, 0)], axis=-1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _rotate(x: jax.Array, by: int, axis: int) -> jax.Array:
     """`jnp.roll` by `by`; what leaves at one end enters at the other.
 
-    Devices that share the axis pass rows on to their neighbours for it, and nothing else. With the
-    derivative written out, the backward pass does so, too: that of slices is sums of padded ones.
+    Devices that split the axis pass rows on to their neighbors for it, and nothing else. The
+    transpose is a rotation, too; JAX's own, of the slices, would be a sum of padded arrays.
     """
     if by == 0 or x.shape[axis] == 1:
         return x
+    back = functools.partial(_rotate_operand, by=-by, axis=axis)
+    return linear_call(functools.partial(_rotate_operand, by=by, axis=axis), back, (), (x,))[0]
+
+
+def _rotate_operand(_, operands, *, by: int, axis: int) -> tuple[jax.Array]:
+    (x,) = operands
     n = x.shape[axis]
     cut = -by % n
-    return lax.concatenate(
-        [lax.slice_in_dim(x, cut, n, axis=axis), lax.slice_in_dim(x, 0, cut, axis=axis)], axis
-    )
-
-
-def _rotate_forward(x, by, axis):
-    return _rotate(x, by, axis), None
-
-
-def _rotate_backward(by, axis, _, gradient):
-    return (_rotate(gradient, -by, axis),)
-
-
-_rotate.defvjp(_rotate_forward, _rotate_backward)
+    first, last = lax.slice_in_dim(x, cut, n, axis=axis), lax.slice_in_dim(x, 0, cut, axis=axis)
+    return (lax.concatenate([first, last], axis),)
 
 
 @functools.lru_cache(maxsize=256)
@@ -191,8 +282,11 @@ def _interpolate_axis(
     copies: bool = True,
     precision: lax.Precision = lax.Precision.HIGHEST,
 ) -> jax.Array:
-    """`copies`: of the matrix for each product of a batch. On CPU that is cheaper than transposing
-    the maps, unless the copies are the larger ones."""
+    """Linear interpolation of one axis as a product with a matrix.
+
+    `copies` makes a copy of the matrix for each product of a batch. On CPU that is cheaper than
+    transposing the maps, unless the copies are larger than the maps.
+    """
     n, h, w, c = x.shape
     spec = "oh,nhwc->nowc" if axis == 1 else "ow,nhwc->nhoc"
     matrix = jnp.asarray(interpolation_matrix(x.shape[axis], out, align_corners), x.dtype)
@@ -200,5 +294,5 @@ def _interpolate_axis(
         spec, matrix = f"n{spec}", jnp.broadcast_to(matrix, (n, out, h))
     elif copies and w <= c:
         spec, matrix = f"nh{spec}", jnp.broadcast_to(matrix, (n, h, out, w))
-    # Full precision also where matrix units default to fewer bits: these weights are not learnt.
+    # Full precision also where matrix units default to fewer bits: the weights are exact.
     return jnp.einsum(spec, matrix, x, precision=precision)

@@ -1,15 +1,14 @@
-"""Compiles a run's real programs for machines that are not there, and says whether they fit.
+"""Compiles a run's programs for machines that need not be present, and says whether they fit.
 
-XLA's TPU compiler runs on any machine. From abstract shapes, without weights and data, it makes
-the program that the machine would run, knows its memory to the byte and estimates its cycles. The
-estimates compare programs with each other; they are no times.
+XLA's compilers for TPU and GPU run on any Linux machine. From abstract shapes, without weights or
+data, they produce the program that the machine would run, with its exact use of memory; for TPU
+with an estimate of its cycles. The estimates compare programs with each other; they are no times.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
-import importlib.util
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -29,20 +27,20 @@ from hrnet_jax.models import normalize
 from hrnet_jax.models.layers import REMAT
 from hrnet_jax.models.resize import resize
 from hrnet_jax.preflight import hlo
+from hrnet_jax.preflight.report import Report
+from hrnet_jax.preflight.topology import Topology
 from hrnet_jax.runtime import sharding, storage
 from hrnet_jax.train import build
 from hrnet_jax.train.config import check_config, check_divisible
 from hrnet_jax.train.step import create_state
 from hrnet_jax.train.tasks import task_of
 
-GIB = 2**30
 PROGRAMS = ("train", "evaluate")
-# Of the TPU runtime itself: what the compiler keeps free of a chip's memory.
-RESERVED_BYTES = GIB // 4
 CONTRIBUTORS = 12
-# Classes of the data sets that need no files to know them.
+# Classes of the datasets that have the same classes everywhere.
 NUM_CLASSES = {
     "cityscapes": 19,
+    "cityscapes_coarse": 19,
     "tfds_cityscapes": 19,
     "fake": 19,
     "camvid": 11,
@@ -50,144 +48,8 @@ NUM_CLASSES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """A kind of TPU chip.
-
-    Attributes:
-      hbm_bytes: memory of a chip.
-      dimensions: of its topologies.
-      example: a topology that exists.
-      chip_config: the compiler's name for how JAX uses its cores. The two of a v4 chip are one
-        device on TPU machines, but for the compiler, unless it is told so, two with half the
-        memory each; those of v5p are one in any case, the others have one core.
-    """
-
-    hbm_bytes: int
-    dimensions: int
-    example: str
-    chip_config: str = "default"
-
-
-GENERATIONS = {
-    "v4": Generation(32 * GIB, 3, "v4:2x2x4", "megacore"),
-    "v5e": Generation(16 * GIB, 2, "v5e:16x16"),
-    "v5p": Generation(95 * GIB, 3, "v5p:2x2x4"),
-    "v6e": Generation(32 * GIB, 2, "v6e:4x4"),
-}
-LOCAL = "local"
-
-
-@dataclasses.dataclass(frozen=True)
-class Topology:
-    """Devices to compile for.
-
-    Attributes:
-      name: as given.
-      platform: "tpu", or that of this machine's devices.
-      devices: described, not necessarily there.
-      hbm_bytes: what a program may use on one of them; None where that is unknown.
-    """
-
-    name: str
-    platform: str
-    devices: tuple[Any, ...]
-    hbm_bytes: int | None
-
-
-def open_topology(name: str) -> Topology:
-    """The devices that a name such as "v5e:16x16" stands for; "local" is this machine's.
-
-    Raises:
-      ValueError: for a name that is not understood or that the compiler does not know, or where
-        libtpu is missing. The message says what is possible.
-    """
-    if name == LOCAL:
-        devices = tuple(jax.devices())
-        limit = (devices[0].memory_stats() or {}).get("bytes_limit")
-        return Topology(name, devices[0].platform, devices, limit)
-    known = ", ".join(g.example for g in GENERATIONS.values())
-    generation, _, shape = name.partition(":")
-    if generation in ("gpu", "cuda", "rocm") or re.match(r"[abhlv]\d{2,3}(?!e)", generation):
-        raise ValueError(
-            f"topology {name!r}: programs for GPUs are compiled by their driver's machine only; run"
-            f" this with --topology={LOCAL} on a machine that has one of them (and --config.mesh"
-            " as on all of them): the same report, without cycles"
-        )
-    if generation not in GENERATIONS:
-        raise ValueError(f"unknown topology {name!r}; known are such as {known}, and {LOCAL!r}")
-    dimensions = GENERATIONS[generation].dimensions
-    if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), shape):
-        raise ValueError(
-            f"topology {name!r}: {generation} has {dimensions} dimensions of chips, as in"
-            f" {GENERATIONS[generation].example!r}"
-        )
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
-            "the compiler for TPUs, libtpu, is not installed: pip install 'hrnet_jax[preflight]'"
-        )
-    # It would look for the machine's TPU otherwise, complain that there is none, and insist on
-    # being alone. What is compiled for, `name` says alone.
-    for variable, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-16"),
-        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
-    ):
-        os.environ.setdefault(variable, value)
-    try:
-        described = topologies.get_topology_desc(
-            platform="tpu", topology_name=name, chip_config_name=GENERATIONS[generation].chip_config
-        )
-    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"the compiler does not know topology {name!r} ({reason}); known are such as {known}"
-        ) from None
-    limit = GENERATIONS[generation].hbm_bytes - RESERVED_BYTES
-    return Topology(name, "tpu", tuple(described.devices), limit)
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What one program needs of each device.
-
-    Attributes:
-      program: "train" or "evaluate".
-      topology: its name; `devices` of its devices are used, as the mesh `data` x `space`.
-      setting: the keys of the configuration that decide it, with their values.
-      memory: bytes per device: parameters, statistics, optimizer, average, batch, temporaries,
-        code, total, limit (None where unknown), free (negative: so much is missing).
-      fits: whether the total is within the limit; None where that is unknown.
-      flops: floating-point operations per device and run.
-      bytes_accessed: bytes that its instructions read and write per device and run.
-      collectives: per kind {"count", "bytes", "cycles"} per device and run.
-      cycles: the compiler's estimate for one run; None where it makes none.
-      contributors: the largest parts: {"module", "pass", "cycles", "bytes"}.
-      seconds: of compilation.
-      versions: of what compiled it.
-    """
-
-    program: str
-    topology: str
-    devices: int
-    setting: dict[str, Any]
-    memory: dict[str, int | None]
-    fits: bool | None
-    flops: float | None
-    bytes_accessed: float | None
-    collectives: dict[str, dict[str, int]]
-    cycles: int | None
-    contributors: list[dict[str, Any]]
-    seconds: float
-    versions: dict[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
 def num_classes_of(config: ConfigDict) -> int:
-    """The number of classes of the configuration's data set.
+    """The number of classes of the configuration's dataset.
 
     Raises:
       ValueError: if only the data could tell.
@@ -197,8 +59,8 @@ def num_classes_of(config: ConfigDict) -> int:
         return source.classes.num_classes
     if config.data.name not in NUM_CLASSES:
         raise ValueError(
-            f"how many classes config.data.name={config.data.name!r} has is known from its files"
-            " only: give --config.data.root, or --num_classes"
+            f"the number of classes of config.data.name={config.data.name!r} depends on its files:"
+            " give --config.data.root or --num_classes"
         )
     return NUM_CLASSES[config.data.name]
 
@@ -206,17 +68,17 @@ def num_classes_of(config: ConfigDict) -> int:
 def inspect(
     config: ConfigDict, topology: Topology, *, program: str = "train", num_classes: int
 ) -> Report:
-    """Compiles one program of a run and reads off what it needs.
+    """Compiles one program of a run and reports what it needs.
 
     Args:
-      config: as `configs/common.py` describes it; its mesh is one of the topology's devices.
-      topology: of `open_topology`.
+      config: as `hrnet_jax.configs.common` describes it; its mesh is one of the topology's devices.
+      topology: from `open_topology`.
       program: "train", or "evaluate": prediction and counting of `eval.batch_size` images of the
         size `data.crop_size`.
-      num_classes: of the data set.
+      num_classes: of the dataset.
 
     Raises:
-      ValueError: for a configuration that cannot work or does not fit the mesh, before compiling.
+      ValueError: before compiling, for a configuration that is invalid or does not fit the mesh.
     """
     if program not in PROGRAMS:
         raise ValueError(f"unknown program {program!r}; known: {PROGRAMS}")
@@ -225,69 +87,72 @@ def inspect(
     check_divisible(config, mesh)
     lowered, sizes, scan = _lower(config, mesh, program, num_classes)
     start = time.perf_counter()
-    common = {
-        "program": program,
-        "topology": topology.name,
-        "devices": mesh.size,
-        "setting": _setting(config, mesh, scan),
-        "versions": _versions(),
-    }
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         used = _used_bytes(str(error), sum(sizes.values()))
         if used is None:
             raise
-        return Report(
-            memory={**sizes, "temporaries": used - sum(sizes.values()), "code": 0}
-            | _against(used, topology.hbm_bytes),
-            fits=False,
-            flops=None,
-            bytes_accessed=None,
-            collectives={},
-            cycles=None,
-            contributors=[],
-            seconds=time.perf_counter() - start,
-            **common,
-        )
-    seconds = time.perf_counter() - start
-    found = compiled.memory_analysis()
-    total = (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-        + found.temp_size_in_bytes
-        + found.generated_code_size_in_bytes
-    )
-    instructions = hlo.instructions(compiled.as_text())
-    costs = compiled.cost_analysis() or {}
-    largest = list(hlo.contributors(instructions))[:CONTRIBUTORS]
+        sizes |= {"temporaries": used - sum(sizes.values()), "code": 0}
+        needs = {"flops": None, "bytes_accessed": None, "collectives": {}}
+        needs |= {"cycles": None, "contributors": []}
+    else:
+        found = compiled.memory_analysis()
+        used = _total_bytes(found)
+        sizes["temporaries"] = found.temp_size_in_bytes
+        sizes["code"] = found.generated_code_size_in_bytes
+        needs = _needs(compiled, topology.platform)
+    limit = topology.memory_bytes
+    free = None if limit is None else limit - used
     return Report(
-        memory={
-            **sizes,
-            "temporaries": found.temp_size_in_bytes,
-            "code": found.generated_code_size_in_bytes,
-        }
-        | _against(total, topology.hbm_bytes),
-        fits=None if topology.hbm_bytes is None else total <= topology.hbm_bytes,
-        flops=costs.get("flops"),
-        bytes_accessed=costs.get("bytes accessed"),
-        collectives=hlo.collectives(instructions),
-        cycles=hlo.cycles(instructions) or None,
-        contributors=[
-            {"module": module, "pass": pass_, "cycles": cycles, "bytes": written}
-            for (module, pass_), cycles, written in largest
-        ],
-        seconds=seconds,
-        **common,
+        program=program,
+        topology=topology.name,
+        devices=mesh.size,
+        setting=_setting(config, mesh, scan),
+        memory={**sizes, "total": used, "limit": limit, "free": free},
+        fits=None if free is None else free >= 0,
+        seconds=time.perf_counter() - start,
+        versions=_versions(),
+        **needs,
+    )
+
+
+def _needs(compiled: Any, platform: str) -> dict[str, Any]:
+    """What a compiled program does, as fields of `Report`."""
+    program = hlo.instructions(compiled.as_text())
+    costs = compiled.cost_analysis() or {}
+    parts = list(hlo.contributors(program))
+    needs = {
+        "flops": costs.get("flops"),
+        "bytes_accessed": costs.get("bytes accessed"),
+        "collectives": hlo.collectives(program),
+        "cycles": hlo.cycles(program) or None,
+        "contributors": [dataclasses.asdict(part) for part in parts[:CONTRIBUTORS]],
+    }
+    for part in needs["contributors"]:
+        part["pass"] = part.pop("pass_")
+    if platform == "gpu":
+        needs["written"] = sum(part.bytes for part in parts)
+        needs["read"] = sum(part.read for part in parts)
+        needs["kernels"] = sum(part.kernels for part in parts)
+    return needs
+
+
+def _total_bytes(memory: Any) -> int:
+    """What a program uses of a device, by the compiler's `memory_analysis`."""
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
     )
 
 
 def suggestions(config: ConfigDict, topology: Topology) -> Iterator[tuple[str, ConfigDict]]:
-    """Settings that need less memory, the cheapest first: (what changes, configuration).
+    """Settings that need less memory, the cheapest first: (flags, configuration).
 
-    Rematerialisation costs a part of the speed, a smaller share of the images per device more
-    devices or steps.
+    Rematerialization costs speed; fewer images per device cost more devices or steps.
     """
     levels = REMAT
     for level in levels[levels.index(config.model.remat) + 1 :]:
@@ -325,7 +190,7 @@ def suggest(
     num_classes: int,
     tell: Callable[[str], None] = lambda text: None,
 ) -> tuple[str, Report] | None:
-    """The first of `suggestions` that fits, found by compiling them one after the other."""
+    """The first of `suggestions` that fits. Compiles one after the other."""
     for text, other in suggestions(config, topology):
         tell(f"trying {text}")
         report = inspect(other, topology, num_classes=num_classes)
@@ -334,61 +199,12 @@ def suggest(
     return None
 
 
-def table(report: Report) -> str:
-    """The report as text for people."""
-    memory = report.memory
-    lines = [
-        f"{report.program} on {report.topology}: {report.devices} device(s),"
-        f" compiled in {report.seconds:.0f} s",
-        "  " + " ".join(f"{key}={value}" for key, value in report.setting.items()),
-        "  memory per device",
-    ]
-    for name, size in memory.items():
-        if name not in ("total", "limit", "free") and size:
-            lines.append(f"    {name:<12} {_mega(size):>10}")
-    lines.append(f"    {'total':<12} {_mega(memory['total']):>10}")
-    if report.fits is None:
-        lines.append("    (how much there is, this device does not say)")
-    else:
-        verdict = "fits" if report.fits else "DOES NOT FIT"
-        rest = f"{_mega(abs(memory['free']))} {'free' if report.fits else 'too much'}"
-        lines.append(f"    {verdict}: {_mega(memory['limit'])} may be used, {rest}")
-    if report.flops is not None:
-        lines.append(f"  work: {report.flops / 1e12:.3f} TFLOP per device and run")
-    if report.bytes_accessed is not None:
-        lines.append(f"  memory traffic: {report.bytes_accessed / 1e9:.1f} GB per device and run")
-    if report.cycles:
-        lines.append(f"  estimate: {report.cycles / 1e6:.1f} M cycles per run (not a time)")
-    for kind, entry in report.collectives.items():
-        share = ""
-        if report.cycles:
-            # TPU's compiler writes down cycles for some kinds only.
-            known = f"{entry['cycles'] / report.cycles:.1%} of the cycles"
-            share = f", {known if entry['cycles'] else 'not in the estimate'}"
-        lines.append(f"  {kind}: {entry['count']} with {_mega(entry['bytes'])}{share}")
-    if report.contributors:
-        lines.append("  largest contributors")
-    for part in report.contributors:
-        share = f"{part['cycles'] / report.cycles:6.1%}  " if report.cycles else ""
-        written = f"{_mega(part['bytes'])} written"
-        lines.append(f"    {share}{part['module']:<28} {part['pass']:<9} {written:>20}")
-    return "\n".join(lines)
-
-
-def _mega(size: float) -> str:
-    return f"{size / 1e6:,.0f} MB"
-
-
-def _against(total: int, limit: int | None) -> dict[str, int | None]:
-    return {"total": total, "limit": limit, "free": None if limit is None else limit - total}
-
-
 def _used_bytes(message: str, given: int) -> int | None:
-    """What a program would use, by the compiler's complaint; None if it complains otherwise.
+    """What a program would use, by the compiler's error; None if the error is a different one.
 
     Args:
       message: of the error.
-      given: bytes of what the program is given, which some messages leave out.
+      given: bytes of the program's arguments, which some messages do not include.
     """
     total = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
     temporaries = re.search(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
@@ -416,14 +232,14 @@ def _setting(config: ConfigDict, mesh: Mesh, scan: str) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     versions = {"hrnet_jax": __version__}
-    for package in ("jax", "jaxlib", "libtpu"):
-        if importlib.util.find_spec(package) is not None:
+    for package in ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
 
 
 def _lower(config: ConfigDict, mesh: Mesh, program: str, num_classes: int):
-    """The program before compilation, and the bytes of what it is given per device."""
+    """The program before compilation, the bytes of its arguments per device, and `scan`."""
     model = build.make_model(config, num_classes, _platform(mesh))
     schedule, optimizer = build.make_optimizer(config, max(1000, config.num_steps), 100)
     state = jax.eval_shape(

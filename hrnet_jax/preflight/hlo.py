@@ -1,8 +1,8 @@
-"""Reads the text of a compiled program: what runs how often, what it moves between devices.
+"""Reads the text of a compiled program: what runs how often, and what it reads, writes and sends.
 
-XLA's optimised HLO is a list of computations of instructions. What is reached from the entry runs;
-the body of a loop runs as often as its condition says. On TPU the compiler leaves its estimate of
-an instruction's cycles in the text.
+XLA's optimized HLO is a list of computations, which are lists of instructions. Everything that is
+reached from the entry runs; the body of a loop runs as often as its condition says. On TPU the text
+contains the compiler's estimate of each instruction's cycles.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
-# Bytes per element; what is not here is read off the digits: f32, bf16, s8, f8e4m3fn.
+# Bytes per element. Other types have their number of bits in the name: f32, bf16, s8, f8e4m3fn.
 _BYTES = {"pred": 1, "token": 0, "opaque": 0}
 COLLECTIVES = (
     "all-reduce",
@@ -31,6 +31,11 @@ _CALLED = re.compile(
     r"(?:to_apply|calls|called_computations|branch_computations|true_computation|false_computation)"
     r"=\{?(%?[\w.\-]+(?:, ?%?[\w.\-]+)*)\}?"
 )
+# Instructions that neither compute nor move anything.
+_FREE = (
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id", "replica-id", "opt-barrier",
+)  # fmt: skip
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 
 
@@ -41,11 +46,13 @@ class Instruction:
     Attributes:
       name: in the program.
       opcode: e.g. "fusion", "all-reduce-start".
-      arrays: (element type, shape) of what it gives; several where that is a tuple.
-      op_name: where it comes from: the path of modules and functions in the source.
+      arrays: (element type, shape) of its result; several for a tuple.
+      op_name: its origin: the path of modules and functions in the source.
       cycles: the compiler's estimate for one run, 0 where it gives none.
       count: how often it runs.
       fused: whether it is a part of a fused instruction, which has the cycles.
+      written: bytes that one run writes. An update in place writes its slice only.
+      read: bytes that one run reads. Of an array that is only sliced it reads the slice.
     """
 
     name: str
@@ -55,15 +62,22 @@ class Instruction:
     cycles: int
     count: int
     fused: bool
+    written: int = 0
+    read: int = 0
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is executed on its own: not a part of another, not free, no "done" half."""
+        return not (self.fused or self.opcode in _FREE or self.opcode.endswith("-done"))
 
     @property
     def bytes(self) -> int:
-        """Size of what one run gives."""
+        """Size of the result of one run."""
         return sum(_size(kind, shape) for kind, shape in self.arrays)
 
     @property
     def collective(self) -> str:
-        """Which of COLLECTIVES it is, or ""; their "done" halves are not counted again."""
+        """Which of COLLECTIVES it is, or ""; also "" for their "done" halves."""
         kind = self.opcode.removesuffix("-start")
         return kind if kind in COLLECTIVES else ""
 
@@ -71,7 +85,7 @@ class Instruction:
     def moved_bytes(self) -> int:
         """Size of a collective's result on one device."""
         if self.opcode in ("collective-permute-start", "all-gather-start"):
-            # Their tuples have the operand, too.
+            # Their tuples contain the operand.
             return max((_size(kind, shape) for kind, shape in self.arrays), default=0)
         return self.bytes
 
@@ -94,8 +108,9 @@ def instructions(text: str) -> list[Instruction]:
         raise ValueError("no ENTRY computation: the text is not that of a compiled program")
     counts: dict[tuple[str, bool], int] = Counter()
     _count(computations, entry, 1, False, counts)
+    by_name = {_name(line): line for lines in computations.values() for line in lines}
     return [
-        _instruction(line, count, fused)
+        _instruction(line, count, fused, computations, by_name)
         for (name, fused), count in counts.items()
         for line in computations[name]
     ]
@@ -136,38 +151,104 @@ def _count(computations, name: str, times: int, fused: bool, counts) -> None:
 def _trips(line: str, condition: list[str]) -> int:
     if (known := _TRIPS.search(line)) is not None:
         return int(known[1])
-    # The bound stands as a constant in the condition; loops with a data-dependent end have none.
+    # The bound is a constant in the condition; loops with a data-dependent end have none.
     bounds = [int(n) for other in condition for n in re.findall(r" constant\((\d+)\)", other)]
     return max(bounds, default=1)
+
+
+def _closing(text: str) -> int:
+    """Index of the parenthesis that closes the one at the start."""
+    depth = 0
+    for k, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return k
+    return len(text)
 
 
 def _opcode(line: str) -> tuple[str, str]:
     """(opcode, text of the type) of an instruction."""
     rest = line.split(" = ", 1)[1]
-    if rest.startswith("("):
-        depth = end = 0
-        while end == 0 or depth:
-            depth += (rest[end] == "(") - (rest[end] == ")")
-            end += 1
-    else:
-        end = rest.index(" ")
+    end = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")
     return rest[end + 1 :].split("(", 1)[0], rest[:end]
 
 
-def _instruction(line: str, count: int, fused: bool) -> Instruction:
+def _name(line: str) -> str:
+    return line.split(" = ", 1)[0].split()[-1].lstrip("%")
+
+
+def _arrays(type_: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple(
+        (kind, tuple(int(n) for n in shape.split(",") if n))
+        for kind, shape in _ARRAY.findall(type_)
+    )
+
+
+def _bytes_of(line: str) -> int:
+    """Size of an instruction's result. The workspace of a library's function does not count."""
+    opcode, type_ = _opcode(line)
+    arrays = _arrays(type_)
+    if opcode == "custom-call" and len(arrays) > 1 and arrays[-1][0] in ("u8", "s8"):
+        arrays = arrays[:-1]
+    return sum(_size(kind, shape) for kind, shape in arrays)
+
+
+def _operands(line: str) -> list[str]:
+    """Names of an instruction's operands."""
+    opcode, _ = _opcode(line)
+    rest = line.split(f" {opcode}(", 1)[1]
+    return re.findall(r"%([\w.\-]+)", rest[: _closing("(" + rest)])
+
+
+def _traffic(line: str, computations, by_name) -> tuple[int, int]:
+    """(bytes written, bytes read) by one run of an instruction."""
+    opcode, _ = _opcode(line)
+    operands = _operands(line)
+    sizes = [_bytes_of(by_name[o]) if o in by_name else 0 for o in operands]
+    if opcode == "dynamic-update-slice":
+        return sizes[1], sizes[1]
+    if opcode in ("dynamic-slice", "slice", "gather"):
+        return _bytes_of(line), _bytes_of(line)
+    inside = [c for c in re.findall(r"calls=%?([\w.\-]+)", line) if c in computations]
+    if opcode != "fusion" or not inside:
+        return _bytes_of(line), sum(sizes)
+    body = computations[inside[0]]
+    written = _bytes_of(line)
+    in_place = set()
+    for part in body:
+        if _opcode(part)[0] == "dynamic-update-slice":
+            target, update = _operands(part)[:2]
+            if _bytes_of(part) <= written:
+                written += _bytes_of(by_name[update]) - _bytes_of(part)
+                in_place.add(target)
+    for part in body:
+        index = re.search(r" parameter\((\d+)\)", part)
+        if index is None or int(index[1]) >= len(sizes):
+            continue
+        uses = [other for other in body if _name(part) in _operands(other)]
+        if _name(part) in in_place:
+            sizes[int(index[1])] = 0
+        elif uses and all(_opcode(u)[0] in ("dynamic-slice", "slice", "gather") for u in uses):
+            size = sum(_bytes_of(u) for u in uses)
+            sizes[int(index[1])] = min(size, sizes[int(index[1])])
+    return written, sum(sizes)
+
+
+def _instruction(line: str, count: int, fused: bool, computations, by_name) -> Instruction:
     opcode, type_ = _opcode(line)
     cycles, op_name = _CYCLES.search(line), _OP_NAME.search(line)
+    skip = fused or opcode in _FREE or opcode.endswith("-done")
+    written, read = (0, 0) if skip else _traffic(line, computations, by_name)
     return Instruction(
-        name=line.split(" = ", 1)[0].split()[-1].lstrip("%"),
+        name=_name(line),
         opcode=opcode,
-        arrays=tuple(
-            (kind, tuple(int(n) for n in shape.split(",") if n))
-            for kind, shape in _ARRAY.findall(type_)
-        ),
+        arrays=_arrays(type_),
         op_name=op_name[1] if op_name else "",
         cycles=int(cycles[1]) if cycles else 0,
         count=count,
         fused=fused,
+        written=written,
+        read=read,
     )
 
 
@@ -206,20 +287,34 @@ def module_of(op_name: str, depth: int = 3) -> str:
 
 
 def pass_of(op_name: str) -> str:
-    """Whether it belongs to the "forward" pass, the "backward" one or is computed "again"."""
+    """The pass that it belongs to: "forward", "backward", or "again" for what is recomputed."""
     if "rematted_computation" in op_name:
         return "again"
     return "backward" if "transpose(" in op_name else "forward"
 
 
-def contributors(program: Iterable[Instruction]) -> Iterator[tuple[tuple[str, str], int, int]]:
-    """((module, pass), cycles, bytes written) from the largest to the smallest."""
-    sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+@dataclasses.dataclass
+class Part:
+    """What one part of the network needs in one pass: cycles, bytes written and read, kernels."""
+
+    module: str
+    pass_: str
+    cycles: int = 0
+    bytes: int = 0
+    read: int = 0
+    kernels: int = 0
+
+
+def contributors(program: Iterable[Instruction]) -> Iterator[Part]:
+    """The parts of a program, from the largest to the smallest."""
+    parts: dict[tuple[str, str], Part] = {}
     for i in program:
-        if i.fused or i.opcode in ("parameter", "tuple", "get-tuple-element", "bitcast", "while"):
+        if i.fused or not (i.is_kernel or i.cycles):
             continue
-        entry = sums[module_of(i.op_name) or "rest", pass_of(i.op_name)]
-        entry[0] += i.cycles * i.count
-        entry[1] += i.bytes * i.count
-    for key, (spent, written) in sorted(sums.items(), key=lambda kv: kv[1], reverse=True):
-        yield key, spent, written
+        key = module_of(i.op_name) or "rest", pass_of(i.op_name)
+        part = parts.setdefault(key, Part(*key))
+        part.cycles += i.cycles * i.count
+        part.bytes += i.written * i.count
+        part.read += i.read * i.count
+        part.kernels += i.count if i.is_kernel else 0
+    yield from sorted(parts.values(), key=lambda p: (p.cycles, p.bytes), reverse=True)

@@ -1,12 +1,11 @@
 """Where arrays live and how programs are compiled: one mesh, ('data', 'space'), for every program.
 
 Batches are split over 'data' and the height of every image over 'space'; parameters are
-replicated. The step functions stay plain `jax.jit` over global arrays, so sums and BatchNorm
-statistics are global ones and the compiler writes the collectives.
+replicated. The step functions are plain `jax.jit` over global arrays. So sums and BatchNorm
+statistics run over the global batch, and the compiler inserts the collectives.
 """
 
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,12 +13,14 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from hrnet_jax.runtime import storage
+
 # Names of the mesh's axes.
 AXES = ("data", "space")
 
 
 def mesh_shape(data: int, space: int, devices: int) -> tuple[int, int]:
-    """Sizes of the axes on so many devices; `data=-1` takes all that `space` leaves.
+    """Sizes of the axes for a number of devices; `data=-1` uses all devices that `space` leaves.
 
     Raises:
       ValueError: when the sizes do not fit the devices.
@@ -41,17 +42,17 @@ def mesh_shape(data: int, space: int, devices: int) -> tuple[int, int]:
 
 
 def make_mesh(data: int = -1, space: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Builds the ('data', 'space') mesh; `data=-1` takes all the devices that `space` leaves.
+    """Builds the ('data', 'space') mesh; `data=-1` uses all devices that `space` leaves.
 
-    The devices are taken in the order of their processes, so that each process has one stretch of
-    the batch. (`jax.make_mesh` follows the torus of a TPU slice instead: on 16x16 chips the
-    devices of a process are then rows of the batch that are far apart.)
+    The devices are ordered by process, so that each process has one contiguous slice of the batch.
+    (`jax.make_mesh` follows the torus of a TPU slice instead: on 16x16 chips the devices of a
+    process would then hold rows of the batch that are far apart.)
 
     Args:
-      data: devices that share the batch. A smaller mesh than there are devices is possible in one
-        process and takes the first ones.
-      space: devices that share the height of each image.
-      devices: default: all there are.
+      data: number of devices that the batch is split over. A mesh smaller than the number of
+        devices is possible in one process and uses the first devices.
+      space: number of devices that the height of each image is split over.
+      devices: all devices by default.
 
     Raises:
       ValueError: when the sizes do not fit the devices.
@@ -78,38 +79,38 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of parameters, statistics, optimizer state and scalars: a copy on every device."""
+    """Sharding of parameters, statistics, optimizer state and scalars: a copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def place_replicated(tree: Any, mesh: Mesh) -> Any:
-    """Puts a copy of every leaf on every device of the mesh; all processes have the same leaves."""
+    """Copies every leaf to every device of the mesh; all processes must pass the same leaves."""
     where = replicated(mesh)
 
     def place_leaf(leaf: Any) -> jax.Array:
         if jax.process_count() == 1 or not getattr(leaf, "is_fully_addressable", True):
             return jax.device_put(leaf, where)
-        # JAX would fetch what lies on one process's device, as read from a checkpoint, over the
-        # network, and on most backends refuses.
+        # `device_put` of an array on one process's device, as read from a checkpoint, would move
+        # it over the network, which most backends do not support.
         return place_whole(np.asarray(leaf), where)
 
     return jax.tree.map(place_leaf, tree)
 
 
 def place_whole(array: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
-    """A global array, of which every process has all and takes what its devices need."""
+    """A global array from the whole array, which every process passes."""
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 
-def share_of_batch(mesh: Mesh | None, process: int | None = None) -> tuple[int, int]:
-    """(index, count): which of `count` equal, contiguous slices of each batch a process loads.
+def batch_shard(mesh: Mesh | None, process: int | None = None) -> tuple[int, int]:
+    """The shard (index, count) of each batch that a process loads: slice `index` of `count` equal,
+    contiguous slices.
 
-    Processes whose devices have the same images, in different parts of their height, load the same
-    slice.
+    Processes whose devices hold different rows of the same images load the same slice.
 
     Args:
-      mesh: of `make_mesh`; None: one device, which has all of it.
-      process: its number; None: this one.
+      mesh: from `make_mesh`; None means one device, which gets the whole batch.
+      process: its index; None means this process.
 
     Raises:
       ValueError: if the processes' devices do not divide the 'data' axis evenly.
@@ -120,24 +121,24 @@ def share_of_batch(mesh: Mesh | None, process: int | None = None) -> tuple[int, 
     rows: dict[int, set[int]] = {}
     for (row, _), device in np.ndenumerate(mesh.devices):
         rows.setdefault(device.process_index, set()).add(row)
-    shares = sorted({tuple(sorted(r)) for r in rows.values()})
-    size = len(shares[0])
-    if [row for share in shares for row in share] != list(range(len(shares) * size)) or any(
-        len(share) != size for share in shares
+    slices = sorted({tuple(sorted(r)) for r in rows.values()})
+    size = len(slices[0])
+    if [row for slice_ in slices for row in slice_] != list(range(len(slices) * size)) or any(
+        len(slice_) != size for slice_ in slices
     ):
         raise ValueError(
             f"the {len(rows)} processes' devices do not divide mesh.data={mesh.shape['data']} and"
             f" mesh.space={mesh.shape['space']} evenly; choose a mesh.space that divides, or is"
             " divided by, the number of devices of a process"
         )
-    return shares.index(tuple(sorted(rows[process]))), len(shares)
+    return slices.index(tuple(sorted(rows[process]))), len(slices)
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes global arrays of the processes' slices of a batch, see `share_of_batch`.
+    """Makes global arrays from the processes' slices of a batch, see `batch_shard`.
 
-    Arrays with a height (three dimensions or more) are split over both axes, per-image vectors
-    over 'data'.
+    Arrays with a height (three dimensions or more) are split over both axes of the mesh, per-image
+    vectors over 'data' only.
     """
     return {
         name: place(array, mesh, _sharding_of(array.ndim, mesh)) for name, array in batch.items()
@@ -145,8 +146,8 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
 
 
 def place(array: np.ndarray, mesh: Mesh, where: NamedSharding) -> jax.Array:
-    """A global array, of which `array` has this process's share of the first dimension."""
-    index, count = share_of_batch(mesh)
+    """A global array; `array` is this process's slice of its first dimension."""
+    index, count = batch_shard(mesh)
     first = index * len(array)
 
     def part(at: tuple[slice, ...]) -> np.ndarray:
@@ -159,7 +160,8 @@ def place(array: np.ndarray, mesh: Mesh, where: NamedSharding) -> jax.Array:
 def abstract_batch(
     arrays: Mapping[str, tuple[tuple[int, ...], Any]], mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """(global shape, dtype) -> what `place_batch` would give, for compiling ahead of time."""
+    """(global shape, dtype) -> abstract arrays as `place_batch` returns, for compiling ahead of
+    time."""
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=_sharding_of(len(shape), mesh))
         for name, (shape, dtype) in arrays.items()
@@ -170,10 +172,8 @@ def _sharding_of(ndim: int, mesh: Mesh) -> NamedSharding:
     return batch_sharding(mesh) if ndim >= 3 else NamedSharding(mesh, PartitionSpec("data"))
 
 
-# What the CPU backend hands to its library of fused kernels, see `compiler_options`.
+# Kinds of fusions that XLA CPU leaves to its kernel library, see `compiler_options`.
 _CPU_LIBRARY_FUSIONS = ("INDIVIDUAL_CONVOLUTION", "ELTWISE", "REDUCE")
-
-
 _TPU_OPTIONS = {
     "xla_tpu_run_space_to_batch": False,
     "xla_tpu_run_space_to_batch_on_new_platforms": False,
@@ -181,22 +181,22 @@ _TPU_OPTIONS = {
 
 
 def compiler_options(platform: str | None = None) -> dict[str, str | bool]:
-    """Options for the `jax.jit` of training steps; the one place where they are chosen.
+    """Options for the `jax.jit` of training steps; the only place where they are chosen.
 
-    On CPU the fusion pass is switched off. A convolution's kernel gradient wants its input as [C,
-    H, W, N], and XLA CPU fuses that transpose with the whole chain of BatchNorm, ReLU and residual
-    producers, which then is recomputed once per element in strided order: the training step of W18
-    took 2.8 times as long (5.0 s against 1.78 s). `lax.optimization_barrier` does not help, it is
-    removed before fusion. Element-wise chains and reductions go to the backend's kernel library
-    instead: without that, every broadcast is written to memory (a fifth of the step's time, and
-    half of the time to compile).
+    CPU: the fusion pass is switched off. A convolution's kernel gradient needs its input as
+    [C, H, W, N]. XLA CPU fuses that transpose with the whole chain of BatchNorm, ReLU and residual
+    additions before it, and so computes the chain again for every element, in strided order: the
+    training step of W18 took 2.8 times as long (5.0 s instead of 1.78 s).
+    `lax.optimization_barrier` does not help, because XLA removes it before fusion. Element-wise
+    chains and reductions go to XLA's kernel library instead. Without that, every broadcast is
+    written to memory, which costs a fifth of the step's time and doubles the compilation time.
 
-    On TPU the rewriting of convolutions from space to batch is switched off. At few images per chip
-    it lays the channels alone into the lanes, padded to 128, with a copy there and back between
-    convolutions: a residual block of 48 channels, forward and backward, 4 images of 128x256,
+    TPU: the rewriting of convolutions from space to batch is switched off. With few images per chip
+    it puts only the channels into the lanes, padded to 128, with a copy before and after each
+    convolution: a residual block of 48 channels, forward and backward, 4 images of 128x256,
     took 7.3 M cycles and 228 MB instead of 3.8 M and 68 MB (v5e, the compiler's estimates).
 
-    GPUs keep their defaults.
+    GPU: the defaults.
     """
     platform = platform or jax.default_backend()
     if platform == "tpu":
@@ -214,12 +214,10 @@ def compiler_options(platform: str | None = None) -> dict[str, str | bool]:
 def use_compilation_cache(directory: str = "") -> str:
     """Switches on the persistent compilation cache and returns its folder.
 
-    `directory` wins over the environment's JAX_COMPILATION_CACHE_DIR, and that one over the
-    default, a private folder in the user's cache.
+    The first of these that is set: `directory`, the environment's JAX_COMPILATION_CACHE_DIR,
+    hrnet_jax/xla in the user's cache folder.
     """
-    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    directory = (
-        directory or jax.config.jax_compilation_cache_dir or str(default / "hrnet_jax" / "xla")
-    )
+    cache = storage.path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    directory = directory or jax.config.jax_compilation_cache_dir or str(cache / "hrnet_jax/xla")
     jax.config.update("jax_compilation_cache_dir", directory)
     return directory

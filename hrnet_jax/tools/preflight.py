@@ -1,13 +1,16 @@
-"""Says whether a training fits a machine, before the machine is paid for.
+"""Says whether a training run fits a machine, before you rent the machine.
 
 python -m hrnet_jax.tools.preflight --config=configs/cityscapes.py:variant=w48 --topology=v5e:16x16
     [--config.KEY=VALUE ...] [--program=train,evaluate] [--json] [--output=FILE.json] [--nosuggest]
 
-Compiles the real programs for TPUs (v4, v5e, v5p, v6e), which need not be there, or with
---topology=local for this machine's devices, GPUs included; needs no data. Prints per device what
-memory they take, FLOPs, memory traffic, collectives, the compiler's estimate of cycles and the
-largest parts of the network; where it does not fit, looks for the next setting that does.
-Exit code 0: all fit. 1: something does not. 2: an argument is at fault; the message names it.
+Compiles the programs of the run for TPUs (v4, v5e, v5p, v6e: --topology=v5e:16x16) or GPUs (a100,
+a100-40gb, a6000, b200, h100, h200, l4: --topology=h100:8, or h100:2x8 for 2 hosts of 8), which need
+not be present, or for this machine's devices (--topology=local). Needs no data. Prints per device:
+memory by kind, memory traffic, collectives and the largest parts of the network; for TPU also FLOPs
+and the compiler's estimate of cycles, for GPU the number of kernels. If a program does not fit,
+looks for the next setting that does.
+Exit code 0: everything fits. 1: something does not fit. 2: an argument is wrong; the message says
+which.
 """
 
 import contextlib
@@ -18,25 +21,29 @@ import threading
 import time
 from collections.abc import Iterator
 
-# The described machine is compiled for; this one's processor does the little that is computed.
+# Without --topology=local no device of this machine is used.
 if not any(argument.endswith("topology=local") for argument in sys.argv):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Programs for other machines cannot be loaded again.
+    # JAX would drop the compiler for GPUs where there is no driver.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+# Programs for other machines cannot be loaded from the cache.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 
 from absl import flags
 
-from hrnet_jax.preflight import compile as preflight
+from hrnet_jax.preflight.compile import PROGRAMS, inspect, num_classes_of, suggest
+from hrnet_jax.preflight.report import table
+from hrnet_jax.preflight.topology import open_topology
 from hrnet_jax.runtime import storage
 from hrnet_jax.tools import config_flag, outputs, script
 
 _CONFIG = config_flag.define()
-_TOPOLOGY = flags.DEFINE_string("topology", None, "E.g. v5e:16x16, v4:2x2x4, or local.")
-_PROGRAM = flags.DEFINE_list("program", ["train"], f"Of {', '.join(preflight.PROGRAMS)}.")
-_NUM_CLASSES = flags.DEFINE_integer("num_classes", 0, "Default: the data set's.", 0)
+_TOPOLOGY = flags.DEFINE_string("topology", None, "E.g. v5e:16x16, h100:8, h100:2x8, or local.")
+_PROGRAM = flags.DEFINE_list("program", ["train"], f"Of {', '.join(PROGRAMS)}.")
+_NUM_CLASSES = flags.DEFINE_integer("num_classes", 0, "Default: those of the dataset.", 0)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of text.")
 _OUTPUT = flags.DEFINE_string("output", "", "File to which the JSON report is also written.")
-_SUGGEST = flags.DEFINE_bool("suggest", True, "Look for a setting that fits where this does not.")
+_SUGGEST = flags.DEFINE_bool("suggest", True, "If it does not fit, look for a setting that does.")
 flags.mark_flags_as_required(["config", "topology"])
 
 
@@ -46,12 +53,12 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[None]:
-    """Says every 20 seconds that it is still at work: the compiler does not."""
+    """Prints the elapsed time every 20 seconds, since the compiler prints nothing."""
     started, done = time.monotonic(), threading.Event()
 
     def tick() -> None:
         while not done.wait(20):
-            say(f"{what}: {time.monotonic() - started:.0f} s so far; large ones take minutes")
+            say(f"{what}: {time.monotonic() - started:.0f} s so far; large networks take minutes")
 
     say(f"{what} ...")
     threading.Thread(target=tick, daemon=True).start()
@@ -67,22 +74,22 @@ def run(arguments: list[str]) -> int:
     if _OUTPUT.value:
         outputs.file(_OUTPUT.value)  # an existing folder is refused before any work
     config = _CONFIG.value
-    topology = preflight.open_topology(_TOPOLOGY.value)
-    num_classes = _NUM_CLASSES.value or preflight.num_classes_of(config)
+    topology = open_topology(_TOPOLOGY.value)
+    num_classes = _NUM_CLASSES.value or num_classes_of(config)
     reports, found = [], None
     for program in _PROGRAM.value:
         with progress(f"compiling {program} for {topology.name}"):
-            report = preflight.inspect(config, topology, program=program, num_classes=num_classes)
+            report = inspect(config, topology, program=program, num_classes=num_classes)
         reports.append(report)
         if not _JSON.value:
-            print(preflight.table(report), flush=True)
+            print(table(report), flush=True)
     fits = all(report.fits is not False for report in reports)
     if not fits and _SUGGEST.value:
         with progress("looking for a setting that fits"):
-            found = preflight.suggest(config, topology, num_classes=num_classes, tell=say)
+            found = suggest(config, topology, num_classes=num_classes, tell=say)
         if not _JSON.value:
             print(f"this fits: {found[0]}" if found else "no setting was found that fits")
-            print(preflight.table(found[1]) if found else "", flush=True)
+            print(table(found[1]) if found else "", flush=True)
     result = {
         "reports": [report.to_json() for report in reports],
         "fits": fits,

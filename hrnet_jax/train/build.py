@@ -218,7 +218,7 @@ def make_batches(
     config: ConfigDict, source: Source, start_step: int, mesh: Mesh | None = None
 ) -> Iterator[dict]:
     """This process's slices of the batches; whole batches without a mesh."""
-    shard = Shard(*sharding.share_of_batch(mesh))
+    shard = Shard(*sharding.batch_shard(mesh))
     return iterate(task_of(config.head).dataset(config, source, start_step, shard))
 
 

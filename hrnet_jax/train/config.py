@@ -227,7 +227,7 @@ def check_divisible(config: ConfigDict, mesh: Mesh) -> None:
             f"the height of config.data.crop_size={tuple(config.data.crop_size)} is not divisible"
             f" by {32 * space}: mesh.space={space} devices divide it at 1/32 of its resolution"
         )
-    sharding.share_of_batch(mesh)
+    sharding.batch_shard(mesh)
 
 
 def check_class_weights(config: ConfigDict, source: Source) -> None:

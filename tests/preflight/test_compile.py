@@ -15,12 +15,20 @@ from hrnet_jax.models.heads import SegmentationHead
 from hrnet_jax.models.layers import Policy
 from hrnet_jax.models.remat_scan import call
 from hrnet_jax.preflight import compile as preflight
+from hrnet_jax.preflight import gpus
+from hrnet_jax.preflight.report import table
+from hrnet_jax.preflight.topology import Topology, gpu_compiler, open_topology
 from hrnet_jax.train import build
 
 # What is compiled for other machines is kept, too, but cannot be used again.
 pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the extra 'preflight' is not installed"
+)
+
+
+needs_gpu_compiler = pytest.mark.skipif(
+    not gpu_compiler(), reason="JAX's CUDA plugin (the extra 'cuda12' or 'cuda13') is not installed"
 )
 
 
@@ -44,8 +52,9 @@ def config(monkeypatch):
     """A run whose network is a small one."""
 
     def make_model(config, num_classes, platform=None):
-        assert platform == "tpu"
-        return OneStream(num_classes, Policy(jnp.bfloat16, remat=config.model.remat, lanes=128))
+        assert platform in ("tpu", "gpu")
+        lanes = 128 if platform == "tpu" else 0
+        return OneStream(num_classes, Policy(jnp.bfloat16, remat=config.model.remat, lanes=lanes))
 
     monkeypatch.setattr(build, "make_model", make_model)
     config = cityscapes.get_config("variant=w18")
@@ -57,30 +66,73 @@ def config(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v9:2x2", "unknown topology 'v9:2x2'; known are such as v4:2x2x4, v5e:16x16"),
-        ("v5e", "v5e has 2 dimensions of chips, as in 'v5e:16x16'"),
-        ("v5p:4x4", "v5p has 3 dimensions"),
+        ("v9:2x2", "unknown topology 'v9:2x2'; known: v4:2x2x4, v5e:16x16.*a100.*h100:8"),
+        ("v5e", "2 dimensions of chips, as in 'v5e:16x16'"),
+        ("v5p:4x4", "3 dimensions"),
         ("v5e:0x4", "2 dimensions"),
-        ("a100:8", "programs for GPUs are compiled by their driver's.*--topology=local"),
-        ("h100:8", "programs for GPUs"),
-        ("gpu:8", "programs for GPUs"),
+        ("h300:8", "unknown topology 'h300:8'"),
+        ("gpu:8", "unknown topology"),
+        ("h100:2x2x2", "hosts x GPUs, as in h100:8 or h100:2x8"),
+        ("h100:0", "hosts x GPUs"),
+        ("h100:16", "h100 have at most 8 GPUs; more need several hosts, as in h100:2x8"),
     ],
 )  # fmt: skip
 def test_bad_topologies(name, message):
     with pytest.raises(ValueError, match=message):
-        preflight.open_topology(name)
+        open_topology(name)
 
 
 def test_missing_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"libtpu, is not installed: pip install 'hrnet_jax\[pref"):
-        preflight.open_topology("v5e:2x2")
+        open_topology("v5e:2x2")
+
+
+def test_missing_compiler_for_gpus(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"not installed: pip install 'hrnet_jax\[cuda12\]'"):
+        open_topology("h100:8")
+
+
+@needs_gpu_compiler
+@pytest.mark.parametrize(
+    ("name", "devices", "processes"), [("a100", 1, 1), ("h100:8", 8, 1), ("l4:2x4", 8, 2)]
+)
+def test_gpus(name, devices, processes):
+    topology = open_topology(name)
+    assert topology.platform == "gpu"
+    assert len(topology.devices) == devices
+    assert len({d.process_index for d in topology.devices}) == processes
+
+
+@needs_gpu_compiler
+def test_report_for_gpus(config):
+    config.mesh.data = 2
+    report = preflight.inspect(config, open_topology("h100:8"), num_classes=19)
+    assert (report.devices, report.setting["data"]) == (2, 2)
+    assert report.memory["limit"] == int(84942979072 * 0.75)
+    assert report.fits
+    assert report.cycles is None
+    assert report.kernels > 50
+    assert report.written > report.memory["parameters"]
+    assert report.read > report.memory["parameters"]
+    assert report.collectives["all-reduce"]["bytes"] > report.memory["parameters"]
+    text = table(report)
+    assert "GB written" in text
+    assert re.search(r"MB read +\d+ kernels", text)
+
+
+@pytest.mark.parametrize("gpu", sorted(gpus.GPUS))
+def test_descriptions_of_gpus(gpu):
+    text = gpus.target_config(gpus.GPUS[gpu])
+    assert text.count("{") == text.count("}")
+    assert f'name: "{gpus.GPUS[gpu].name}"' in text
 
 
 @needs_compiler
 def test_topologies_that_do_not_exist():
     with pytest.raises(ValueError, match="does not know topology 'v5e:3x5'"):
-        preflight.open_topology("v5e:3x5")
+        open_topology("v5e:3x5")
 
 
 @needs_compiler
@@ -89,12 +141,12 @@ def test_topologies_that_do_not_exist():
 )
 def test_a_chip_is_a_device(name, chips):
     """As on TPU machines: the memory is that of a chip, and v4 has two cores."""
-    assert len(preflight.open_topology(name).devices) == chips
+    assert len(open_topology(name).devices) == chips
 
 
 @needs_compiler
 def test_report(config):
-    topology = preflight.open_topology("v5e:2x2")
+    topology = open_topology("v5e:2x2")
     config.mesh.space = 2
     report = preflight.inspect(config, topology, num_classes=19)
     assert (report.devices, report.setting["data"], report.setting["space"]) == (4, 2, 2)
@@ -115,7 +167,7 @@ def test_report(config):
     assert "all-gather" not in report.collectives
     modules = {part["module"] for part in report.contributors}
     assert {"head/hidden/conv", "head/hidden/bn"} & modules
-    text = preflight.table(report)
+    text = table(report)
     for expected in ("train on v5e:2x2: 4 device(s)", "fits: 16,911 MB may be used"):
         assert expected in text
     assert re.search(r"all-reduce: \d+ with \d+ MB, not in the estimate\n", text)
@@ -124,17 +176,17 @@ def test_report(config):
 
 @needs_compiler
 def test_what_does_not_fit(config):
-    topology = preflight.open_topology("v5e:2x2")
+    topology = open_topology("v5e:2x2")
     config.mesh.data = 1
     config.data.crop_size = (8192, 8192)
     report = preflight.inspect(config, topology, num_classes=19)
     assert report.fits is False
     assert report.memory["free"] < 0
-    assert "DOES NOT FIT" in preflight.table(report)
+    assert "DOES NOT FIT" in table(report)
 
 
 def test_bad_settings(config):
-    topology = preflight.Topology("v5e:2x4", "tpu", tuple(jax.devices()), 2**34)
+    topology = Topology("v5e:2x4", "tpu", tuple(jax.devices()), 2**34)
     config.batch_size = 9
     with pytest.raises(ValueError, match="batch_size=9 is not divisible by 8"):
         preflight.inspect(config, topology, num_classes=19)
@@ -149,7 +201,7 @@ def test_bad_settings(config):
 
 
 def test_suggestions_cost_more_and_more(config):
-    topology = preflight.Topology("v5e:2x2", "tpu", (None,) * 4, 2**34)
+    topology = Topology("v5e:2x2", "tpu", (None,) * 4, 2**34)
     config.batch_size = 16
     found = [text.replace("--config.", "") for text, _ in preflight.suggestions(config, topology)]
     assert found == [
@@ -165,7 +217,7 @@ def test_suggestions_cost_more_and_more(config):
 
 
 def test_the_first_suggestion_that_fits(config, monkeypatch):
-    topology = preflight.Topology("v5e:2x2", "tpu", (None,) * 4, 2**34)
+    topology = Topology("v5e:2x2", "tpu", (None,) * 4, 2**34)
     tried = []
 
     def inspect(config, topology, *, num_classes):

@@ -1,5 +1,7 @@
 """The reader of compiled programs, on programs written by hand and on one of XLA's."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,11 +91,49 @@ def test_collectives():
 
 def test_contributors():
     found = list(hlo.contributors(hlo.instructions(PROGRAM)))
-    assert found[:2] == [
-        (("head/hidden/bn", "again"), 1000, 192),
-        (("backbone/stage3/module0", "backward"), 300, 192),
-    ]
-    assert {key for key, *_ in found[2:]} == {("rest", "forward")}
+    assert dataclasses.astuple(found[0]) == ("head/hidden/bn", "again", 1000, 192, 192, 1)
+    assert (found[1].module, found[1].pass_) == ("backbone/stage3/module0", "backward")
+    assert (found[1].cycles, found[1].bytes, found[1].read, found[1].kernels) == (300, 192, 192, 3)
+    assert {(part.module, part.pass_) for part in found[2:]} == {("rest", "forward")}
+
+
+LOOP = """\
+HloModule jit_loop
+
+%update (stack: f32[10,8], row: f32[8], at: s32[]) -> f32[10,8] {
+  %stack = f32[10,8]{1,0} parameter(0)
+  %row = f32[8]{0} parameter(1)
+  %at = s32[] parameter(2)
+  %double = f32[1,8]{1,0} broadcast(%row)
+  ROOT %new = f32[10,8]{1,0} dynamic-update-slice(%stack, %double, %at)
+}
+
+%look (stack.1: f32[10,8], at.1: s32[]) -> f32[1,8] {
+  %stack.1 = f32[10,8]{1,0} parameter(0)
+  %at.1 = s32[] parameter(1)
+  ROOT %found = f32[1,8]{1,0} dynamic-slice(%stack.1, %at.1), dynamic_slice_sizes={1,8}
+}
+
+ENTRY %main (p: f32[10,8], q: f32[8], i: s32[]) -> f32[10,8] {
+  %p = f32[10,8]{1,0} parameter(0)
+  %q = f32[8]{0} parameter(1)
+  %i = s32[] parameter(2)
+  %put = f32[10,8]{1,0} fusion(%p, %q, %i), kind=kLoop, calls=%update
+  %get = f32[1,8]{1,0} fusion(%put, %i), kind=kLoop, calls=%look
+  %conv = (f32[4,8]{1,0}, u8[1000]{0}) custom-call(%get, %p), custom_call_target="library"
+  ROOT %whole = f32[10,8]{1,0} add(%put, %p)
+}
+"""
+
+
+def test_bytes_written_and_read():
+    found = {i.name: (i.written, i.read) for i in hlo.instructions(LOOP) if i.is_kernel}
+    assert found == {
+        "put": (32, 32 + 4),  # in place: a row of the ten
+        "get": (32, 32 + 4),
+        "conv": (4 * 32, 32 + 320),  # without its workspace
+        "whole": (320, 640),
+    }
 
 
 @pytest.mark.parametrize(

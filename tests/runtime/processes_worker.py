@@ -37,7 +37,7 @@ def main(coordinator: str, num_processes: str, process_id: str, folder: str, buc
     whole = test_partitioning._batch()
     for data, space in ((4, 2), (1, 8)):
         mesh = sharding.make_mesh(data, space)
-        index, count = sharding.share_of_batch(mesh)
+        index, count = sharding.batch_shard(mesh)
         rows = 8 // count
         mine = {k: v[index * rows : (index + 1) * rows] for k, v in whole.items()}
         placed = sharding.place_batch(mine, mesh)

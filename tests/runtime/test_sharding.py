@@ -85,9 +85,9 @@ def _mesh_of(processes, data, space):
         (2, 1, 16, [(0, 1), (0, 1)]),
     ],
 )
-def test_share_of_batch(processes, data, space, expected):
+def test_batch_shard(processes, data, space, expected):
     mesh = _mesh_of(processes, data, space)
-    assert [sharding.share_of_batch(mesh, p) for p in range(processes)] == expected
+    assert [sharding.batch_shard(mesh, p) for p in range(processes)] == expected
 
 
 def test_each_process_has_one_stretch_of_the_batch():
@@ -102,7 +102,7 @@ def test_each_process_has_one_stretch_of_the_batch():
 
     chips = [Chip(n, (n // 2) % 4) for n in range(16)]  # pairs of four processes in turn
     mesh = sharding.make_mesh(8, 2, chips)
-    assert [sharding.share_of_batch(mesh, p) for p in range(4)] == [(p, 4) for p in range(4)]
+    assert [sharding.batch_shard(mesh, p) for p in range(4)] == [(p, 4) for p in range(4)]
     with pytest.raises(ValueError, match="in one process only; there are 4"):
         sharding.make_mesh(4, 2, chips)
 
@@ -111,4 +111,4 @@ def test_processes_that_divide_no_batch():
     mesh = _mesh_of(4, 16, 1)
     mesh.devices, mesh.shape = mesh.devices[:15].reshape(5, 3), {"data": 5, "space": 3}
     with pytest.raises(ValueError, match=r"do not divide mesh\.data=5"):
-        sharding.share_of_batch(mesh)
+        sharding.batch_shard(mesh)

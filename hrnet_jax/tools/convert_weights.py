@@ -69,12 +69,12 @@ def run(arguments: list[str]) -> int:
         torch_files.write_tensors(output, state_dict)
     else:
         metadata = checkpoint.metadata if checkpoint else _metadata(model, source)
-        step, score = (checkpoint.step, checkpoint.metric) if checkpoint else (0, None)
+        step, metric = (checkpoint.step, checkpoint.metric) if checkpoint else (0, None)
         if _TO.value == "checkpoint":
             _write_checkpoint(output, variables, metadata, step)
         else:
             weights_file.write(
-                output, variables, metadata, step=step, score=score, dtype=_DTYPE.value
+                output, variables, metadata, step=step, metric=metric, dtype=_DTYPE.value
             )
     size = f", {output.stat().length / 1e6:.1f} MB" if output.is_file() else ""
     print(f"Wrote {output}{size}")

@@ -122,7 +122,7 @@ def run(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch) -
         return due and eval_source is not None
 
     # The program ended between saving a step and evaluating it: that comes first now.
-    resumes_evaluation = evaluates(start_step) and start_step > 0 and not store.score(start_step)
+    resumes_evaluation = evaluates(start_step) and start_step > 0 and not store.metric(start_step)
     log = RunLog(workdir, start_step, evaluated=not resumes_evaluation)
     pace = Pace(
         config.batch_size,
@@ -136,7 +136,7 @@ def run(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch) -
         if resumes_evaluation:
             with watch.nothing_to_lose():
                 score = evaluate(config, model, state, eval_source, mesh, log)
-            store.set_score(start_step, score)
+            store.set_metric(start_step, score)
         if start_step >= num_steps:
             logger.info("the run is complete: nothing to do")
             return state
@@ -174,7 +174,7 @@ def run(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch) -
                 store.wait()  # so that there is nothing to lose
                 with watch.nothing_to_lose():
                     score = evaluate(config, model, state, eval_source, mesh, log)
-                store.set_score(step, score)
+                store.set_metric(step, score)
         store.wait()
     except NonFiniteError as error:
         where = nan_diagnosis.describe(model, error.probe, state)

@@ -376,18 +376,20 @@ def _entry(start, end, shape, dtype="F32"):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"a": _entry(0, 16, [4]), "b": _entry(8, 24, [4])}, "overlaps"),
-        ({"a": _entry(0, 8, [2]), "b": _entry(12, 24, [3])}, "gap"),
-        ({"a": _entry(0, 12, [3])}, "24 bytes of data, the header declares 12"),
-        ({"a": _entry(0, 48, [12])}, "24 bytes of data, the header declares 48"),
-        ({"a": _entry(0, 24, [7])}, "does not fit its offsets"),
-        ({"a": _entry(0, 24, [-6])}, "not negative"),
-        ({"a": _entry(0, 24, [6], "F8_E4M3")}, "F8_E4M3"),
-        ({"a": {"dtype": "F32"}}, "malformed safetensors entry 'a'"),
-        ({"a": _entry(0, 24, 6)}, "malformed safetensors entry 'a'"),
-        (b'{"a": 1, "a": 2}', "twice"),
-        (b"{" + b'"a":{' * 100_000, "malformed safetensors header"),
-        (b"{not json}", "malformed safetensors header"),
+        ({"a": _entry(0, 16, [4]), "b": _entry(8, 24, [4])}, "invalid offset.*b"),
+        ({"a": _entry(0, 8, [2]), "b": _entry(12, 24, [3])}, "invalid offset.*b"),
+        ({"a": _entry(0, 12, [3])}, "not fully covered"),
+        ({"a": _entry(0, 48, [12])}, "not fully covered"),
+        ({"a": _entry(0, 24, [7])}, "invalid shape, data type, or offset"),
+        ({"a": _entry(0, 24, [-6])}, "-6"),
+        ({"a": _entry(0, 24, [24], "F8_E4M3")}, "'a' has dtype 'F8_E4M3'; known"),
+        ({"a": {"dtype": "F32"}}, "missing field `shape`"),
+        ({"a": _entry(0, 24, 6)}, "expected a sequence"),
+        ({"a": _entry(0, 24, [2**63, 2**63])}, "overflow"),
+        ({"a": _entry(0, 24, [6]), "__metadata__": {"x": 3}}, "expected a string"),
+        (b'{"a": 1, "a": 2}', "not a sound safetensors file"),
+        (b"{" + b'"a":{' * 100_000, "recursion limit"),
+        (b"{not json}", "not a sound safetensors file"),
     ],
 )
 def test_refused_safetensors(tmp_path, header, message):
@@ -400,5 +402,5 @@ def test_refused_safetensors(tmp_path, header, message):
 def test_safetensors_header_longer_than_the_file(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", 2**60) + b"{" + b" " * 20)
-    with pytest.raises(ValueError, match="header of 1152921504606846976 bytes"):
+    with pytest.raises(ValueError, match=r"x\.safetensors: .*header too large"):
         _read(path)

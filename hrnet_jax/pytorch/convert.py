@@ -1,6 +1,6 @@
 """PyTorch checkpoints of HRNet to this package's parameters and back, strict both ways.
 
-The names are in torch_layouts.py, the files in torch_files.py.
+The layouts' names are in `layouts`, the files in `files`; `networks` finds the network in a file.
 """
 
 import collections
@@ -14,69 +14,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from absl import logging
+from flax import traverse_util
 
 from hrnet_jax.models import VARIANTS, HRNetModel, Variant, create_model, get_variant
-from hrnet_jax.pytorch.files import Tensor, open_tensors
-from hrnet_jax.pytorch.layouts import ABSENT, LAYOUTS, Layout, absent_biases, key_shapes, leaves
+from hrnet_jax.pytorch import hub, networks
+from hrnet_jax.pytorch.files import open_tensors
+from hrnet_jax.pytorch.layouts import (
+    ABSENT,
+    LAYOUTS,
+    WRITTEN,
+    Layout,
+    Leaf,
+    Unit,
+    absent_biases,
+    first_names,
+    key_shapes,
+    leaves,
+)
+from hrnet_jax.pytorch.networks import WEIGHTS, Network
+from hrnet_jax.pytorch.report import Report, name_some
+from hrnet_jax.pytorch.unpickle import Placeholder, Tensor
 
 # What the in-place normalisation of the official PyTorch 0.4 code added to |weight|.
 _INPLACE_EPSILON = 1e-5
-# Keys named in one error message; the rest is counted.
-_MAX_NAMED = 20
+_COUNTER = ".num_batches_tracked"
 
 # ---- reading
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What became of every entry of a file.
-
-    Attributes:
-      source: the file's name, or "state dict".
-      layout: which of the known layouts it is.
-      variant, head, num_classes: of the network.
-      align_corners: the resize mode, and where it was learnt from: "asked for", "the file" or
-        "the layout's default".
-      loaded: keys whose values the network now holds.
-      left_out: key -> why it is not needed.
-      filled: path here -> the value that stands in for what this layout does not store.
-      converted: "float16 -> float32" -> number of arrays.
-      num_batches_tracked: the value of BatchNorm's counters; None in files of PyTorch 0.4.
-    """
-
-    source: str
-    layout: str
-    variant: str
-    head: str
-    num_classes: int
-    align_corners: tuple[bool, str]
-    loaded: tuple[str, ...]
-    left_out: Mapping[str, str]
-    filled: Mapping[str, str]
-    converted: Mapping[str, int]
-    num_batches_tracked: int | None
-
-    def summary(self) -> str:
-        """A few lines for people."""
-        value, reason = self.align_corners
-        lines = [
-            f"{self.source}: {self.layout} layout, HRNet {self.variant}, {self.head} head"
-            + (f", {self.num_classes} classes" if self.num_classes else ""),
-            f"align_corners={value} ({reason})",
-            f"loaded {len(self.loaded)} arrays, missing 0",
-        ]
-        for reason in dict.fromkeys(self.left_out.values()):
-            keys = [k for k, why in self.left_out.items() if why == reason]
-            lines.append(f"left out {len(keys)} ({reason}): {_named(keys)}")
-        for value in dict.fromkeys(self.filled.values()):
-            keys = [k for k, v in self.filled.items() if v == value]
-            lines.append(f"not in this layout, set to {value}: {_named(keys)}")
-        for change, count in self.converted.items():
-            lines.append(f"converted {count} arrays {change}")
-        return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,23 +53,42 @@ class Converted:
     report: Report
 
 
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """A network of a file as one of a layout and a variant.
+
+    `arrays` and `counters` (of BatchNorm) have the layout's own keys, without `prefix`.
+    """
+
+    network: Network
+    layout: Layout
+    variant: Variant
+    prefix: str
+    arrays: Mapping[str, Tensor]
+    counters: Mapping[str, Tensor]
+
+
 def from_torch(
     source: str | os.PathLike | Mapping[str, Any],
     *,
     variant: str | Variant | None = None,
     align_corners: bool | None = None,
     inplace_abn: bool | None = None,
+    key: str | None = None,
+    weights: str = "auto",
     dtype=jnp.float32,
     param_dtype=jnp.float32,
 ) -> tuple[HRNetModel, dict[str, Any]]:
     """Loads a PyTorch HRNet: finds out layout, variant, head and number of classes.
 
-    Knows the official segmentation, OCR, ImageNet and pose checkpoints, timm's, and
-    mmsegmentation's FCN and OCR ones. PyTorch is not needed, and files are not executed.
+    Knows the official segmentation, OCR, ImageNet and pose checkpoints, timm's, mmsegmentation's
+    FCN and OCR ones and PaddleSeg's. The network is found by structure: in containers of any name
+    and depth, behind any prefix. PyTorch is not needed, and nothing in a file is executed.
 
     Args:
-      source: a `.pth` or `.safetensors` file, or a state dictionary of arrays or tensors; a
-        dictionary with the state dictionary under "state_dict" also does.
+      source: a `.pth`, `.ckpt`, `.pdparams` or `.safetensors` file; hf://OWNER/NAME[@REVISION]
+        [/FILE] or timm:NAME on the Hugging Face hub (see `hub`); or a state dictionary of arrays or
+        tensors, with or without containers around it.
       variant: insist on this one instead of recognising one of `VARIANTS`.
       align_corners: of the bilinear resizing. None: as an mmsegmentation file's own config says,
         otherwise as the networks of this layout were trained, of which the arrays say nothing:
@@ -112,6 +96,8 @@ def from_torch(
       inplace_abn: whether the scales of batch normalisation are those of the in-place one of the
         official PyTorch 0.4 code, which computed with |weight| + 1e-5. None: no, but a file for
         which it matters (of PyTorch 0.4, with negative scales) is refused until it is said.
+      key: which network, where a file holds several; an error lists their keys.
+      weights: "raw", "ema" (averaged), or "auto": averaged weights where there are any.
       dtype: of the network's arithmetic.
       param_dtype: of the variables.
 
@@ -120,14 +106,16 @@ def from_torch(
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: not a file of these kinds, not an HRNet, or any array is missing, superfluous,
-        misshaped or not finite; every one is named.
+      ValueError: not a file of these kinds, not an HRNet, several networks, or any array is
+        missing, superfluous inside the network, misshaped or not finite; every one is named.
     """
     converted = convert(
         source,
         variant=variant,
         align_corners=align_corners,
         inplace_abn=inplace_abn,
+        key=key,
+        weights=weights,
         dtype=dtype,
         param_dtype=param_dtype,
     )
@@ -141,142 +129,115 @@ def convert(
     variant: str | Variant | None = None,
     align_corners: bool | None = None,
     inplace_abn: bool | None = None,
+    key: str | None = None,
+    weights: str = "auto",
+    backbone_only: bool = False,
     dtype=jnp.float32,
     param_dtype=jnp.float32,
 ) -> Converted:
-    """As `from_torch`, returning the report too."""
+    """As `from_torch`, returning the report too.
+
+    With `backbone_only` any head will do, also an unknown, incomplete or missing one: where it is
+    none of the known heads, the model has the head "features".
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"unknown weights={weights!r}; known: {WEIGHTS}")
     if jnp.dtype(param_dtype) == jnp.float64 and not jax.config.jax_enable_x64:
         raise ValueError("float64 variables need jax.config.update('jax_enable_x64', True)")
     with contextlib.ExitStack() as stack:
         if isinstance(source, Mapping):
             name, contents = "state dict", source
         else:
-            name, contents = os.fspath(source), stack.enter_context(open_tensors(source))
+            name = os.fspath(source)
+            contents = stack.enter_context(open_tensors(hub.fetch(name)))
         try:
-            return _convert(name, contents, variant, align_corners, inplace_abn, dtype, param_dtype)
+            fit, left_out, others, notes = _find(contents, variant, key, weights, backbone_only)
+            model, reason = _model(fit, contents, align_corners, dtype, param_dtype)
+            flat, details = _variables(fit, inplace_abn, param_dtype, left_out)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-
-
-def _convert(name, contents, variant, align_corners, inplace_abn, dtype, param_dtype) -> Converted:
-    tensors, left_out = _state_dict(contents)
-    counters = {k: t for k, t in tensors.items() if k.endswith(".num_batches_tracked")}
-    arrays = {k: t for k, t in tensors.items() if k not in counters}
-    layout, found = _recognise(arrays, variant)
-    num_classes = _count_classes(layout, found, arrays)
-    units = layout.units(found, num_classes)
-    expected = leaves(units)
-    _check_complete(f"HRNet {found.name}, {layout.head} head", expected, units, arrays, counters)
-
-    inplace_abn = _decide_inplace(inplace_abn, expected, arrays, counters)
-    flat, converted = {}, collections.Counter()
-    for leaf in expected:
-        if leaf.path is None:
-            left_out[leaf.key] = "timm's wider feature maps; the plain ones are used here"
-            continue
-        value = _values(leaf.key, arrays[leaf.key], param_dtype, converted)
-        if inplace_abn and leaf.path[-1] == "scale":
-            value = np.abs(value) + value.dtype.type(_INPLACE_EPSILON)
-        flat[leaf.path] = jnp.array(_to_ours(value), param_dtype)
-    filled = {}
-    for path, size in absent_biases(units):
-        flat[path] = jnp.zeros(size, param_dtype)
-        filled["/".join(path)] = "0"
-
-    said, reason = align_corners, "asked for"
-    if said is None:
-        said, reason = _config_align_corners(contents), "the file"
-    if said is None:
-        said, reason = layout.align_corners, "the layout's default"
-    model = create_model(
-        found,
-        num_classes,
-        layout.head,
-        align_corners=said,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
     report = Report(
         source=name,
-        layout=layout.name,
-        variant=found.name,
-        head=layout.head,
-        num_classes=num_classes,
-        align_corners=(said, reason),
-        loaded=tuple(leaf.key for leaf in expected if leaf.path),
+        layout=fit.layout.name,
+        variant=fit.variant.name,
+        head=fit.layout.head,
+        num_classes=model.num_classes,
+        align_corners=(model.align_corners, reason),
         left_out=left_out,
-        filled=filled,
-        converted=dict(converted),
-        num_batches_tracked=max((int(t.numpy()) for t in counters.values()), default=None),
+        container=".".join(fit.network.path),
+        prefix=fit.prefix,
+        weights=fit.network.weights,
+        others=others,
+        notes=notes,
+        **details,
     )
-    return Converted(model, _nested(flat), report)
+    return Converted(model, traverse_util.unflatten_dict(flat), report)
 
 
-def _state_dict(contents: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors by their bare names, and what was left out."""
-    left_out = {}
-    if isinstance(contents, Mapping):
-        for key in ("state_dict", "model"):
-            if isinstance(contents.get(key), Mapping):
-                left_out = {k: "training state, not weights" for k in contents if k != key}
-                contents = contents[key]
-                break
-    if not isinstance(contents, Mapping) or not contents:
-        raise ValueError(f"holds a {type(contents).__name__} instead of a state dictionary")
-    tensors, originals = {}, {}
-    for key, value in contents.items():
-        bare = re.sub(r"^(module\.|model\.)+", "", str(key))
-        if bare.startswith("loss."):
-            left_out[key] = "the loss, not the network"
-            continue
-        if bare in tensors:
-            raise ValueError(f"{originals[bare]!r} and {key!r} are the same parameter")
-        tensors[bare], originals[bare] = _tensor(key, value), key
-    return tensors, left_out
+def _find(contents, variant, key, weights, backbone_only):
+    """(fit of the network that is meant, what is left out, other networks, notes)."""
+    found = {n.key: (n, _fit(n, variant)) for n in networks.find(contents)}
+    known = [network for network, fit in found.values() if fit is not None]
+    if not known:
+        raise ValueError(_unknown(contents, variant))
+    notes = []
+    buffers = networks.averaged_buffers(known[0]) if len(known) == 1 else {}
+    network = networks.choose(known, key, "raw" if buffers else weights)
+    fit = found[network.key][1]
+    others = [n.describe() for n in known if n is not network]
+    if buffers:
+        if weights == "ema":
+            network = dataclasses.replace(
+                network, weights="ema", tensors={**network.tensors, **buffers}
+            )
+            fit = _fit(network, variant)
+        others.append(f"{len(buffers)} buffers named 'ema_...' (mmcv's second set of weights)")
+        notes.append(
+            "mmcv's hook exchanges the two sets at the end of an epoch: in files of runs by epoch"
+            " the buffers may hold the raw weights, in files of runs by iteration the averaged ones"
+        )
+    if network.weights == "ema":
+        raw = [found[n.key][1] for n in known if n.weights == "raw"]
+        fit, note = _with_statistics(fit, raw)
+        notes += note
+    if backbone_only:
+        fit = _without_head(fit)
+    _check_complete(fit)
+    if fit.layout.note:
+        notes.append(fit.layout.note)
+    return fit, _left_out(contents, fit, known), tuple(others), tuple(notes)
 
 
-def _tensor(key: Any, value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    if hasattr(value, "detach"):  # a PyTorch tensor
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # NumPy has no such type
-            dtype = np.dtype(ml_dtypes.bfloat16)
-            return Tensor(dtype, tuple(value.shape), lambda: value.float().numpy())
-    array = np.asarray(value)
-    if array.dtype == object:
-        raise ValueError(f"{key!r} is a {type(value).__name__}, not a tensor")
-    return Tensor(array.dtype, array.shape, lambda: array)
-
-
-def _recognise(
-    arrays: Mapping[str, Tensor], variant: str | Variant | None
-) -> tuple[Layout, Variant]:
-    """The layout and variant that fit best; whether they fit is checked afterwards."""
+def _fit(network: Network, variant: str | Variant | None) -> _Fit | None:
+    """The layout and variant that fit best; None if less than half of the backbone is there."""
     variants = VARIANTS.values() if variant is None else (get_variant(variant),)
     # Variants that differ in width only have the same keys.
     structures = {(v.layer1_blocks, v.num_modules, v.num_blocks): v for v in variants}
-    keys = set(arrays)
+    names = {k for k in network.tensors if not k.endswith(_COUNTER)}
 
-    def difference(candidate: tuple[Layout, Variant]) -> int:
-        layout, v = candidate
-        return len(keys ^ key_shapes(layout, v).keys())
+    def inside(prefix: str) -> set[str]:
+        return {k.removeprefix(prefix) for k in names if k.startswith(prefix)}
 
-    layout, structure = min(
-        ((layout, v) for layout in LAYOUTS for v in structures.values()), key=difference
+    keys = {prefix: inside(prefix) for _, prefix in network.fits}
+
+    def difference(candidate) -> int:
+        (layout, prefix), v = candidate
+        common = len(keys[prefix] & key_shapes(layout, v).keys())
+        return len(names) + len(key_shapes(layout, v)) - 2 * common
+
+    (layout, prefix), structure = min(
+        ((fit, v) for fit in network.fits for v in structures.values()), key=difference
     )
     expected = key_shapes(layout, structure).keys()
-    if len(expected & keys) < len(expected) / 2:
-        known = sorted({f"{layout.name} {layout.head}" for layout in LAYOUTS})
-        raise ValueError(
-            f"not an HRNet of a known layout: of {len(keys)} arrays, among them "
-            f"{_named(sorted(keys)[:5])}, {len(expected & keys)} fit the nearest one "
-            f"({layout.name} {layout.head}, like {structure.name}). Known layouts: {known}"
-        )
+    if len(expected & keys[prefix]) < len(expected) / 2:
+        return None
+    tensors = {
+        k.removeprefix(prefix): t for k, t in network.tensors.items() if k.startswith(prefix)
+    }
 
     def mismatches(v: Variant) -> int:
         shapes = key_shapes(layout, v)
-        return sum(k in arrays and arrays[k].shape != shape for k, shape in shapes.items())
+        return sum(k in tensors and tensors[k].shape != shape for k, shape in shapes.items())
 
     same = [
         v
@@ -284,52 +245,227 @@ def _recognise(
         if (v.layer1_blocks, v.num_modules, v.num_blocks)
         == (structure.layer1_blocks, structure.num_modules, structure.num_blocks)
     ]
-    return layout, min(same, key=mismatches)
+    counters = {k: t for k, t in tensors.items() if k.endswith(_COUNTER)}
+    arrays = {k: t for k, t in tensors.items() if k not in counters}
+    return _Fit(network, layout, min(same, key=mismatches), prefix, arrays, counters)
 
 
-def _count_classes(layout: Layout, variant: Variant, arrays: Mapping[str, Tensor]) -> int:
+def _unknown(contents: Any, variant: str | Variant | None) -> str:
+    """Why there is no network in the contents of a file."""
+    sets = [
+        {k for k, v in entries.items() if networks.as_tensor(v) is not None}
+        for _, entries in networks.mappings(contents)
+    ]
+    keys = max(sets, key=len, default=set())
+    if not keys:
+        what = networks.kind_name(contents)
+        held = contents.items() if isinstance(contents, Mapping) else ()
+        strangers = [f"{k!r} is a {v.name}" for k, v in held if isinstance(v, Placeholder)]
+        what += f" ({', '.join(strangers[:5])}; nothing was executed)" if strangers else ""
+        return (
+            f"holds a {what} instead of a state dictionary; save the state_dict:"
+            " torch.save(model.state_dict(), path)"
+        )
+    variants = VARIANTS.values() if variant is None else (get_variant(variant),)
+    common, layout, near = max(
+        ((len(keys & key_shapes(x, v).keys()), x, v) for x in LAYOUTS for v in variants),
+        key=lambda found: found[0],
+    )
+    known = sorted({f"{x.name} {x.head}" for x in LAYOUTS})
+    return (
+        f"not an HRNet of a known layout: of {len(keys)} arrays, among them "
+        f"{name_some(sorted(map(str, keys))[:5])}, {common} fit the nearest one "
+        f"({layout.name} {layout.head}, like {near.name}). Known layouts: {known}"
+    )
+
+
+def _with_statistics(fit: _Fit, raw: list[_Fit]) -> tuple[_Fit, list[str]]:
+    """Averages of parameters alone, with the running statistics of the raw weights."""
+    statistics = {
+        f"{u.bn}.{name}" for u in fit.layout.units(fit.variant, 0) if u.bn for name in u.statistics
+    }
+    if len(raw) != 1 or statistics & fit.arrays.keys() or not statistics <= raw[0].arrays.keys():
+        return fit, []
+    arrays = {k: (raw[0] if k in statistics else fit).arrays.get(k) for k in raw[0].arrays}
+    if any(tensor is None for tensor in arrays.values()):
+        return fit, []
+    note = f"the averages lack running statistics; those of {raw[0].network.key!r} are taken"
+    return dataclasses.replace(fit, arrays=arrays, counters=raw[0].counters), [note]
+
+
+def _without_head(fit: _Fit) -> _Fit:
+    """The fit, as the bare backbone if its head is none of the known ones, whole and alone."""
+    try:
+        _check_complete(fit)
+    except ValueError:
+        inner = fit.network.prefix.removeprefix(fit.prefix)
+        name = "paddleseg" if fit.layout.name == "paddleseg" else "official"
+        (layout,) = (x for x in LAYOUTS if (x.name, x.head) == (name, "features"))
+        core = {leaf.key for leaf in leaves(layout.units(fit.variant, 0))}
+        first = {key.partition(".")[0] for key in core}
+
+        def kept(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            bare = {k.removeprefix(inner): t for k, t in tensors.items() if k.startswith(inner)}
+            return {k: t for k, t in bare.items() if k.partition(".")[0] in first}
+
+        return dataclasses.replace(
+            fit,
+            layout=layout,
+            prefix=fit.network.prefix,
+            arrays=kept(fit.arrays),
+            counters=kept(fit.counters),
+        )
+    return fit
+
+
+def _expected(fit: _Fit) -> tuple[list[Unit], list[Leaf]]:
+    units = fit.layout.units(fit.variant, _count_classes(fit))
+    return units, leaves(units)
+
+
+def _count_classes(fit: _Fit) -> int:
     """By the majority of the classifiers' arrays, so that a single wrong one can be named."""
+    arrays = fit.arrays
     sizes = collections.Counter(
         arrays[leaf.key].shape[0]
-        for leaf in leaves(layout.units(variant, 0))
+        for leaf in leaves(fit.layout.units(fit.variant, 0))
         if leaf.shape[0] == 0 and leaf.key in arrays and arrays[leaf.key].shape
     )
     return sizes.most_common(1)[0][0] if sizes else 0
 
 
-def _check_complete(what, expected, units, arrays, counters) -> None:
+def _is_inside(key: str) -> bool:
+    """Whether an unexpected key belongs to the network rather than to something beside it."""
+    first = key.partition(".")[0]
+    bare = re.sub(r"^(module\.|model\.|_orig_mod\.)+", "", key)
+    return (
+        first in first_names()
+        or re.fullmatch(r"(conv|bn|layer|stage|transition)\d+", first) is not None
+        or (bare != key and bare.partition(".")[0] in first_names())
+    )
+
+
+def _check_complete(fit: _Fit) -> None:
     """Refuses any difference between the expected and the found arrays, by name."""
+    units, expected = _expected(fit)
+    arrays, counters = fit.arrays, fit.counters
     shapes = {leaf.key: leaf.shape for leaf in expected}
-    # PyTorch 0.4 had no counters: all are there or none.
-    wanted = [f"{u.bn}.num_batches_tracked" for u in units if u.bn] if counters else []
+    # PyTorch 0.4 and PaddlePaddle have no counters: all are there or none.
+    wanted = [f"{u.bn}{_COUNTER}" for u in units if u.bn] if counters else []
     missing = [k for k in shapes if k not in arrays] + [k for k in wanted if k not in counters]
     extra = [k for k in arrays if k not in shapes] + sorted(set(counters) - set(wanted))
+    extra = [k for k in extra if _is_inside(k)]
     misshaped = [
         f"{k}: {arrays[k].shape} instead of {shape}"
         for k, shape in shapes.items()
         if k in arrays and arrays[k].shape != shape
     ]
+    for k in extra:
+        bare = re.sub(r"^(module\.|model\.|_orig_mod\.)+", "", k)
+        if bare != k and bare in arrays:
+            raise ValueError(f"{bare!r} and {k!r} are the same parameter")
+    entries = fit.network.entries
+    for k in missing:
+        if fit.prefix + k in entries:
+            kind = networks.kind_name(entries[fit.prefix + k])
+            raise ValueError(f"{fit.prefix + k!r} is a {kind}, not a tensor; nothing was executed")
     problems = [
-        f"{kind}: {_named(keys)}"
+        f"{kind}: {name_some(keys)}"
         for kind, keys in (("missing", missing), ("unexpected", extra), ("misshaped", misshaped))
         if keys
     ]
     if problems:
+        what = f"HRNet {fit.variant.name}, {fit.layout.head} head"
         raise ValueError(f"does not fit {what}; {'; '.join(problems)}")
 
 
-def _decide_inplace(inplace_abn, expected, arrays, counters) -> bool:
+def _left_out(contents: Any, fit: _Fit, known: list[Network]) -> dict[str, str]:
+    """What a file holds beside the network, by the keys that lead to it."""
+    left_out, node, path = {}, contents, ()
+    for key in fit.network.path:
+        if isinstance(node, Mapping):
+            for other in node:
+                place = (*path, str(other))
+                if str(other) != key:
+                    second = any(n.path[: len(place)] == place for n in known)
+                    reason = "another set of weights" if second else "training state, not weights"
+                    left_out[".".join(place)] = reason
+            node = node[key] if key in node else node[int(key)]
+        else:
+            node = node[int(key)]
+        path = (*path, key)
+    _, expected = _expected(fit)
+    used = {fit.prefix + leaf.key for leaf in expected}
+    used |= {fit.prefix + k for k in fit.counters if not _beside(k, fit)}
+    for key, value in fit.network.entries.items():
+        if key not in used:
+            tensor = networks.as_tensor(value) is not None
+            left_out[key] = "beside the network" if tensor else "training state, not weights"
+    return left_out
+
+
+def _beside(counter: str, fit: _Fit) -> bool:
+    return f"{counter.removesuffix(_COUNTER)}.weight" not in fit.arrays
+
+
+def _model(fit: _Fit, contents, align_corners, dtype, param_dtype) -> tuple[HRNetModel, str]:
+    """The model, and where its resize mode comes from."""
+    said, reason = align_corners, "asked for"
+    if said is None:
+        said, reason = _config_align_corners(contents), "the file"
+    if said is None:
+        said, reason = fit.layout.align_corners, "the layout's default"
+    model = create_model(
+        fit.variant,
+        _count_classes(fit),
+        fit.layout.head,
+        align_corners=said,
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )
+    return model, reason
+
+
+def _variables(
+    fit: _Fit, inplace_abn: bool | None, param_dtype, left_out: dict[str, str]
+) -> tuple[dict[tuple[str, ...], jax.Array], dict[str, Any]]:
+    """The arrays by their paths, and what the report says about them."""
+    units, expected = _expected(fit)
+    inplace_abn = _decide_inplace(inplace_abn, expected, fit)
+    flat, converted = {}, collections.Counter()
+    for leaf in expected:
+        if leaf.path is None:
+            left_out[leaf.key] = fit.layout.left_out
+            continue
+        value = _values(leaf.key, fit.arrays[leaf.key], param_dtype, converted)
+        if inplace_abn and leaf.path[-1] == "scale":
+            value = np.abs(value) + value.dtype.type(_INPLACE_EPSILON)
+        flat[leaf.path] = jnp.array(_to_ours(value), param_dtype)
+    filled = {}
+    for path, size in absent_biases(units):
+        flat[path] = jnp.zeros(size, param_dtype)
+        filled["/".join(path)] = "0"
+    return flat, {
+        "loaded": tuple(leaf.key for leaf in expected if leaf.path),
+        "filled": filled,
+        "converted": dict(converted),
+        "num_batches_tracked": max((int(t.numpy()) for t in fit.counters.values()), default=None),
+    }
+
+
+def _decide_inplace(inplace_abn: bool | None, expected: list[Leaf], fit: _Fit) -> bool:
     if inplace_abn is not None:
         return inplace_abn
-    if not counters:
+    if not fit.counters and fit.layout.name != "paddleseg":
+        arrays = fit.arrays
         scales = [leaf.key for leaf in expected if leaf.path and leaf.path[-1] == "scale"]
         negative = [k for k in scales if np.any(np.asarray(arrays[k].numpy(), np.float64) < 0)]
         if negative:
             raise ValueError(
                 "a PyTorch 0.4 file (without num_batches_tracked) with negative scales, in "
-                f"{_named(negative[:5])} and others: say inplace_abn=True if it was trained with "
-                "in-place batch normalisation (|weight| + 1e-5), as the official 0.4 code was, "
-                "otherwise inplace_abn=False"
+                f"{name_some(negative[:5])} and others: say inplace_abn=True if it was trained "
+                "with in-place batch normalization (|weight| + 1e-5), as the official 0.4 code "
+                "was, otherwise inplace_abn=False"
             )
     return False
 
@@ -360,23 +496,9 @@ def _config_align_corners(contents: Any) -> bool | None:
     """What the training config inside an mmsegmentation file says, if it says one thing."""
     meta = contents.get("meta") if isinstance(contents, Mapping) else None
     config = meta.get("config", meta.get("cfg")) if isinstance(meta, Mapping) else None
-    said = set(re.findall(r"align_corners\s*=\s*(True|False)", config or ""))
+    text = config if isinstance(config, str) else ""
+    said = set(re.findall(r"align_corners\s*=\s*(True|False)", text))
     return said == {"True"} if len(said) == 1 else None
-
-
-def _nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        node = tree
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = value
-    return tree
-
-
-def _named(keys: list[str]) -> str:
-    rest = len(keys) - _MAX_NAMED
-    return ", ".join(map(str, keys[:_MAX_NAMED])) + (f" and {rest} more" if rest > 0 else "")
 
 
 # ---- writing
@@ -394,37 +516,43 @@ def to_torch(
     Args:
       model: the network.
       variables: its "params" and "batch_stats".
-      layout: "official" (or a timm one, see `LAYOUTS`) or "mmsegmentation". Where the latter has
-        no bias in front of a normalisation, the bias is subtracted from the running mean, which
-        gives the same network in evaluation.
+      layout: "official", "mmsegmentation", "timm" or "smp" (segmentation_models_pytorch), or one
+        that `from_torch` reported. Where a layout has no bias in front of a normalisation, the
+        bias is subtracted from the running mean, which gives the same network in evaluation.
+        "timm" gives timm's classifier for the classification head, and for other heads the
+        backbone alone, for `create_model(..., features_only=True, feature_location="")`. "smp"
+        gives the same for the encoder of a model: of `smp.Unet("tu-hrnet_w18")` for the
+        classification head, otherwise of one made with `feature_location=""`.
       num_batches_tracked: value of BatchNorm's counters, which are not kept here and which
         PyTorch does not use unless its momentum is None.
 
     Returns:
       NumPy arrays by PyTorch key; `torch.from_numpy` makes tensors of them. A warning says where
-      their network is another one than ours: `image_statistics` is unknown there.
+      their network is another one than ours: `image_statistics` is unknown there, timm resizes
+      inside the backbone by nearest neighbours, and heads stay behind.
 
     Raises:
       ValueError: the head has no such layout, or the variables are not those of the model.
     """
-    choices = {x.name: x for x in LAYOUTS if x.head == model.head}
+    choices = {x.name: x for x in (*LAYOUTS, *WRITTEN) if x.head == model.head and x.writable}
     if layout not in choices:
         raise ValueError(
             f"no layout {layout!r} for the {model.head} head; known: {sorted(choices)}"
         )
-    if share := model.policy.image_statistics:
+    if fraction := model.policy.image_statistics:
         warnings.warn(
-            f"image_statistics={share} has no place in a PyTorch file: there the network will"
-            " normalise with the running statistics alone, which gives other results",
+            f"image_statistics={fraction} has no place in a PyTorch file: there the network will"
+            " normalize with the running statistics alone, which gives other results",
             stacklevel=2,
         )
+    if choices[layout].note:
+        warnings.warn(choices[layout].note, stacklevel=2)
     units = choices[layout].units(model.variant, model.num_classes)
-    flat = {
-        tuple(str(p.key) for p in path): np.asarray(value)
-        for path, value in jax.tree_util.tree_flatten_with_path(dict(variables))[0]
-    }
+    flat = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(dict(variables)).items()}
     shapes = {leaf.path: leaf.shape for leaf in leaves(units) if leaf.path}
     shapes |= {path: (size,) for path, size in absent_biases(units)}
+    if choices[layout].partial:
+        flat = {path: value for path, value in flat.items() if path in shapes}
     _check_variables(shapes, flat)
     for u in units:
         if u.bias == ABSENT:
@@ -433,11 +561,9 @@ def to_torch(
     result = {}
     for u in units:
         for leaf in leaves([u]):
-            if leaf.path is None:
-                raise ValueError(f"layout {layout!r} holds {leaf.key!r}, which this network lacks")
             result[leaf.key] = np.ascontiguousarray(_to_theirs(flat[leaf.path]))
         if u.bn:
-            result[f"{u.bn}.num_batches_tracked"] = np.array(num_batches_tracked, np.int64)
+            result[f"{u.bn}{_COUNTER}"] = np.array(num_batches_tracked, np.int64)
     return result
 
 
@@ -451,6 +577,6 @@ def _check_variables(shapes: Mapping, flat: Mapping) -> None:
     ]
     if missing or extra or misshaped:
         raise ValueError(
-            f"the variables are not those of the model; missing: {_named(missing)}; "
-            f"unexpected: {_named(extra)}; misshaped: {_named(misshaped)}"
+            f"the variables are not those of the model; missing: {name_some(missing)}; "
+            f"unexpected: {name_some(extra)}; misshaped: {name_some(misshaped)}"
         )

@@ -2,13 +2,14 @@
 
 import dataclasses
 import logging
+import os
 from typing import Any
 
 import jax
 from etils import epath
 from flax import traverse_util
 
-from hrnet_jax.checkpoints import weights_file
+from hrnet_jax.checkpoints import foreign, weights_file
 from hrnet_jax.checkpoints.manifest import (
     FOLDER,
     complete_steps,
@@ -45,7 +46,15 @@ class Checkpoint:
     metric: float | None
 
 
-def load_checkpoint(path: str, step: int | None = None, which: str = "best") -> Checkpoint:
+def load_checkpoint(
+    path: str | os.PathLike,
+    step: int | None = None,
+    which: str = "best",
+    *,
+    classes: str | None = None,
+    key: str | None = None,
+    weights: str = "auto",
+) -> Checkpoint:
     """Reads a checkpoint or a file of `weight_files` for inference, and logs which one it took.
 
     What was written is compared with its checksums. If a damaged step would be the choice, a
@@ -53,10 +62,14 @@ def load_checkpoint(path: str, step: int | None = None, which: str = "best") -> 
 
     Args:
       path: a run's folder, its `checkpoints` folder or the folder of one step; a file, or the name
-        of one that comes with the package.
+        of one that comes with the package; a file of PyTorch or an address on the Hugging Face
+        hub (`pytorch.convert.from_torch`), whose classes are said by `classes`.
       step: a step's number; the default is chosen by `which`.
       which: "best" takes the highest metric, or the newest step if none was evaluated; "latest"
         takes the newest.
+      classes: of a file of PyTorch, which does not say: "cityscapes", "camvid" or a JSON class
+        file. Not used for other files, which say so themselves.
+      key, weights: which network of a file of PyTorch, as for `from_torch`.
 
     Raises:
       FileNotFoundError: if there is no such folder, file or name, or no complete checkpoint in it.
@@ -64,6 +77,10 @@ def load_checkpoint(path: str, step: int | None = None, which: str = "best") -> 
     """
     if which not in ("best", "latest"):
         raise ValueError(f"unknown checkpoint choice {which!r}; known: ['best', 'latest']")
+    if foreign.is_foreign(path):
+        variables, metadata = foreign.read(path, classes, key=key, weights=weights)
+        placed = jax.device_put(variables, jax.local_devices()[0])
+        return Checkpoint(placed, metadata, 0, str(path), None)
     if file := weights_file.find(path):
         return _read_file(file, step)
     root = storage.absolute(path)

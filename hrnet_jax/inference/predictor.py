@@ -100,6 +100,9 @@ def load(
     *,
     step: int | None = None,
     which: str = "best",
+    classes: str | None = None,
+    key: str | None = None,
+    weights: str = "auto",
     method: Method = SINGLE,
     space: int = 1,
 ) -> Predictor:
@@ -108,9 +111,13 @@ def load(
     Args:
         path_or_name: a workdir, its checkpoints folder or the folder of one step; a file that
             `tools.convert_weights --to=weights` wrote; or the name of one that is in the package,
-            such as "camvid_w18_small_v1" (`weights_file.names` lists them).
+            such as "camvid_w18_small_v1" (`weights_file.names` lists them); a file of PyTorch or an
+            address on the Hugging Face hub, as `from_torch` takes them.
         step: the step to take; None chooses by `which`.
         which: "best" (by mIoU) or "latest".
+        classes: of a file of PyTorch, which does not name them: "cityscapes", "camvid" or a JSON
+            class file.
+        key, weights: which network of a file of PyTorch, as for `from_torch`.
         method: how images are tested; single scale by default.
         space: devices that share the height of each image, for images too large for one.
 
@@ -121,7 +128,9 @@ def load(
     from hrnet_jax.checkpoints.load import load_checkpoint
     from hrnet_jax.data.sources.source import Classes
 
-    checkpoint = load_checkpoint(path_or_name, step=step, which=which)
+    checkpoint = load_checkpoint(
+        path_or_name, step=step, which=which, classes=classes, key=key, weights=weights
+    )
     classes = Classes.from_json(checkpoint.metadata["classes"])
     model = create_model(**checkpoint.metadata["model"])
     return Predictor(model, checkpoint.variables, classes, checkpoint.step, method, space)

@@ -21,6 +21,11 @@ _MAX_DEPTH = 20
 # Words in the keys of averaged weights, as timm, Lightning, YOLO, DETR, EDM and others name them.
 _AVERAGE_WORDS = {"ema", "swa", "average", "averaged", "averages", "avg", "shadow", "polyak"}
 _AVERAGED_BUFFER = "ema_"
+_KINDS = {
+    "raw": "raw weights",
+    "ema": "averaged weights",
+    "unstarted": "to be averaged later; still the first weights of the training",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Network:
       entries: the mapping.
       tensors: those entries that are tensors.
       fits: (layout, prefix of the whole network) of each layout that its backbone may belong to.
-      weights: "raw" or "ema".
+      weights: "raw", "ema", or "unstarted": averages that nothing has been added to.
     """
 
     path: tuple[str, ...]
@@ -50,8 +55,7 @@ class Network:
 
     def describe(self) -> str:
         """For messages."""
-        kind = "averaged" if self.weights == "ema" else "raw"
-        return f"{self.key or 'the top level'!r} ({kind} weights)"
+        return f"{self.key or 'the top level'!r} ({_KINDS[self.weights]})"
 
 
 def find(contents: Any) -> list[Network]:
@@ -98,6 +102,8 @@ def choose(networks: list[Network], key: str | None, weights: str) -> Network:
         ]
         if not networks:
             raise ValueError(f"no network under key={key!r}; found: {listed}")
+        if len(networks) == 1 and weights == "auto":
+            return networks[0]
     of_kind = {kind: [n for n in networks if n.weights == kind] for kind in ("ema", "raw")}
     if weights == "auto":
         weights = "ema" if of_kind["ema"] else "raw"
@@ -181,10 +187,20 @@ def _kind(contents: Any, path: tuple[str, ...], prefix: str, entries: Mapping) -
         # Lightning's WeightAveraging does the same.
         if "current_model_state" in parent and "averaging_state" in parent:
             return "ema" if last == "state_dict" else "raw"
-    if f"{prefix.removesuffix('module.')}n_averaged" in entries or "n_averaged" in entries:
-        return "ema"  # torch.optim.swa_utils.AveragedModel
+    # torch.optim.swa_utils.AveragedModel, and Lightning's StochasticWeightAveraging around it.
+    for mapping in (entries, parent if path[:-1] else {}):
+        if isinstance(mapping, Mapping) and "n_averaged" in mapping:
+            return "ema" if _count(mapping["n_averaged"]) else "unstarted"
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", " ".join((*path, prefix)))
     return "ema" if _AVERAGE_WORDS & {word.lower() for word in words} else "raw"
+
+
+def _count(value: Any) -> int:
+    """The value of a counter, a number or a tensor of one."""
+    tensor = as_tensor(value)
+    if tensor is None:
+        return value if isinstance(value, int) else 0
+    return int(tensor.numpy()) if tensor.shape == () else 1
 
 
 def _get(mapping: Mapping, key: str) -> Any:

@@ -30,7 +30,7 @@ class Report:
       num_batches_tracked: the value of BatchNorm's counters; None in files without them.
       container: the keys that lead to the state dictionary, joined by dots; "" at the top level.
       prefix: what the keys of the network begin with in it.
-      weights: "raw" or "ema" (averaged).
+      weights: "raw", "ema" (averaged) or "unstarted" (averages of nothing yet).
       others: descriptions of the other sets of weights in the file.
       notes: what else the user should know.
     """
@@ -65,7 +65,9 @@ class Report:
         if place:
             lines.append(f"found {', '.join(place)}")
         if self.weights == "ema" or self.others:
-            lines.append(f"took the {'averaged' if self.weights == 'ema' else 'raw'} weights")
+            lines.append(
+                f"took the {'averaged' if self.weights == 'ema' else self.weights} weights"
+            )
         lines += [f"also in the file: {other}" for other in self.others]
         lines.append(f"loaded {len(self.loaded)} arrays, missing 0")
         for reason in dict.fromkeys(self.left_out.values()):

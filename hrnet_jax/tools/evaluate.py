@@ -8,7 +8,7 @@ Every image counts once, at its native size, on all devices. Exit code 2 means t
 file is at fault; the message names it.
 """
 
-from hrnet_jax.tools import method_flags, process_flags, script  # isort: skip  # quiets TensorFlow
+from hrnet_jax.tools import method_flags, process_flags, script, weights_flags  # isort: skip  # quiets TensorFlow
 
 import collections
 import contextlib
@@ -63,7 +63,7 @@ _SUBMISSION = flags.DEFINE_bool(
     "submission", False, "Write submission.zip for the test server; checked before it is packed."
 )
 flags.mark_flags_as_required(["checkpoint", "output"])
-for _module in (method_flags, process_flags):
+for _module in (method_flags, process_flags, weights_flags):
     flags.adopt_module_key_flags(_module)  # shown by --help
 
 # Flags that mean nothing to a classifier of whole images.
@@ -115,7 +115,7 @@ def other_counts(path: str, source: Source) -> Callable[[], np.ndarray]:
     if scores.exists() and (file is None or weights_file.is_foreign(file)):
         known = segmentation.read_image_counts(scores, source.ids, source.classes.names)
         return lambda: known
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, **weights_flags.options())
     evaluate = evaluator(checkpoint, source)
 
     def counts() -> np.ndarray:
@@ -265,7 +265,7 @@ def run(arguments: list[str]) -> int:
     if _NUM_OVERLAYS.value < 0:
         raise ValueError(f"--num_overlays={_NUM_OVERLAYS.value}: must be 0 or more")
     output = storage.path(_OUTPUT.value)
-    checkpoint = load_checkpoint(_CHECKPOINT.value, step=_STEP.value)
+    checkpoint = load_checkpoint(_CHECKPOINT.value, step=_STEP.value, **weights_flags.options())
     # The newest one of a run that is going on may be another one a moment later.
     distributed.check_same("checkpoints", {"step": checkpoint.step})
     if checkpoint.metadata["model"]["head"] == "classification":

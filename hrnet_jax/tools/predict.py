@@ -16,7 +16,7 @@ from absl import flags
 from hrnet_jax.inference import file_job, web_demo
 from hrnet_jax.inference.predictor import load
 from hrnet_jax.runtime import memory, sharding, storage
-from hrnet_jax.tools import method_flags, script
+from hrnet_jax.tools import method_flags, script, weights_flags
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a run or of one of its steps, a file of weights, or a name."
@@ -30,7 +30,8 @@ _ALPHA = flags.DEFINE_float("alpha", 0.55, "Strength of the colours in overlays,
 _SERVE = flags.DEFINE_bool("serve", False, "Show a local web page to drop pictures on.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port of --serve; 0 takes a free one.", 0, 65535)
 flags.mark_flag_as_required("checkpoint")
-flags.adopt_module_key_flags(method_flags)  # shown by --help
+for _module in (method_flags, weights_flags):
+    flags.adopt_module_key_flags(_module)  # shown by --help
 
 
 def run(arguments: list[str]) -> int:
@@ -42,14 +43,22 @@ def run(arguments: list[str]) -> int:
         # Before the network is loaded: a port in use is said at once.
         with web_demo.listen(_PORT.value) as server:
             server.predictor = load(
-                _CHECKPOINT.value, method=method_flags.method(), space=method_flags.space()
+                _CHECKPOINT.value,
+                method=method_flags.method(),
+                space=method_flags.space(),
+                **weights_flags.options(),
             )
             print(f"Open {server.url} in a browser; Ctrl+C ends it.", flush=True)
             server.run()
         return 0
     inputs, failures = file_job.list_inputs(arguments)
     job = file_job.Job(
-        load(_CHECKPOINT.value, method=method_flags.method(), space=method_flags.space()),
+        load(
+            _CHECKPOINT.value,
+            method=method_flags.method(),
+            space=method_flags.space(),
+            **weights_flags.options(),
+        ),
         storage.path(_OUTPUT.value),
         tuple(_OUTPUTS.value),
         _BATCH_SIZE.value,

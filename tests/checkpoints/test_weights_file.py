@@ -151,7 +151,7 @@ def test_files_of_pytorch_are_told_apart(file, tmp_path):
     (tmp_path / "x.pth").write_bytes(b"PK\x03\x04" + bytes(30))
     for path in (other, tmp_path / "x.pth"):
         assert weights_file.is_foreign(path)
-    with pytest.raises(ValueError, match=r"torch\.safetensors does not say which network"):
+    with pytest.raises(ValueError, match=r"torch\.safetensors: not an HRNet of a known layout"):
         load_checkpoint(other)
 
 

@@ -1,7 +1,7 @@
-"""Tensors in PyTorch and safetensors files, without PyTorch: reads them, and runs nothing there.
+"""Reads and writes files of tensors without PyTorch; executes nothing in them.
 
-Formats: zip `.pth` (PyTorch 1.6 and later), the legacy one before it, and `.safetensors`. The
-first and the last are written, too.
+Formats: zip `.pth` (PyTorch 1.6 and later), the legacy one before it, `.safetensors`, and
+PaddlePaddle's `.pdparams`. The first and the third are written, too.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import safetensors
 from hrnet_jax.pytorch.unpickle import (
     STORAGES,
     Interpreter,
+    NumpyArray,
     Refused,
     Storage,
     Tensor,
@@ -46,6 +47,13 @@ _SAFETENSORS_DTYPES = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+# Why files of these suffixes are not read.
+_UNREADABLE = {
+    ".pdiparams": ". PaddlePaddle's inference files hold arrays without names: take the .pdparams"
+    " file of the training, or save one with paddle.save(model.state_dict(), path)",
+    ".pdmodel": ". PaddlePaddle's .pdmodel is a program without weights: take the .pdparams file",
+    ".onnx": ". ONNX files hold graphs, not HRNet's parameters: take the file it was made from",
+}
 
 
 @contextlib.contextmanager
@@ -123,7 +131,8 @@ def _contents(local: pathlib.Path) -> Iterator[Any]:
             yield _open_zip(archive)
     else:
         raise Refused(
-            "neither a zip .pth, a legacy .pth nor a .safetensors file (by its first bytes)"
+            "neither a zip .pth, a legacy .pth, a .pdparams nor a .safetensors file (by its first"
+            f" bytes){_UNREADABLE.get(local.suffix, '')}"
         )
 
 
@@ -273,9 +282,13 @@ def _open_legacy(data: mmap.mmap) -> Any:
     def no_storage(*_):
         raise Refused("a storage where none belongs")
 
-    for expected in (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
-        if Interpreter(no_storage).run(data) != expected:
-            raise Refused("a pickle, but not one that PyTorch wrote")
+    first = Interpreter(no_storage).run(data)
+    if _has_arrays(first):
+        return first
+    for found, expected in ((first, _LEGACY_MAGIC), (None, _LEGACY_PROTOCOL)):
+        found = Interpreter(no_storage).run(data) if found is None else found
+        if type(found) is not int or found != expected:
+            raise Refused("a pickle, but not one that PyTorch or PaddlePaddle wrote")
     system = Interpreter(no_storage).run(data)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Refused("written on a big-endian machine, which is not supported")
@@ -306,6 +319,15 @@ def _open_legacy(data: mmap.mmap) -> Any:
         places[key] = start
         data.seek(end)
     return contents
+
+
+def _has_arrays(contents: Any, depth: int = 3) -> bool:
+    """Whether this is a .pdparams file's dictionary of NumPy arrays."""
+    if isinstance(contents, NumpyArray):
+        return True
+    if isinstance(contents, dict) and depth:
+        return any(_has_arrays(value, depth - 1) for value in contents.values())
+    return isinstance(contents, tuple) and any(isinstance(v, NumpyArray) for v in contents)
 
 
 def _exactly(data: mmap.mmap, count: int) -> bytes:

@@ -88,7 +88,7 @@ def parse(name: str) -> tuple[str, str | None, str]:
         if short not in TIMM:
             raise ValueError(f"{name}: unknown; known: {[f'timm:{known}' for known in TIMM]}")
         return f"timm/{short}", revision or None, ""
-    found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+))?", name)
+    found = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([^/@]+))?(?:/(.+))?", name)
     if not found:
         raise ValueError(f"{name}: expected hf://OWNER/NAME, hf://OWNER/NAME@REVISION or .../FILE")
     repository, revision, file = found.groups()

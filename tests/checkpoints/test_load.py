@@ -3,11 +3,17 @@
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import pytest
 from states import METADATA, assert_equal, flip_bit, make_state, newest_arrays, write_steps
 
+import hrnet_jax
+from hrnet_jax import to_torch
 from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.checkpoints.store import CheckpointStore
+from hrnet_jax.models import create_model
+from hrnet_jax.pytorch.files import write_tensors
 
 
 def test_best_and_newest_are_kept_whatever_nan_says(tmp_path):
@@ -102,6 +108,32 @@ def test_other_versions_are_refused_by_number(tmp_path):
     for call in (load_checkpoint, CheckpointStore):
         with pytest.raises(ValueError, match=r"format version 1; this hrnet_jax reads version 2"):
             call(tmp_path)
+
+
+def test_files_of_pytorch(tmp_path, tiny, quick):
+    """Their classes are not in them: they are said, or the message names what to do."""
+    model = create_model("w18_small_v1", 19)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    state_dict = to_torch(model, variables)
+    for suffix in ("pth", "safetensors"):
+        file = tmp_path / f"x.{suffix}"
+        write_tensors(file, {f"net.{k}": v for k, v in state_dict.items()})
+        for path in (file, str(file)):
+            checkpoint = load_checkpoint(path, classes="cityscapes")
+            assert checkpoint.metadata["model"]["num_classes"] == 19
+            assert checkpoint.metadata["config"]["data"]["name"] == "cityscapes"
+            assert (checkpoint.step, checkpoint.metric, checkpoint.path) == (0, None, str(file))
+            assert_equal(checkpoint.variables, variables)
+        with pytest.raises(ValueError, match=r"does not name its 19 classes.*--classes=cityscapes"):
+            load_checkpoint(file)
+        with pytest.raises(
+            ValueError, match=rf"tools\.convert_weights {file} --classes=cityscapes --output=DIR"
+        ):
+            hrnet_jax.load(file)
+        with pytest.raises(ValueError, match="has 19 classes, camvid 11"):
+            load_checkpoint(file, classes="camvid")
+        predictor = hrnet_jax.load(file, classes="cityscapes")
+        assert predictor.classes.names[0] == "road"
 
 
 def test_bad_requests(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from flax import traverse_util
 
 import hrnet_jax
+from hrnet_jax import to_torch
 from hrnet_jax.checkpoints import manifest, weights_file
 from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.configs import common
@@ -135,6 +136,31 @@ def test_a_training_starts_from_it(shipped, variables):
     _equal(build.load_initial_variables(config, network), variables)
     config.init_from = "camvid_tony"
     with pytest.raises(FileNotFoundError, match=r"camvid_tony.*: camvid_tiny"):
+        build.load_initial_variables(config, network)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "head"),
+    [("", "features"), ("backbone.", "features"), ("encoder.model.", "classification")],
+    ids=["bare", "mmdet", "ImageNet"],
+)
+def test_a_training_starts_from_any_backbone(tmp_path, caplog, prefix, head):
+    """Of a PyTorch file, whatever else is in it."""
+    other = create_model("w18_small_v1", 7, head)
+    variables = jax.jit(other.init)(jax.random.key(1), np.zeros((1, 64, 64, 3), np.float32))
+    arrays = {prefix + k: v for k, v in to_torch(other, variables).items()}
+    arrays |= {"decoder.0.weight": np.ones((3, 3), np.float32)}
+    torch_files.write_tensors(tmp_path / "x.pth", arrays)
+    config = common.get_config()
+    config.variant, config.init_from = "w18_small_v1", str(tmp_path / "x.pth")
+    network = create_model("w18_small_v1", 3)
+    with caplog.at_level("INFO"):
+        found = build.load_initial_variables(config, network)
+    _equal(found["params"]["backbone"], variables["params"]["backbone"])
+    _equal(found["batch_stats"]["backbone"], variables["batch_stats"]["backbone"])
+    assert "left out 1 (beside the network): decoder.0.weight" in caplog.text
+    config.init_from = "timm:hrnet_w19"
+    with pytest.raises(ValueError, match="timm:hrnet_w19: unknown; known"):
         build.load_initial_variables(config, network)
 
 

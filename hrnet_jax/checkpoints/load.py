@@ -83,6 +83,11 @@ def load_checkpoint(
         return Checkpoint(placed, metadata, 0, str(path), None)
     if file := weights_file.find(path):
         return _read_file(file, step)
+    return _read_run(path, step, which)
+
+
+def _read_run(path: str | os.PathLike, step: int | None, which: str) -> Checkpoint:
+    """A checkpoint in a folder."""
     root = storage.absolute(path)
     if not root.exists():
         raise FileNotFoundError(

@@ -18,28 +18,35 @@ import numpy as np
 from absl import logging
 from flax import traverse_util
 
-from hrnet_jax.models import VARIANTS, HRNetModel, Variant, create_model, get_variant
+from hrnet_jax.models import HRNetModel, Variant, create_model
 from hrnet_jax.pytorch import hub, networks
 from hrnet_jax.pytorch.files import open_tensors
+from hrnet_jax.pytorch.fit import (
+    COUNTER,
+    Fit,
+    check_complete,
+    count_classes,
+    expected_leaves,
+    explain_unknown,
+    fit_network,
+    with_statistics,
+    without_head,
+)
 from hrnet_jax.pytorch.layouts import (
     ABSENT,
     LAYOUTS,
     WRITTEN,
     Layout,
     Leaf,
-    Unit,
     absent_biases,
-    first_names,
-    key_shapes,
     leaves,
 )
 from hrnet_jax.pytorch.networks import WEIGHTS, Network
 from hrnet_jax.pytorch.report import Report, name_some
-from hrnet_jax.pytorch.unpickle import Placeholder, Tensor
+from hrnet_jax.pytorch.unpickle import Tensor
 
 # What the in-place normalisation of the official PyTorch 0.4 code added to |weight|.
 _INPLACE_EPSILON = 1e-5
-_COUNTER = ".num_batches_tracked"
 
 # ---- reading
 
@@ -51,21 +58,6 @@ class Converted:
     model: HRNetModel
     variables: dict[str, Any]
     report: Report
-
-
-@dataclasses.dataclass(frozen=True)
-class _Fit:
-    """A network of a file as one of a layout and a variant.
-
-    `arrays` and `counters` (of BatchNorm) have the layout's own keys, without `prefix`.
-    """
-
-    network: Network
-    layout: Layout
-    variant: Variant
-    prefix: str
-    arrays: Mapping[str, Tensor]
-    counters: Mapping[str, Tensor]
 
 
 def from_torch(
@@ -89,11 +81,11 @@ def from_torch(
       source: a `.pth`, `.ckpt`, `.pdparams` or `.safetensors` file; hf://OWNER/NAME[@REVISION]
         [/FILE] or timm:NAME on the Hugging Face hub (see `hub`); or a state dictionary of arrays or
         tensors, with or without containers around it.
-      variant: insist on this one instead of recognising one of `VARIANTS`.
+      variant: insist on this one instead of recognizing one of `VARIANTS`.
       align_corners: of the bilinear resizing. None: as an mmsegmentation file's own config says,
         otherwise as the networks of this layout were trained, of which the arrays say nothing:
         True for the official OCR; False for all others, mmsegmentation's OCR among them.
-      inplace_abn: whether the scales of batch normalisation are those of the in-place one of the
+      inplace_abn: whether the scales of batch normalization are those of the in-place one of the
         official PyTorch 0.4 code, which computed with |weight| + 1e-5. None: no, but a file for
         which it matters (of PyTorch 0.4, with negative scales) is refused until it is said.
       key: which network, where a file holds several; an error lists their keys.
@@ -174,212 +166,46 @@ def convert(
     return Converted(model, traverse_util.unflatten_dict(flat), report)
 
 
-def _find(contents, variant, key, weights, backbone_only):
+def _find(
+    contents: Any,
+    variant: str | Variant | None,
+    key: str | None,
+    weights: str,
+    backbone_only: bool,
+) -> tuple[Fit, dict[str, str], tuple[str, ...], tuple[str, ...]]:
     """(fit of the network that is meant, what is left out, other networks, notes)."""
-    found = {n.key: (n, _fit(n, variant)) for n in networks.find(contents)}
-    known = [network for network, fit in found.values() if fit is not None]
+    fits = [fit for n in networks.find(contents) if (fit := fit_network(n, variant)) is not None]
+    known = [fit.network for fit in fits]
     if not known:
-        raise ValueError(_unknown(contents, variant))
+        raise ValueError(explain_unknown(contents, variant))
     notes = []
     buffers = networks.averaged_buffers(known[0]) if len(known) == 1 else {}
     network = networks.choose(known, key, "raw" if buffers else weights)
-    fit = found[network.key][1]
+    (fit,) = (fit for fit in fits if fit.network is network)
     others = [n.describe() for n in known if n is not network]
     if buffers:
         if weights == "ema":
             network = dataclasses.replace(
                 network, weights="ema", tensors={**network.tensors, **buffers}
             )
-            fit = _fit(network, variant)
+            fit = fit_network(network, variant)
         others.append(f"{len(buffers)} buffers named 'ema_...' (mmcv's second set of weights)")
         notes.append(
             "mmcv's hook exchanges the two sets at the end of an epoch: in files of runs by epoch"
             " the buffers may hold the raw weights, in files of runs by iteration the averaged ones"
         )
     if network.weights == "ema":
-        raw = [found[n.key][1] for n in known if n.weights == "raw"]
-        fit, note = _with_statistics(fit, raw)
+        fit, note = with_statistics(fit, [f for f in fits if f.network.weights == "raw"])
         notes += note
     if backbone_only:
-        fit = _without_head(fit)
-    _check_complete(fit)
+        fit = without_head(fit)
+    check_complete(fit)
     if fit.layout.note:
         notes.append(fit.layout.note)
     return fit, _left_out(contents, fit, known), tuple(others), tuple(notes)
 
 
-def _fit(network: Network, variant: str | Variant | None) -> _Fit | None:
-    """The layout and variant that fit best; None if less than half of the backbone is there."""
-    variants = VARIANTS.values() if variant is None else (get_variant(variant),)
-    # Variants that differ in width only have the same keys.
-    structures = {(v.layer1_blocks, v.num_modules, v.num_blocks): v for v in variants}
-    names = {k for k in network.tensors if not k.endswith(_COUNTER)}
-
-    def inside(prefix: str) -> set[str]:
-        return {k.removeprefix(prefix) for k in names if k.startswith(prefix)}
-
-    keys = {prefix: inside(prefix) for _, prefix in network.fits}
-
-    def difference(candidate) -> int:
-        (layout, prefix), v = candidate
-        common = len(keys[prefix] & key_shapes(layout, v).keys())
-        return len(names) + len(key_shapes(layout, v)) - 2 * common
-
-    (layout, prefix), structure = min(
-        ((fit, v) for fit in network.fits for v in structures.values()), key=difference
-    )
-    expected = key_shapes(layout, structure).keys()
-    if len(expected & keys[prefix]) < len(expected) / 2:
-        return None
-    tensors = {
-        k.removeprefix(prefix): t for k, t in network.tensors.items() if k.startswith(prefix)
-    }
-
-    def mismatches(v: Variant) -> int:
-        shapes = key_shapes(layout, v)
-        return sum(k in tensors and tensors[k].shape != shape for k, shape in shapes.items())
-
-    same = [
-        v
-        for v in variants
-        if (v.layer1_blocks, v.num_modules, v.num_blocks)
-        == (structure.layer1_blocks, structure.num_modules, structure.num_blocks)
-    ]
-    counters = {k: t for k, t in tensors.items() if k.endswith(_COUNTER)}
-    arrays = {k: t for k, t in tensors.items() if k not in counters}
-    return _Fit(network, layout, min(same, key=mismatches), prefix, arrays, counters)
-
-
-def _unknown(contents: Any, variant: str | Variant | None) -> str:
-    """Why there is no network in the contents of a file."""
-    sets = [
-        {k for k, v in entries.items() if networks.as_tensor(v) is not None}
-        for _, entries in networks.mappings(contents)
-    ]
-    keys = max(sets, key=len, default=set())
-    if not keys:
-        what = networks.kind_name(contents)
-        held = contents.items() if isinstance(contents, Mapping) else ()
-        strangers = [f"{k!r} is a {v.name}" for k, v in held if isinstance(v, Placeholder)]
-        what += f" ({', '.join(strangers[:5])}; nothing was executed)" if strangers else ""
-        return (
-            f"holds a {what} instead of a state dictionary; save the state_dict:"
-            " torch.save(model.state_dict(), path)"
-        )
-    variants = VARIANTS.values() if variant is None else (get_variant(variant),)
-    common, layout, near = max(
-        ((len(keys & key_shapes(x, v).keys()), x, v) for x in LAYOUTS for v in variants),
-        key=lambda found: found[0],
-    )
-    known = sorted({f"{x.name} {x.head}" for x in LAYOUTS})
-    return (
-        f"not an HRNet of a known layout: of {len(keys)} arrays, among them "
-        f"{name_some(sorted(map(str, keys))[:5])}, {common} fit the nearest one "
-        f"({layout.name} {layout.head}, like {near.name}). Known layouts: {known}"
-    )
-
-
-def _with_statistics(fit: _Fit, raw: list[_Fit]) -> tuple[_Fit, list[str]]:
-    """Averages of parameters alone, with the running statistics of the raw weights."""
-    statistics = {
-        f"{u.bn}.{name}" for u in fit.layout.units(fit.variant, 0) if u.bn for name in u.statistics
-    }
-    if len(raw) != 1 or statistics & fit.arrays.keys() or not statistics <= raw[0].arrays.keys():
-        return fit, []
-    arrays = {k: (raw[0] if k in statistics else fit).arrays.get(k) for k in raw[0].arrays}
-    if any(tensor is None for tensor in arrays.values()):
-        return fit, []
-    note = f"the averages lack running statistics; those of {raw[0].network.key!r} are taken"
-    return dataclasses.replace(fit, arrays=arrays, counters=raw[0].counters), [note]
-
-
-def _without_head(fit: _Fit) -> _Fit:
-    """The fit, as the bare backbone if its head is none of the known ones, whole and alone."""
-    try:
-        _check_complete(fit)
-    except ValueError:
-        inner = fit.network.prefix.removeprefix(fit.prefix)
-        name = "paddleseg" if fit.layout.name == "paddleseg" else "official"
-        (layout,) = (x for x in LAYOUTS if (x.name, x.head) == (name, "features"))
-        core = {leaf.key for leaf in leaves(layout.units(fit.variant, 0))}
-        first = {key.partition(".")[0] for key in core}
-
-        def kept(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            bare = {k.removeprefix(inner): t for k, t in tensors.items() if k.startswith(inner)}
-            return {k: t for k, t in bare.items() if k.partition(".")[0] in first}
-
-        return dataclasses.replace(
-            fit,
-            layout=layout,
-            prefix=fit.network.prefix,
-            arrays=kept(fit.arrays),
-            counters=kept(fit.counters),
-        )
-    return fit
-
-
-def _expected(fit: _Fit) -> tuple[list[Unit], list[Leaf]]:
-    units = fit.layout.units(fit.variant, _count_classes(fit))
-    return units, leaves(units)
-
-
-def _count_classes(fit: _Fit) -> int:
-    """By the majority of the classifiers' arrays, so that a single wrong one can be named."""
-    arrays = fit.arrays
-    sizes = collections.Counter(
-        arrays[leaf.key].shape[0]
-        for leaf in leaves(fit.layout.units(fit.variant, 0))
-        if leaf.shape[0] == 0 and leaf.key in arrays and arrays[leaf.key].shape
-    )
-    return sizes.most_common(1)[0][0] if sizes else 0
-
-
-def _is_inside(key: str) -> bool:
-    """Whether an unexpected key belongs to the network rather than to something beside it."""
-    first = key.partition(".")[0]
-    bare = re.sub(r"^(module\.|model\.|_orig_mod\.)+", "", key)
-    return (
-        first in first_names()
-        or re.fullmatch(r"(conv|bn|layer|stage|transition)\d+", first) is not None
-        or (bare != key and bare.partition(".")[0] in first_names())
-    )
-
-
-def _check_complete(fit: _Fit) -> None:
-    """Refuses any difference between the expected and the found arrays, by name."""
-    units, expected = _expected(fit)
-    arrays, counters = fit.arrays, fit.counters
-    shapes = {leaf.key: leaf.shape for leaf in expected}
-    # PyTorch 0.4 and PaddlePaddle have no counters: all are there or none.
-    wanted = [f"{u.bn}{_COUNTER}" for u in units if u.bn] if counters else []
-    missing = [k for k in shapes if k not in arrays] + [k for k in wanted if k not in counters]
-    extra = [k for k in arrays if k not in shapes] + sorted(set(counters) - set(wanted))
-    extra = [k for k in extra if _is_inside(k)]
-    misshaped = [
-        f"{k}: {arrays[k].shape} instead of {shape}"
-        for k, shape in shapes.items()
-        if k in arrays and arrays[k].shape != shape
-    ]
-    for k in extra:
-        bare = re.sub(r"^(module\.|model\.|_orig_mod\.)+", "", k)
-        if bare != k and bare in arrays:
-            raise ValueError(f"{bare!r} and {k!r} are the same parameter")
-    entries = fit.network.entries
-    for k in missing:
-        if fit.prefix + k in entries:
-            kind = networks.kind_name(entries[fit.prefix + k])
-            raise ValueError(f"{fit.prefix + k!r} is a {kind}, not a tensor; nothing was executed")
-    problems = [
-        f"{kind}: {name_some(keys)}"
-        for kind, keys in (("missing", missing), ("unexpected", extra), ("misshaped", misshaped))
-        if keys
-    ]
-    if problems:
-        what = f"HRNet {fit.variant.name}, {fit.layout.head} head"
-        raise ValueError(f"does not fit {what}; {'; '.join(problems)}")
-
-
-def _left_out(contents: Any, fit: _Fit, known: list[Network]) -> dict[str, str]:
+def _left_out(contents: Any, fit: Fit, known: list[Network]) -> dict[str, str]:
     """What a file holds beside the network, by the keys that lead to it."""
     left_out, node, path = {}, contents, ()
     for key in fit.network.path:
@@ -394,7 +220,7 @@ def _left_out(contents: Any, fit: _Fit, known: list[Network]) -> dict[str, str]:
         else:
             node = node[int(key)]
         path = (*path, key)
-    _, expected = _expected(fit)
+    _, expected = expected_leaves(fit)
     used = {fit.prefix + leaf.key for leaf in expected}
     used |= {fit.prefix + k for k in fit.counters if not _beside(k, fit)}
     for key, value in fit.network.entries.items():
@@ -404,11 +230,13 @@ def _left_out(contents: Any, fit: _Fit, known: list[Network]) -> dict[str, str]:
     return left_out
 
 
-def _beside(counter: str, fit: _Fit) -> bool:
-    return f"{counter.removesuffix(_COUNTER)}.weight" not in fit.arrays
+def _beside(counter: str, fit: Fit) -> bool:
+    return f"{counter.removesuffix(COUNTER)}.weight" not in fit.arrays
 
 
-def _model(fit: _Fit, contents, align_corners, dtype, param_dtype) -> tuple[HRNetModel, str]:
+def _model(
+    fit: Fit, contents: Any, align_corners: bool | None, dtype, param_dtype
+) -> tuple[HRNetModel, str]:
     """The model, and where its resize mode comes from."""
     said, reason = align_corners, "asked for"
     if said is None:
@@ -417,7 +245,7 @@ def _model(fit: _Fit, contents, align_corners, dtype, param_dtype) -> tuple[HRNe
         said, reason = fit.layout.align_corners, "the layout's default"
     model = create_model(
         fit.variant,
-        _count_classes(fit),
+        count_classes(fit),
         fit.layout.head,
         align_corners=said,
         dtype=dtype,
@@ -427,10 +255,10 @@ def _model(fit: _Fit, contents, align_corners, dtype, param_dtype) -> tuple[HRNe
 
 
 def _variables(
-    fit: _Fit, inplace_abn: bool | None, param_dtype, left_out: dict[str, str]
+    fit: Fit, inplace_abn: bool | None, param_dtype, left_out: dict[str, str]
 ) -> tuple[dict[tuple[str, ...], jax.Array], dict[str, Any]]:
     """The arrays by their paths, and what the report says about them."""
-    units, expected = _expected(fit)
+    units, expected = expected_leaves(fit)
     inplace_abn = _decide_inplace(inplace_abn, expected, fit)
     flat, converted = {}, collections.Counter()
     for leaf in expected:
@@ -449,11 +277,13 @@ def _variables(
         "loaded": tuple(leaf.key for leaf in expected if leaf.path),
         "filled": filled,
         "converted": dict(converted),
-        "num_batches_tracked": max((int(t.numpy()) for t in fit.counters.values()), default=None),
+        "num_batches_tracked": max(
+            (int(t.numpy()) for t in fit.counters.values() if t.shape == ()), default=None
+        ),
     }
 
 
-def _decide_inplace(inplace_abn: bool | None, expected: list[Leaf], fit: _Fit) -> bool:
+def _decide_inplace(inplace_abn: bool | None, expected: list[Leaf], fit: Fit) -> bool:
     if inplace_abn is not None:
         return inplace_abn
     if not fit.counters and fit.layout.name != "paddleseg":
@@ -534,24 +364,12 @@ def to_torch(
     Raises:
       ValueError: the head has no such layout, or the variables are not those of the model.
     """
-    choices = {x.name: x for x in (*LAYOUTS, *WRITTEN) if x.head == model.head and x.writable}
-    if layout not in choices:
-        raise ValueError(
-            f"no layout {layout!r} for the {model.head} head; known: {sorted(choices)}"
-        )
-    if fraction := model.policy.image_statistics:
-        warnings.warn(
-            f"image_statistics={fraction} has no place in a PyTorch file: there the network will"
-            " normalize with the running statistics alone, which gives other results",
-            stacklevel=2,
-        )
-    if choices[layout].note:
-        warnings.warn(choices[layout].note, stacklevel=2)
-    units = choices[layout].units(model.variant, model.num_classes)
+    written = _written_layout(model, layout)
+    units = written.units(model.variant, model.num_classes)
     flat = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(dict(variables)).items()}
     shapes = {leaf.path: leaf.shape for leaf in leaves(units) if leaf.path}
     shapes |= {path: (size,) for path, size in absent_biases(units)}
-    if choices[layout].partial:
+    if written.partial:
         flat = {path: value for path, value in flat.items() if path in shapes}
     _check_variables(shapes, flat)
     for u in units:
@@ -563,8 +381,24 @@ def to_torch(
         for leaf in leaves([u]):
             result[leaf.key] = np.ascontiguousarray(_to_theirs(flat[leaf.path]))
         if u.bn:
-            result[f"{u.bn}{_COUNTER}"] = np.array(num_batches_tracked, np.int64)
+            result[f"{u.bn}{COUNTER}"] = np.array(num_batches_tracked, np.int64)
     return result
+
+
+def _written_layout(model: HRNetModel, name: str) -> Layout:
+    """The layout to write; warns where the network there will be another one."""
+    choices = {x.name: x for x in (*LAYOUTS, *WRITTEN) if x.head == model.head and x.writable}
+    if name not in choices:
+        raise ValueError(f"no layout {name!r} for the {model.head} head; known: {sorted(choices)}")
+    if fraction := model.policy.image_statistics:
+        warnings.warn(
+            f"image_statistics={fraction} has no place in a PyTorch file: there the network will"
+            " normalize with the running statistics alone, which gives other results",
+            stacklevel=3,
+        )
+    if choices[name].note:
+        warnings.warn(choices[name].note, stacklevel=3)
+    return choices[name]
 
 
 def _check_variables(shapes: Mapping, flat: Mapping) -> None:

@@ -5,6 +5,7 @@ What precedes these is its prefix. Which of several networks is meant is said by
 or follows from the way in which trainers keep averaged weights beside the raw ones.
 """
 
+import collections
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,8 @@ from hrnet_jax.pytorch.unpickle import NumpyArray, Placeholder, Tensor
 
 WEIGHTS = ("auto", "raw", "ema")
 _MAX_DEPTH = 20
+# Far more than any file has: each takes a while to be looked at.
+_MAX_NETWORKS = 50
 # Words in the keys of averaged weights, as timm, Lightning, YOLO, DETR, EDM and others name them.
 _AVERAGE_WORDS = {"ema", "swa", "average", "averaged", "averages", "avg", "shadow", "polyak"}
 _AVERAGED_BUFFER = "ema_"
@@ -63,6 +66,9 @@ def find(contents: Any) -> list[Network]:
 
     Args:
       contents: nested mappings and lists with tensors, as `files.open_tensors` gives them.
+
+    Raises:
+      ValueError: more networks than any file has.
     """
     ends = tuple({anchor for layout in LAYOUTS for anchor in anchors(layout)})
     found = []
@@ -76,6 +82,8 @@ def find(contents: Any) -> list[Network]:
                         prefix = name.removesuffix(anchor)
                         sites.setdefault(prefix + layout.prefix, {})[layout, prefix] = None
         if sites:
+            if len(found) + len(sites) > _MAX_NETWORKS:
+                raise ValueError(f"holds more than {_MAX_NETWORKS} networks")
             tensors = {str(k): t for k, v in entries.items() if (t := as_tensor(v)) is not None}
             for prefix, fits in sites.items():
                 weights = _kind(contents, path, prefix, entries)
@@ -157,9 +165,9 @@ def kind_name(value: Any) -> str:
 
 def mappings(contents: Any) -> Iterator[tuple[tuple[str, ...], Mapping]]:
     """Every mapping once, with the keys that lead to it; those further out come first."""
-    pending, seen = [((), contents)], set()
+    pending, seen = collections.deque([((), contents)]), set()
     while pending:
-        path, node = pending.pop(0)
+        path, node = pending.popleft()
         if id(node) in seen or len(path) > _MAX_DEPTH:
             continue
         seen.add(id(node))
@@ -169,7 +177,7 @@ def mappings(contents: Any) -> Iterator[tuple[tuple[str, ...], Mapping]]:
         pending += [
             ((*path, str(k)), value)
             for k, value in inner
-            if isinstance(value, Mapping | list | tuple)
+            if isinstance(value, Mapping | list | tuple) and isinstance(k, str | int)
         ]
 
 
@@ -207,6 +215,8 @@ def _get(mapping: Mapping, key: str) -> Any:
     return mapping[key] if key in mapping else mapping[int(key)]
 
 
-def _is_mmengine(contents: Mapping) -> bool:
+def _is_mmengine(contents: Any) -> bool:
+    if not isinstance(contents, Mapping):
+        return False
     meta = contents.get("meta")
     return "message_hub" in contents or (isinstance(meta, Mapping) and "mmengine_version" in meta)

@@ -180,6 +180,24 @@ def test_buffers_of_mmcv():
     _is(contents, RAW | parameters, weights="ema")
 
 
+def test_too_many_networks_are_refused():
+    """Instead of looking at each of them for hours."""
+    anchor, value = "layer1.0.conv1.weight", np.ones((1, 1), np.float32)
+    with pytest.raises(ValueError, match="more than 50 networks"):
+        from_torch({f"n{k}.{anchor}": value for k in range(100_000)})
+    nested = {}
+    for _ in range(100_000):
+        nested = {"a": nested, "b": [{}]}
+    with pytest.raises(ValueError, match="holds a dict instead of a state dictionary"):
+        from_torch(nested)
+
+
+def test_networks_with_equal_keys_are_told_apart():
+    contents = {"a.b": RAW, "a": {"b": AVERAGED}}
+    with pytest.raises(ValueError, match="holds several networks"):
+        from_torch(contents)
+
+
 def test_the_same_object_twice_is_one_network():
     _is({"model": RAW, "state_dict": RAW}, RAW)
 

@@ -1,14 +1,15 @@
-"""Checkpoints and files of weights, read for inference."""
+"""Reads a checkpoint or a file of weights for inference."""
 
 import dataclasses
 import logging
+import os
 from typing import Any
 
 import jax
 from etils import epath
 from flax import traverse_util
 
-from hrnet_jax.checkpoints import weights_file
+from hrnet_jax.checkpoints import foreign, weights_file
 from hrnet_jax.checkpoints.manifest import (
     FOLDER,
     complete_steps,
@@ -34,7 +35,8 @@ class Checkpoint:
         "config" and "version" of the package that wrote it.
       step: number of optimizer steps.
       path: the step's folder, or the file.
-      metric: its score (mIoU), None where it was not evaluated or not finite.
+      metric: its validation metric (mIoU or top-1 accuracy, as a fraction); None where it was not
+        evaluated or not finite.
     """
 
     variables: dict[str, Any]
@@ -44,7 +46,15 @@ class Checkpoint:
     metric: float | None
 
 
-def load_checkpoint(path: str, step: int | None = None, which: str = "best") -> Checkpoint:
+def load_checkpoint(
+    path: str | os.PathLike,
+    step: int | None = None,
+    which: str = "best",
+    *,
+    classes: str | None = None,
+    key: str | None = None,
+    weights: str = "auto",
+) -> Checkpoint:
     """Reads a checkpoint or a file of `weight_files` for inference, and logs which one it took.
 
     What was written is compared with its checksums. If a damaged step would be the choice, a
@@ -52,10 +62,14 @@ def load_checkpoint(path: str, step: int | None = None, which: str = "best") -> 
 
     Args:
       path: a run's folder, its `checkpoints` folder or the folder of one step; a file, or the name
-        of one that comes with the package.
+        of one that comes with the package; a file of PyTorch or an address on the Hugging Face
+        hub (`pytorch.convert.from_torch`), whose classes are said by `classes`.
       step: a step's number; the default is chosen by `which`.
-      which: "best" takes the highest score, or the newest step if none was evaluated; "latest" the
-        newest.
+      which: "best" takes the highest metric, or the newest step if none was evaluated; "latest"
+        takes the newest.
+      classes: of a file of PyTorch, which does not say: "cityscapes", "camvid" or a JSON class
+        file. Not used for other files, which say so themselves.
+      key, weights: which network of a file of PyTorch, as for `from_torch`.
 
     Raises:
       FileNotFoundError: if there is no such folder, file or name, or no complete checkpoint in it.
@@ -63,8 +77,17 @@ def load_checkpoint(path: str, step: int | None = None, which: str = "best") -> 
     """
     if which not in ("best", "latest"):
         raise ValueError(f"unknown checkpoint choice {which!r}; known: ['best', 'latest']")
+    if foreign.is_foreign(path):
+        variables, metadata = foreign.read(path, classes, key=key, weights=weights)
+        placed = jax.device_put(variables, jax.local_devices()[0])
+        return Checkpoint(placed, metadata, 0, str(path), None)
     if file := weights_file.find(path):
         return _read_file(file, step)
+    return _read_run(path, step, which)
+
+
+def _read_run(path: str | os.PathLike, step: int | None, which: str) -> Checkpoint:
+    """A checkpoint in a folder."""
     root = storage.absolute(path)
     if not root.exists():
         raise FileNotFoundError(
@@ -91,14 +114,19 @@ def load_checkpoint(path: str, step: int | None = None, which: str = "best") -> 
                 f"no complete checkpoint of step {step} in {root}; known: {known}"
             )
         return _read_given(root / str(step))
-    scores = {s: m["score"] for s, m in complete_steps(root).items()}
-    scored = [s for s in scores if scores[s] is not None]
-    newest = sorted(scores, reverse=True)
-    best = sorted(scored, key=lambda s: (scores[s], s), reverse=True) if which == "best" else []
+    return _read_chosen(root, which)
+
+
+def _read_chosen(root: epath.Path, which: str) -> Checkpoint:
+    """The best or newest step that is sound."""
+    metrics = {s: m["score"] for s, m in complete_steps(root).items()}
+    evaluated = [s for s in metrics if metrics[s] is not None]
+    newest = sorted(metrics, reverse=True)
+    best = sorted(evaluated, key=lambda s: (metrics[s], s), reverse=True) if which == "best" else []
     for candidate in [*best, *(s for s in newest if s not in best)]:
         folder = root / str(candidate)
         if not warn_of_damage(folder):
-            return _read(folder, "the best by score" if candidate in best else "the newest")
+            return _read(folder, "the best by metric" if candidate in best else "the newest")
     raise FileNotFoundError(
         f"no complete checkpoint in {root}: all of {[f.name for f in step_folders(root)]} are"
         " damaged"
@@ -114,8 +142,8 @@ def _read_given(folder: epath.Path) -> Checkpoint:
 def _read(folder: epath.Path, reason: str) -> Checkpoint:
     metadata = read_metadata(folder)
     part = "ema" if (folder / "ema").exists() else "variables"
-    score = read_manifest(folder)["score"]
-    logger.info("checkpoint %s (%s; %s; score %s)", folder, reason, part, score)
+    metric = read_manifest(folder)["score"]
+    logger.info("checkpoint %s (%s; %s; metric %s)", folder, reason, part, metric)
     device = jax.local_devices()[0]
     names = [name for name, _, _ in read_descriptions(folder, part)]
     arrays = [jax.device_put(array, device) for array in restore_arrays(folder, part)]
@@ -128,14 +156,14 @@ def _read(folder: epath.Path, reason: str) -> Checkpoint:
         metadata=metadata,
         step=int(folder.name),
         path=str(folder),
-        metric=score,
+        metric=metric,
     )
 
 
 def _read_file(file: epath.Path, step: int | None) -> Checkpoint:
-    variables, metadata, found, score = weights_file.read(file)
+    variables, metadata, found, metric = weights_file.read(file)
     if step is not None and step != found:
         raise ValueError(f"step {step} was asked for, but {file} holds step {found}")
-    logger.info("weights %s (step %d; score %s)", file, found, score)
+    logger.info("weights %s (step %d; metric %s)", file, found, metric)
     placed = jax.device_put(variables, jax.local_devices()[0])
-    return Checkpoint(placed, metadata, found, str(file), score)
+    return Checkpoint(placed, metadata, found, str(file), metric)

@@ -1,6 +1,6 @@
-"""Which steps of a run are complete and sound: their manifests, checksums and metadata.
+"""Finds the steps of a run that are complete and undamaged: manifests, checksums, metadata.
 
-A step without a manifest is none. A step whose files differ from their checksums is damaged.
+A step without a manifest is incomplete. A step whose files differ from their checksums is damaged.
 """
 
 import json
@@ -25,9 +25,10 @@ BLOCK = 2**20
 
 
 def step_files(folder: epath.Path) -> Iterator[tuple[str, epath.Path, int]]:
-    """(name inside the folder, file, size), in order of names, of all that we read.
+    """Yields (name inside the folder, file, bytes) of every file that is read, sorted by name.
 
-    Neither the manifest itself nor Orbax's file of times, which it completes after the manifest.
+    Leaves out the manifest itself, and Orbax's file of times, which Orbax completes after the
+    manifest is written.
     """
     if storage.in_store(folder):
         for name, size in sorted(storage.sizes_below(str(folder)).items()):
@@ -38,7 +39,7 @@ def step_files(folder: epath.Path) -> Iterator[tuple[str, epath.Path, int]]:
     while pending:
         name, path = min(pending)
         pending.remove((name, path))
-        if os.path.islink(path):  # no checkpoint has any; one may lead anywhere
+        if os.path.islink(path):  # a checkpoint has none, and a link may lead outside the folder
             continue
         if path.is_dir():
             pending += [(f"{name}/{inside.name}", inside) for inside in path.iterdir()]
@@ -47,7 +48,10 @@ def step_files(folder: epath.Path) -> Iterator[tuple[str, epath.Path, int]]:
 
 
 def checksum(file: epath.Path) -> str:
-    """XXH3: against rot, not against intent. It takes a third of the time of CRC-32."""
+    """The XXH3 checksum of a file, in a third of the time of CRC-32.
+
+    It detects damage. It does not protect against somebody who changes file and checksum.
+    """
     value = xxhash.xxh3_64()
     with file.open("rb") as stream:
         while block := stream.read(BLOCK):
@@ -56,6 +60,7 @@ def checksum(file: epath.Path) -> str:
 
 
 def write_manifest(folder: epath.Path, manifest: dict[str, Any]) -> None:
+    """Writes a step's manifest with a checksum of its own."""
     body = json.dumps(manifest, sort_keys=True)
     text = json.dumps({"manifest": manifest, "checksum": xxhash.xxh3_64_hexdigest(body.encode())})
     storage.write_text(folder / MANIFEST, text)
@@ -64,8 +69,13 @@ def write_manifest(folder: epath.Path, manifest: dict[str, Any]) -> None:
 def read_manifest(folder: epath.Path) -> dict[str, Any]:
     """Reads a step's manifest.
 
+    Returns:
+      "files": name -> [bytes, checksum]; "score": the metric or None; "evaluated": whether there
+      was an evaluation (its metric may have been NaN, which is kept as None).
+
     Raises:
-      ValueError: saying what is wrong with it.
+      OtherVersionError: if the checkpoint has another format version.
+      ValueError: if the manifest is missing or damaged.
     """
     file = folder / MANIFEST
     if not file.is_file():
@@ -90,7 +100,7 @@ def read_manifest(folder: epath.Path) -> dict[str, Any]:
 
 
 def find_damage(folder: epath.Path) -> str:
-    """What is wrong with a step's folder; empty if it is as it was written."""
+    """Says what is wrong with a step's folder; empty if it is as it was written."""
     try:
         expected = read_manifest(folder)["files"]
     except OtherVersionError:
@@ -113,6 +123,7 @@ def find_damage(folder: epath.Path) -> str:
 
 
 def warn_of_damage(folder: epath.Path) -> str:
+    """As `find_damage`, and logs a warning."""
     reason = find_damage(folder)
     if reason:
         logger.warning("skipping the damaged checkpoint %s: %s", folder, reason)
@@ -137,18 +148,18 @@ def _refuse_other_version(folder: epath.Path) -> None:
 
 
 def paths_in(folder: epath.Path) -> list[epath.Path]:
-    """What lies in a folder; stores have none that is empty."""
+    """The contents of a folder; empty where there is no folder, for stores keep no empty ones."""
     return list(folder.iterdir()) if folder.exists() else []
 
 
 def step_folders(root: epath.Path) -> list[epath.Path]:
-    """In ascending order, whatever is in them."""
+    """The folders named by a number, in ascending order, complete or not."""
     folders = (folder for folder in paths_in(root) if folder.name.isdigit() and folder.is_dir())
     return sorted(folders, key=lambda folder: int(folder.name))
 
 
 def complete_steps(root: epath.Path) -> dict[int, dict[str, Any]]:
-    """Step -> manifest, in ascending order; names the others in a warning."""
+    """Step -> manifest, in ascending order; a warning names the steps that are incomplete."""
     manifests = {}
     for folder in step_folders(root):
         try:
@@ -164,7 +175,7 @@ def read_metadata(folder: epath.Path) -> dict[str, Any]:
     """A step's metadata.
 
     Raises:
-      ValueError: naming the folder, if they are not what a training run writes.
+      ValueError: naming the folder, if it is not what a training run writes.
     """
     _refuse_other_version(folder)
     try:
@@ -180,4 +191,5 @@ def read_metadata(folder: epath.Path) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message, at most 300 characters; its class if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

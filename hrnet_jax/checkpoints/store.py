@@ -1,4 +1,4 @@
-"""Checkpoints, written during training, read to resume or for inference. Only this knows Orbax.
+"""Writes and restores the checkpoints of a training run.
 
 Layout of a run's folder:
 
@@ -7,25 +7,27 @@ Layout of a run's folder:
                      training       step and optimizer state
                      arrays         JSON: names, types and shapes in the three, in their order
                      metadata       JSON: everything that is needed to rebuild the model
-                     manifest.json  size and checksum of every file, and the score once there is one
+                     manifest.json  size and checksum of every file; the metric ("score") once there
+                                    is one
 
 Each of the first three holds one long vector for each type of number, all arrays one after the
-other: writing the thousands of small arrays of these networks one by one takes fifteen times the
-processor time.
+other (`vectors`): to write the thousands of small arrays of these networks one by one takes fifteen
+times the processor time.
 
-A step's folder gets its name when it is complete, manifest included; until then, and while it is
-removed, it has another one. Orbax notices missing files but restores flipped bits in silence, hence
-the checksums: they are compared before anything is restored, and a damaged step is named and passed
-over for the one before.
+A step's folder gets its final name when it is complete, manifest included. Until then, and while it
+is removed, it has another name. Orbax notices missing files but restores flipped bits without an
+error. The checksums catch those (`manifest`): they are compared before anything is restored, and a
+damaged step is named and skipped for the one before.
 
-The first process writes: every process has all arrays. A save counts once all files are written and
-each part could be opened again.
+Only the first process writes; it has all arrays, since they are replicated. A save counts once all
+files are written and each part was opened again.
 
-In a store such as gs:// nothing can be renamed. There a step is written into a local folder, and
-copied when it is complete, the manifest last: a step without one is none.
+A store such as gs:// cannot rename. There a step is written into a local folder and copied when it
+is complete, the manifest last: a step without a manifest does not count.
 
-Inference reads `ema` or `variables` and the metadata, never the optimizer's part, and no code is
-loaded: all is JSON and plain arrays. The newest two steps and the best one by score are kept.
+Inference (`load`) reads `ema` or `variables` and the metadata, never the optimizer's part. Nothing
+that is read is executed: all of it is JSON and plain arrays. The newest two steps and the best one
+by metric are kept.
 """
 
 import contextlib
@@ -224,13 +226,13 @@ class CheckpointStore:
         self._checkpointer.close()
         self._staging.close()
 
-    def score(self, step: int) -> tuple[float | None] | None:
-        """(score,) if `step` was evaluated, None inside where it was not finite; else None."""
+    def metric(self, step: int) -> tuple[float | None] | None:
+        """(metric,) if `step` was evaluated, None inside where it was not finite; else None."""
         manifest = complete_steps(self._root).get(step)
         return (manifest["score"],) if manifest and manifest["evaluated"] else None
 
-    def set_score(self, step: int, score: float) -> None:
-        """Records the validation score of a saved step, by which the best one is kept.
+    def set_metric(self, step: int, metric: float) -> None:
+        """Records the validation metric of a saved step, by which the best one is kept.
 
         Raises:
           SaveError: if the step's write failed.
@@ -238,10 +240,10 @@ class CheckpointStore:
         self.wait()
         if jax.process_index() == 0:
             folder = self._root / str(step)
-            # A score that is not finite is as good as none: it must not win over others.
-            finite = float(score) if math.isfinite(score) else None
+            # A metric that is not finite counts as none: NaN must not win over numbers.
+            finite = float(metric) if math.isfinite(metric) else None
             write_manifest(folder, read_manifest(folder) | {"score": finite, "evaluated": True})
-        _wait_for_all(f"score of step {step}")
+        _wait_for_all(f"metric of step {step}")
 
     def metadata(self) -> dict[str, Any] | None:
         """The metadata of the newest complete step, None for a new run."""
@@ -285,9 +287,9 @@ class CheckpointStore:
     def _prune(self) -> None:
         """Removes steps that are neither new nor the best."""
         manifests = complete_steps(self._root)
-        scores = {s: m["score"] for s, m in manifests.items() if m["score"] is not None}
+        metrics = {s: m["score"] for s, m in manifests.items() if m["score"] is not None}
         kept = sorted(manifests)[-NUM_NEWEST:]
-        kept += [max(scores, key=lambda s: (scores[s], s))] if scores else []
+        kept += [max(metrics, key=lambda s: (metrics[s], s))] if metrics else []
         for step in manifests.keys() - set(kept):
             # A killed removal must not look like a damaged checkpoint.
             folder = self._root / str(step)
@@ -322,10 +324,7 @@ class CheckpointStore:
         return f"intact in {self._root}: {steps}" if steps else "no earlier one exists"
 
 
-# ---- manifests
-
-
-# ---- contents
+# ---- the parts of a training state
 
 
 def _items(state: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The arrays of a checkpoint, packed into one long vector for each type of number.
+"""Packs the arrays of a checkpoint into one long vector for each type of number.
 
-Orbax writes and reads the vectors; the list "arrays" says which part of them is which array.
+Orbax writes and reads the vectors. The list "arrays" beside them says where in them each array is.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from hrnet_jax.checkpoints.manifest import first_line
 from hrnet_jax.runtime import storage
 
 DTYPES = ("float64", "float32", "bfloat16", "float16", "int64", "int32", "uint32", "uint8", "bool")
-# Far more than the largest network with its optimizer; what claims to be larger is not restored.
+# 32 GiB: far more than the largest network with its optimizer. A list that claims more is refused.
 MAX_BYTES = 2**35
 # Name, type and shape of an array.
 Entry = tuple[str, str, tuple[int, ...]]
 
 
 def describe_arrays(tree: Any) -> list[Entry]:
-    """All arrays of a tree, in the order in which they are written."""
+    """Describes all arrays of a tree, in the order in which they are written."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [
         (
@@ -40,7 +40,7 @@ def describe_arrays(tree: Any) -> list[Entry]:
 
 
 def _lengths(entries: list[Entry]) -> dict[str, int]:
-    """Elements of the vector of each type."""
+    """The number of elements of each type's vector."""
     lengths: dict[str, int] = {}
     for _, dtype, shape in entries:
         lengths[dtype] = lengths.get(dtype, 0) + math.prod(shape)
@@ -48,20 +48,20 @@ def _lengths(entries: list[Entry]) -> dict[str, int]:
 
 
 class _Lasting(np.ndarray):
-    """Says to Orbax, which copies arrays before it returns, that this one stays as it is."""
+    """An array that Orbax need not copy before `save` returns: it does not change meanwhile."""
 
     def __deepcopy__(self, memo: Any) -> "_Lasting":
         return self
 
 
 def make_vectors(entries: list[Entry]) -> dict[str, np.ndarray]:
-    """Room for the arrays, one vector for each type."""
+    """Allocates the vectors for the arrays, one for each type."""
     lengths = _lengths(entries).items()
     return {dtype: np.empty(n, np.dtype(dtype)).view(_Lasting) for dtype, n in lengths}
 
 
 def pack(tree: Any, entries: list[Entry], vectors: dict[str, np.ndarray]) -> None:
-    """Copies a tree of arrays, which each host has whole, into the vectors."""
+    """Copies a tree of replicated arrays into the vectors."""
     leaves = jax.tree.leaves(tree)
     for leaf in leaves:
         if isinstance(leaf, jax.Array):
@@ -73,6 +73,7 @@ def pack(tree: Any, entries: list[Entry], vectors: dict[str, np.ndarray]) -> Non
 
 
 def unpack(vectors: Mapping[str, np.ndarray], entries: list[Entry]) -> list[np.ndarray]:
+    """The arrays in the vectors, as views, in the order of their descriptions."""
     ends, arrays = dict.fromkeys(vectors, 0), []
     for _, dtype, shape in entries:
         start, ends[dtype] = ends[dtype], ends[dtype] + math.prod(shape)
@@ -81,7 +82,7 @@ def unpack(vectors: Mapping[str, np.ndarray], entries: list[Entry]) -> list[np.n
 
 
 def read_descriptions(folder: epath.Path, name: str) -> list[Entry]:
-    """What a part of a checkpoint holds, by its list.
+    """Reads which arrays a part of a checkpoint holds.
 
     Raises:
       ValueError: naming the folder, if there is no such part or its list is malformed.
@@ -115,7 +116,7 @@ def restore_arrays(folder: epath.Path, name: str) -> list[np.ndarray]:
 
 @contextlib.contextmanager
 def opened_part(folder: epath.Path, name: str) -> Iterator[tuple[Any, epath.Path, dict[str, Any]]]:
-    """A part opened for reading: Orbax's handler, where the part is and room for its vectors.
+    """Opens a part: yields Orbax's handler, the part's local folder and vectors to read into.
 
     Raises:
       ValueError: naming the folder, if the part cannot be opened or read, or does not hold what its
@@ -130,7 +131,7 @@ def opened_part(folder: epath.Path, name: str) -> Iterator[tuple[Any, epath.Path
             if found != wanted:
                 raise ValueError(f"holds {found}, its list says {wanted}")
             yield handler, part, {k: np.empty(*description) for k, description in wanted.items()}
-    except Exception as error:  # whatever contents that are none provoke in the reader
+    except Exception as error:  # damaged contents raise anything in Orbax and TensorStore
         raise ValueError(f"{folder / name} cannot be read: {first_line(error)}") from error
 
 

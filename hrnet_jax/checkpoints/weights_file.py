@@ -1,9 +1,9 @@
-"""Weights with all that is needed to use them, in one file; some come with the package.
+"""Weight files: a network's weights with everything needed to use them. Some are in the package.
 
-It is a .safetensors file. Its arrays have the names they have in the tree of variables, such as
-params/backbone/stem/conv1/conv/kernel, and are float16 or float32; they are used in float32. The
-header's metadata hold, as JSON under "hrnet_jax", what a checkpoint's metadata hold, its step and
-its score.
+A weight file is a .safetensors file. Its arrays have the names of the tree of variables, such as
+params/backbone/stem/conv1/conv/kernel. They are float16 or float32 and are used in float32. The
+header's metadata hold, as JSON under "hrnet_jax", the checkpoint's metadata, its step and its
+metric ("score").
 """
 
 import json
@@ -34,8 +34,8 @@ MODEL_TYPES = {
     "variant": str, "num_classes": int, "head": str, "align_corners": bool,
     "image_statistics": float,
 }  # fmt: skip
-# In a configuration: paths that mean nothing on another machine.
-_PLACES = ("root", "class_file", "compilation_cache", "init_from", "converted_from")
+# Keys of a configuration with paths that mean nothing on another machine.
+_PATHS = ("root", "class_file", "compilation_cache", "init_from", "converted_from")
 
 
 def names() -> tuple[str, ...]:
@@ -52,12 +52,12 @@ def find(path_or_name: str | os.PathLike) -> epath.Path | None:
 
 
 def known() -> str:
-    """The names that there are, for messages."""
+    """The names of the weights in the package, for messages."""
     return f"weights that come with hrnet_jax: {', '.join(names()) or 'none in this version'}"
 
 
 def is_foreign(path_or_name: str | os.PathLike) -> bool:
-    """Whether this is a file of another layout, PyTorch's perhaps."""
+    """Whether this is a file that `write` has not written, perhaps one of PyTorch."""
     file = find(path_or_name)
     try:
         return file is not None and _KEY not in torch_files.safetensors_metadata(file)
@@ -83,7 +83,7 @@ def write(
     metadata: Mapping[str, Any],
     *,
     step: int,
-    score: float | None,
+    metric: float | None,
     dtype: str = "float32",
 ) -> None:
     """Writes a file; it appears under its name when it is complete.
@@ -93,7 +93,7 @@ def write(
       variables: {"params", "batch_stats"}.
       metadata: of a checkpoint. Paths in its configuration are left out.
       step: optimizer steps of the weights.
-      score: mean IoU on the validation split, or None.
+      metric: mean IoU on the validation split, or None.
       dtype: of the kernels; statistics, scales and biases are few and stay float32.
 
     Raises:
@@ -112,16 +112,16 @@ def write(
         arrays[name] = value
     about = {
         **{key: metadata[key] for key in _METADATA_TYPES},
-        "config": _without_places(metadata["config"]),
+        "config": _without_paths(metadata["config"]),
         "format_version": VERSION,
         "step": int(step),
-        "score": score,
+        "score": metric,
     }
     torch_files.write_tensors(path, arrays, {_KEY: json.dumps(about, allow_nan=False)})
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any], int, float | None]:
-    """Reads a file: variables (float32, NumPy), metadata, step and score.
+    """Reads a file: variables (float32, NumPy), metadata, step and metric.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -138,7 +138,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any], int, 
         about = json.loads(found[_KEY])
         _check(about)
         template = _shapes(about["model"])
-    except Exception as error:  # whatever contents that are none provoke
+    except Exception as error:  # a strange description raises anything in create_model
         raise ValueError(f"{path}: its description is damaged: {error}") from None
     with torch_files.open_tensors(path) as tensors:
         problems = [f"missing: {name}" for name in template.keys() - tensors.keys()]
@@ -157,8 +157,8 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any], int, 
                 f"\n  {shown}"
             )
         arrays = {name: tensors[name].numpy().astype(np.float32) for name in template}
-    step, score = about.pop("step"), about.pop("score")
-    return traverse_util.unflatten_dict(arrays, sep="/"), about, step, score
+    step, metric = about.pop("step"), about.pop("score")
+    return traverse_util.unflatten_dict(arrays, sep="/"), about, step, metric
 
 
 def _check(about: Any) -> None:
@@ -170,8 +170,8 @@ def _check(about: Any) -> None:
             raise ValueError(f"missing or of a wrong type: {odd}")
     if odd := sorted(model.keys() - MODEL_TYPES.keys()):
         raise ValueError(f"unknown in its model: {odd}")
-    score = about["score"]
-    if type(about["step"]) is not int or not (score is None or math.isfinite(score)):
+    metric = about["score"]
+    if type(about["step"]) is not int or not (metric is None or math.isfinite(metric)):
         raise ValueError("step or score are no numbers")
 
 
@@ -182,7 +182,7 @@ def _shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {k: v.shape for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
 
 
-def _without_places(config: Any) -> Any:
+def _without_paths(config: Any) -> Any:
     if isinstance(config, Mapping):
-        return {k: "" if k in _PLACES else _without_places(v) for k, v in config.items()}
-    return [_without_places(v) for v in config] if isinstance(config, list | tuple) else config
+        return {k: "" if k in _PATHS else _without_paths(v) for k, v in config.items()}
+    return [_without_paths(v) for v in config] if isinstance(config, list | tuple) else config

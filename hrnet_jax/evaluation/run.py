@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from hrnet_jax.checkpoints import weights_file
+from hrnet_jax.checkpoints import foreign, weights_file
 from hrnet_jax.checkpoints.load import Checkpoint, load_checkpoint
 from hrnet_jax.data import open_images
 from hrnet_jax.data.sources.image_folder import ImageClasses
@@ -42,6 +42,7 @@ class Options:
         num_overlays: number of best and of worst images that are drawn at full size.
         compare: another checkpoint, which is evaluated in the same way, or the output folder of an
             earlier evaluation of the same images; "" for none.
+        pytorch_file: arguments of `load_checkpoint` for a PyTorch file in `compare`.
         save_predictions: write label-id PNGs to output/predictions.
         submission: also check them and write output/submission.zip.
 
@@ -58,6 +59,7 @@ class Options:
     space: int = 1
     num_overlays: int = 4
     compare: str = ""
+    pytorch_file: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     save_predictions: bool = False
     submission: bool = False
 
@@ -105,7 +107,7 @@ class SegmentationRun:
         if options.compare:
             self._other_counts = _earlier_counts(options.compare, self.source)
             if self._other_counts is None:
-                self.compared = load_checkpoint(options.compare)
+                self.compared = load_checkpoint(options.compare, **options.pytorch_file)
                 _check_classes(self.compared, self.source)
         self._gallery = report.Gallery()
 
@@ -281,7 +283,7 @@ def _earlier_counts(path: str, source: Source) -> np.ndarray | None:
     if file is None and not folder.exists():
         raise FileNotFoundError(f"--compare={path}: no such file or folder; {weights_file.known()}")
     table = (folder.parent if folder.is_file() else folder) / segmentation.IMAGE_METRICS
-    if table.exists() and (file is None or weights_file.is_foreign(file)):
+    if table.exists() and (file is None or foreign.is_foreign(file)):
         return segmentation.read_image_counts(table, source.ids, source.classes.names)
     return None
 

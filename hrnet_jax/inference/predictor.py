@@ -165,6 +165,9 @@ def load(
     step: int | None = None,
     which: str = "best",
     tta: TestTimeAugmentation = SINGLE_SCALE,
+    classes: str | None = None,
+    key: str | None = None,
+    weights: str = "auto",
     space: int = 1,
     size_step: int = 1,
     method: TestTimeAugmentation | None = None,
@@ -173,11 +176,15 @@ def load(
 
     Args:
         path_or_name: a workdir, its checkpoints folder or the folder of one step; a file written
-            by `tools.convert_weights --to=weights`; or the name of shipped weights, such as
-            "camvid_w18_small_v1" (`weights_file.names` lists them).
+            by `tools.convert_weights --to=weights`; the name of shipped weights, such as
+            "camvid_w18_small_v1" (`weights_file.names` lists them); or a PyTorch file or an address
+            on the Hugging Face hub, as `from_torch` takes them.
         step: the step to load; None chooses by `which`.
         which: "best" (by mIoU) or "latest".
         tta: test-time augmentation of every prediction; single scale by default.
+        classes: of a PyTorch file, which does not name them: "cityscapes", "camvid" or a JSON class
+            file.
+        key, weights: which network of a PyTorch file, as for `from_torch`.
         space: number of devices that divide the height of each image, for images that are too
             large for one.
         size_step: pad images to multiples of this, so that images of many sizes need few compiled
@@ -192,7 +199,9 @@ def load(
     from hrnet_jax.data.sources.source import Classes
 
     tta = _renamed(tta, method)
-    checkpoint = load_checkpoint(path_or_name, step=step, which=which)
+    checkpoint = load_checkpoint(
+        path_or_name, step=step, which=which, classes=classes, key=key, weights=weights
+    )
     classes = Classes.from_json(checkpoint.metadata["classes"])
     model = create_model(**checkpoint.metadata["model"])
     return Predictor(

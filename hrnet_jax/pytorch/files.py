@@ -1,35 +1,35 @@
-"""Tensors in PyTorch and safetensors files, without PyTorch: reads them, and runs nothing there.
+"""Reads and writes files of tensors without PyTorch; executes nothing in them.
 
-Formats: zip `.pth` (PyTorch 1.6 and later), the legacy one before it, and `.safetensors`. The
-first and the last are written, too.
+Formats: zip `.pth` (PyTorch 1.6 and later), the legacy one before it, `.safetensors`, and
+PaddlePaddle's `.pdparams`. The first and the third are written, too.
 """
 
 import contextlib
 import functools
 import io
 import json
-import math
 import mmap
 import os
 import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from hrnet_jax.pytorch.unpickle import (
     STORAGES,
     Interpreter,
+    NumpyArray,
     Refused,
     Storage,
     Tensor,
     check_sizes,
     contiguous_strides,
-    strided,
 )
 from hrnet_jax.runtime import storage
 
@@ -47,8 +47,13 @@ _SAFETENSORS_DTYPES = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-# The limit of the safetensors format itself.
-_MAX_SAFETENSORS_HEADER = 100_000_000
+# Why files of these suffixes are not read.
+_UNREADABLE = {
+    ".pdiparams": ". PaddlePaddle's inference files hold arrays without names: take the .pdparams"
+    " file of the training, or save one with paddle.save(model.state_dict(), path)",
+    ".pdmodel": ". PaddlePaddle's .pdmodel is a program without weights: take the .pdparams file",
+    ".onnx": ". ONNX files hold graphs, not HRNet's parameters: take the file it was made from",
+}
 
 
 @contextlib.contextmanager
@@ -63,65 +68,72 @@ def open_tensors(path: str | os.PathLike) -> Iterator[Any]:
       ValueError: the file is of another format, damaged, or holds anything but tensors and plain
         containers. Nothing that a file holds is ever executed.
     """
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_reading(path))
-        try:
-            contents = _open(file, stack)
-            yield contents
-        except Refused as error:
-            raise ValueError(f"{path}: {error}") from None
-
-
-@contextlib.contextmanager
-def _reading(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
-    """The file, or a copy of one in a store: `mmap` needs a local one."""
-    with storage.local(path) as local:
-        if not local.is_file():
-            raise FileNotFoundError(f"no weight file {os.fspath(path)!r}")
-        with open(local, "rb") as file:
-            yield file
-
-
-def _open(file: io.BufferedReader, stack: contextlib.ExitStack) -> Any:
-    size = os.fstat(file.fileno()).st_size
-    if size < 16:
-        raise Refused(f"only {size} bytes, neither a PyTorch nor a safetensors file")
-    head = file.read(16)
-    file.seek(0)
-    data = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    # First, for the length in front of it may begin like the others: with b"\x80" in every 32nd
-    # file. They have no brace there, but a byte of a magic number, or a zip archive's method, 0.
-    if head[8:9] == b"{":
-        return _open_safetensors(data)
-    if head.startswith(b"\x80"):
-        return _open_legacy(data)
-    if head.startswith(b"PK\x03\x04"):
-        with _damage_refused():
-            archive = stack.enter_context(zipfile.ZipFile(file))
-        return _open_zip(archive)
-    raise Refused("neither a zip .pth, a legacy .pth nor a .safetensors file (by its first bytes)")
+    with _refusing(path), _local(path) as local, _contents(local) as contents:
+        yield contents
 
 
 def safetensors_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """The texts in the header of a `.safetensors` file; those of a file without any are empty.
+    """The texts in the header of a `.safetensors` file; empty where it has none.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is no safetensors file, or damaged.
     """
-    with _reading(path) as file:
-        try:
-            if os.fstat(file.fileno()).st_size < 16:
-                raise Refused("cut short")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                metadata = _safetensors_header(data)[0].get("__metadata__", {})
-                if not isinstance(metadata, dict) or any(
-                    type(value) is not str for value in metadata.values()
-                ):
-                    raise Refused("malformed safetensors metadata")
-        except Refused as error:
-            raise ValueError(f"{path}: {error}") from None
-    return metadata
+    with _refusing(path), _local(path) as local:
+        if _first_bytes(local)[8:9] != b"{":
+            raise Refused("not a safetensors file (by its first bytes)")
+        with _safetensors(local) as file:
+            return file.metadata() or {}
+
+
+@contextlib.contextmanager
+def _refusing(path: str | os.PathLike) -> Iterator[None]:
+    """Adds the file's name to what is wrong with it."""
+    try:
+        yield
+    except Refused as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+
+@contextlib.contextmanager
+def _local(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """The file, or a local copy of one in a store: `mmap` needs a local one."""
+    with storage.local(path) as local:
+        if not local.is_file():
+            raise FileNotFoundError(f"no weight file {os.fspath(path)!r}")
+        yield pathlib.Path(local)
+
+
+def _first_bytes(local: pathlib.Path) -> bytes:
+    with open(local, "rb") as file:
+        head = file.read(16)
+    if len(head) < 16:
+        raise Refused(f"only {len(head)} bytes, neither a PyTorch nor a safetensors file")
+    return head
+
+
+@contextlib.contextmanager
+def _contents(local: pathlib.Path) -> Iterator[Any]:
+    head = _first_bytes(local)
+    # First, for the length in front of it may begin like the others: with b"\x80" in every 32nd
+    # file. They have no brace there, but a byte of a magic number, or a zip archive's method, 0.
+    if head[8:9] == b"{":
+        with _safetensors(local) as tensors:
+            yield _open_safetensors(tensors)
+    elif head.startswith(b"\x80"):
+        with (
+            open(local, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            yield _open_legacy(data)
+    elif head.startswith(b"PK\x03\x04"):
+        with _archive(local) as archive:
+            yield _open_zip(archive)
+    else:
+        raise Refused(
+            "neither a zip .pth, a legacy .pth, a .pdparams nor a .safetensors file (by its first"
+            f" bytes){_UNREADABLE.get(local.suffix, '')}"
+        )
 
 
 def write_tensors(
@@ -171,6 +183,14 @@ def _damage_refused() -> Iterator[None]:
         yield
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, struct.error) as error:
         raise Refused(f"damaged zip archive ({error})") from None
+
+
+@contextlib.contextmanager
+def _archive(local: pathlib.Path) -> Iterator[zipfile.ZipFile]:
+    with _damage_refused():
+        archive = zipfile.ZipFile(local)
+    with archive:
+        yield archive
 
 
 def _open_zip(archive: zipfile.ZipFile) -> Any:
@@ -262,9 +282,13 @@ def _open_legacy(data: mmap.mmap) -> Any:
     def no_storage(*_):
         raise Refused("a storage where none belongs")
 
-    for expected in (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
-        if Interpreter(no_storage).run(data) != expected:
-            raise Refused("a pickle, but not one that PyTorch wrote")
+    first = Interpreter(no_storage).run(data)
+    if _has_arrays(first):
+        return first
+    for found, expected in ((first, _LEGACY_MAGIC), (None, _LEGACY_PROTOCOL)):
+        found = Interpreter(no_storage).run(data) if found is None else found
+        if type(found) is not int or found != expected:
+            raise Refused("a pickle, but not one that PyTorch or PaddlePaddle wrote")
     system = Interpreter(no_storage).run(data)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Refused("written on a big-endian machine, which is not supported")
@@ -297,6 +321,15 @@ def _open_legacy(data: mmap.mmap) -> Any:
     return contents
 
 
+def _has_arrays(contents: Any, depth: int = 3) -> bool:
+    """Whether this is a .pdparams file's dictionary of NumPy arrays."""
+    if isinstance(contents, NumpyArray):
+        return True
+    if isinstance(contents, dict) and depth:
+        return any(_has_arrays(value, depth - 1) for value in contents.values())
+    return isinstance(contents, tuple) and any(isinstance(v, NumpyArray) for v in contents)
+
+
 def _exactly(data: mmap.mmap, count: int) -> bytes:
     read = data.read(count)
     if len(read) != count:
@@ -319,56 +352,36 @@ def _view(whole: "Storage", view: Any) -> "Storage":
 # ---- .safetensors
 
 
-def _safetensors_header(data: mmap.mmap) -> tuple[dict[str, Any], int]:
-    """The header, and where the data begin."""
-    (length,) = struct.unpack("<Q", data[:8])
-    start = 8 + length
-    if length > _MAX_SAFETENSORS_HEADER or start > len(data):
-        raise Refused(f"a safetensors header of {length} bytes in a file of {len(data)}")
-    try:
-        header = json.loads(data[8:start].decode(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"malformed safetensors header ({error})") from None
-    if not isinstance(header, dict):
-        raise Refused("malformed safetensors header")
-    return header, start
-
-
-def _open_safetensors(data: mmap.mmap) -> dict[str, Tensor]:
-    header, start = _safetensors_header(data)
-    header.pop("__metadata__", None)
-    tensors, ranges = {}, []
-    for name, entry in header.items():
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise Refused(f"malformed safetensors entry {name!r}")
-        if type(entry["shape"]) is not list or type(entry["data_offsets"]) is not list:
-            raise Refused(f"malformed safetensors entry {name!r}")
-        if str(entry["dtype"]) not in _SAFETENSORS_DTYPES:
-            raise Refused(
-                f"{name!r} has dtype {entry['dtype']!r}; known: {sorted(_SAFETENSORS_DTYPES)}"
-            )
-        dtype, shape = _SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"])
-        offsets = tuple(entry["data_offsets"])
-        check_sizes(shape + offsets)
-        if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
-            raise Refused(f"{name!r}: {shape} {dtype} does not fit its offsets {offsets}")
-        ranges.append((*offsets, name))
-        storage = Storage(dtype, math.prod(shape), _slicer(data, start, offsets))
-        tensors[name] = strided(storage, 0, shape, contiguous_strides(shape))
-    # The format demands that the tensors cover the data without gaps and without overlaps.
-    position = 0
-    for begin, end, name in sorted(ranges):
-        if begin != position:
-            raise Refused(f"{name!r} overlaps another tensor or leaves a gap before it")
-        position = end
-    if start + position != len(data):
-        raise Refused(f"{len(data) - start} bytes of data, the header declares {position}")
+def _open_safetensors(file: Any) -> dict[str, Tensor]:
+    """The arrays of an opened file, in the order in which their data lie in it."""
+    tensors = {}
+    for name in file.offset_keys():
+        part = file.get_slice(name)
+        code = part.get_dtype()
+        if code not in _SAFETENSORS_DTYPES:
+            raise Refused(f"{name!r} has dtype {code!r}; known: {sorted(_SAFETENSORS_DTYPES)}")
+        tensors[name] = Tensor(
+            _SAFETENSORS_DTYPES[code],
+            tuple(part.get_shape()),
+            functools.partial(file.get_tensor, name),
+        )
     return tensors
+
+
+@contextlib.contextmanager
+def _safetensors(local: pathlib.Path) -> Iterator[Any]:
+    """The file, opened by the safetensors library, which checks the header against the data."""
+    try:
+        with safetensors.safe_open(os.fspath(local), framework="numpy") as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise Refused(f"not a sound safetensors file ({error})") from None
 
 
 def _write_safetensors(
     path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
+    """Not by the library, which sorts the arrays: files keep the order of the PyTorch modules."""
     codes = {dtype: code for code, dtype in _SAFETENSORS_DTYPES.items()}
     header, position = {}, 0
     for name, array in tensors.items():
@@ -381,14 +394,3 @@ def _write_safetensors(
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for array in tensors.values():
             file.write(np.ascontiguousarray(array).tobytes())
-
-
-def _slicer(data: mmap.mmap, start: int, offsets: tuple[int, int]) -> Callable[[], bytes]:
-    return lambda: data[start + offsets[0] : start + offsets[1]]
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise Refused("a name stands twice in the safetensors header")
-    return result

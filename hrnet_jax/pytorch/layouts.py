@@ -7,11 +7,13 @@ PyTorch modules, so that recognising, loading and writing all read the same tabl
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from hrnet_jax.models import Variant
+from hrnet_jax.models import VARIANTS, Variant
 from hrnet_jax.models.heads import (
     CLASSIFICATION_FEATURES,
+    HEADS,
     INCRE_PLANES,
     OCR_CHANNELS,
     OCR_KEY_CHANNELS,
@@ -30,6 +32,7 @@ class Unit:
       path: here; None for what a file may hold but no model here has.
       shape: (outputs, inputs, kernel size); a kernel size of 0 is a linear layer.
       bias: NONE, STORED, or ABSENT: the layer here has one and this layout does not.
+      statistics: what the normalisation's mean and variance are called.
     """
 
     conv: str
@@ -37,6 +40,7 @@ class Unit:
     path: tuple[str, ...] | None
     shape: tuple[int, int, int]
     bias: str = NONE
+    statistics: tuple[str, str] = ("running_mean", "running_var")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +213,51 @@ def _classification_head(v: Variant, num_classes: int, bias: str) -> Units:
     yield Unit("classifier", None, ("classifier",), shape, STORED)
 
 
+def _unused(units: Iterable[Unit]) -> Units:
+    """Layers that a file may hold and no network here has."""
+    for u in units:
+        yield dataclasses.replace(u, path=None)
+
+
+# ---- tables: PaddleSeg
+
+
+def _paddle_unit(u: Unit, name: str) -> Unit:
+    return dataclasses.replace(
+        u, conv=f"{name}._conv", bn=f"{name}._batch_norm", statistics=("_mean", "_variance")
+    )
+
+
+def _paddle_names(u: Unit) -> Unit:
+    """A unit of the backbone, by the names of PaddleSeg's HRNet, which count from 1."""
+    top, *inner = u.path
+    numbers = [re.findall(r"\d+", part) for part in u.path]
+    if top == "stem":
+        return _paddle_unit(u, f"conv_layer1_{inner[0][-1]}")
+    if top == "layer1":
+        layer = "conv_down" if inner[1] == "downsample" else inner[1]
+        return _paddle_unit(u, f"la1.bb_layer2_{int(numbers[1][0]) + 1}.{layer}")
+    if top.startswith("transition"):
+        n, branch = top[-1], int(numbers[1][0]) + 1
+        return _paddle_unit(u, f"tr{n}.transition_tr{n}_layer_{branch}")
+    stage, module = f"st{top[-1]}", int(numbers[1][0]) + 1
+    name, place = f"{stage}.stage_{stage}_{module}", f"{stage}_{module}"
+    if inner[1] == "fuse":
+        to, source, step = map(int, numbers[3])
+        last = f"_{step + 1}" if source < to else ""
+        residual = f"residual_{place}_layer_{to + 1}_{source + 1}{last}"
+        return _paddle_unit(u, f"{name}.fuse_func.{residual}")
+    branch, block = int(numbers[2][0]) + 1, int(numbers[3][0]) + 1
+    block_name = f"bb_{place}_branch_layer_{branch}_{block}"
+    return _paddle_unit(u, f"{name}.branches_func.{block_name}.{inner[3]}")
+
+
+def _paddle_fcn_head(features: int, num_classes: int) -> Units:
+    hidden = Unit("", None, ("hidden",), (features, features, 1), STORED)
+    yield _paddle_unit(hidden, "head.conv_1")
+    yield Unit("head.cls", None, ("classifier",), (num_classes, features, 1), STORED)
+
+
 # ---- tables: the layouts
 
 
@@ -216,17 +265,35 @@ def _classification_head(v: Variant, num_classes: int, bias: str) -> Units:
 class Layout:
     """How one family of files names the parameters of one head's network.
 
-    `units(variant, num_classes)` lists them in the order of the PyTorch module. `align_corners` is
-    the way to resize that such networks were trained with.
+    Attributes:
+      name: of the family.
+      head: a key of `HEADS`.
+      units: (variant, num_classes) -> the layers, in the order of the PyTorch module.
+      align_corners: the way to resize that such networks were trained with.
+      prefix: of the backbone's names inside the network.
+      left_out: why the arrays without a path are not needed here.
+      note: what the user should know about networks of this family.
+      partial: whether it lacks arrays that the network here has.
     """
 
     name: str
     head: str
     units: Callable[[Variant, int], list[Unit]]
     align_corners: bool = False
+    prefix: str = ""
+    left_out: str = ""
+    note: str = ""
+    partial: bool = False
+
+    @property
+    def writable(self) -> bool:
+        """Whether `to_torch` offers it: all arrays have values here, in the same network."""
+        return not self.left_out and self.name != "paddleseg"
 
 
-def _official(head: str, name: str, head_units: Callable[[Variant, int], Units]) -> Layout:
+def _official(
+    head: str, name: str, head_units: Callable[[Variant, int], Units], left_out: str = ""
+) -> Layout:
     single = head in ("segmentation_v1", "pose")
 
     def units(v: Variant, num_classes: int) -> list[Unit]:
@@ -235,7 +302,7 @@ def _official(head: str, name: str, head_units: Callable[[Variant, int], Units])
             *_under(head_units(v, num_classes), path=("head",)),
         ]
 
-    return Layout(name, head, units, align_corners=head == "ocr")
+    return Layout(name, head, units, align_corners=head == "ocr", left_out=left_out)
 
 
 def _mmseg(head: str, head_units: Callable[[Variant, int], Units]) -> Layout:
@@ -245,7 +312,22 @@ def _mmseg(head: str, head_units: Callable[[Variant, int], Units]) -> Layout:
             *_under(head_units(v, num_classes), path=("head",)),
         ]
 
-    return Layout("mmsegmentation", head, units)
+    return Layout("mmsegmentation", head, units, prefix="backbone.")
+
+
+def _paddleseg(head: str, prefix: str, head_units: Callable[[Variant, int], Units]) -> Layout:
+    def units(v: Variant, num_classes: int) -> list[Unit]:
+        core = map(_paddle_names, _core(v))
+        return [
+            *_under(core, prefix=prefix, path=("backbone",)),
+            *_under(head_units(v, num_classes), path=("head",)),
+        ]
+
+    note = (
+        "PaddleSeg pads its stride-2 convolutions with padding='same', at the end only; here they"
+        " are padded on both sides, as in PyTorch. The outputs differ: fine-tune these weights"
+    )
+    return Layout("paddleseg", head, units, prefix=prefix, note=note)
 
 
 def _width(v: Variant) -> int:
@@ -263,19 +345,78 @@ LAYOUTS: tuple[Layout, ...] = (
         lambda v, n: iter([Unit("final_layer", None, ("heatmaps",), (n, v.width, 1), STORED)]),
     ),
     _official("features", "official", lambda v, n: iter(())),
-    # timm's models with SSLD weights, and its `features_only` ones.
+    # timm's models with SSLD weights, its `features_only` ones and those of `num_classes=0`.
     _official("classification", "timm_ssld", lambda v, n: _classification_head(v, n, ABSENT)),
     _official(
         "features",
         "timm_features",
-        lambda v, n: (dataclasses.replace(u, path=None) for u in _incre_modules(v)),
+        lambda v, n: _unused(_incre_modules(v)),
+        "timm's wider feature maps; the plain ones are used here",
+    ),
+    _official(
+        "features",
+        "timm_pooled",
+        lambda v, n: _unused(u for u in _classification_head(v, n, STORED) if u.bn),
+        "ImageNet's head, which has no classifier",
     ),
     _mmseg(
         "segmentation",
         lambda v, n: _mmseg_fcn_head("decode_head", "hidden", "classifier", _width(v), n),
     ),
     _mmseg("ocr", lambda v, n: _mmseg_ocr_head(_width(v), n)),
+    _paddleseg("segmentation", "backbone.", lambda v, n: _paddle_fcn_head(_width(v), n)),
+    _paddleseg("features", "", lambda v, n: iter(())),
 )
+_NEAREST = (
+    "timm and segmentation_models_pytorch get the backbone without the head, and resize inside it"
+    " by nearest neighbors where this head was trained with bilinear resizing: fine-tune it there"
+)
+
+
+def _backbone(name: str, head: str, prefix: str) -> Layout:
+    """The backbone of a network with any head, for another package."""
+
+    def units(v: Variant, num_classes: int) -> list[Unit]:
+        single = HEADS[head].single_output
+        return list(_under(_core(v, single_output=single), prefix=prefix, path=("backbone",)))
+
+    note = _NEAREST if HEADS[head].method != "nearest" else ""
+    return Layout(name, head, units, prefix=prefix, note=note, partial=True)
+
+
+def _smp_encoder(v: Variant, num_classes: int) -> list[Unit]:
+    units = (*_under(_core(v), path=("backbone",)), *_under(_incre_modules(v), path=("head",)))
+    return list(_under(iter(units), prefix="model."))
+
+
+# Layouts that are written but not looked for: what is read as them is one of `LAYOUTS`, too.
+WRITTEN: tuple[Layout, ...] = (
+    _official("classification", "timm", lambda v, n: _classification_head(v, n, STORED)),
+    Layout("smp", "classification", _smp_encoder, prefix="model.", partial=True),
+    *(_backbone("timm", head, "") for head in ("segmentation", "ocr", "features", "pyramid")),
+    *(_backbone("smp", head, "model.") for head in ("segmentation", "ocr", "features", "pyramid")),
+)
+# A unit's path in the backbone, of three that all HRNets have and that are far apart.
+_ANCHORS = (
+    ("layer1", "block0", "conv1"),
+    ("stage2", "module0", "branch0", "block0", "conv1"),
+    ("stage4", "module0", "branch0", "block0", "conv1"),
+)
+
+
+@functools.cache
+def anchors(layout: Layout) -> tuple[str, ...]:
+    """Keys by which a network of this layout is found, whatever its variant."""
+    units = layout.units(VARIANTS["w18_small_v1"], 1)
+    paths = {("backbone", *path) for path in _ANCHORS}
+    return tuple(f"{u.conv}.weight" for u in units if u.path in paths)
+
+
+@functools.cache
+def first_names() -> frozenset[str]:
+    """What keys of networks of the known layouts begin with, up to the first dot."""
+    variant = VARIANTS["w18_small_v1"]
+    return frozenset(key.partition(".")[0] for x in LAYOUTS for key in key_shapes(x, variant))
 
 
 def leaves(units: list[Unit]) -> list[Leaf]:
@@ -292,8 +433,8 @@ def leaves(units: list[Unit]) -> list[Leaf]:
             for key, collection, name in (
                 ("weight", "params", "scale"),
                 ("bias", "params", "bias"),
-                ("running_mean", "batch_stats", "mean"),
-                ("running_var", "batch_stats", "var"),
+                (u.statistics[0], "batch_stats", "mean"),
+                (u.statistics[1], "batch_stats", "var"),
             ):
                 path = u.path and (collection, *u.path, "bn", name)
                 result.append(Leaf(f"{u.bn}.{key}", (out,), path))

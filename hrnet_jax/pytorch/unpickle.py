@@ -1,9 +1,14 @@
-"""Tensors out of the pickles in which PyTorch keeps them, without running the pickles.
+"""Reads tensors from the pickles in which PyTorch and PaddlePaddle keep them; executes nothing.
 
-A pickle is a program. The interpreter here knows the few opcodes that state dictionaries consist
-of, and its stack never holds anything callable: plain containers, numbers, strings, and tensors
-whose data stay in the file until they are asked for. Any other opcode or name ends the reading
-with an error before anything came of it.
+A pickle is a program. The interpreter here knows the few opcodes that checkpoints consist of. Its
+stack never holds anything callable: plain containers, numbers, strings, tensors whose data stay in
+the file until they are asked for, and placeholders.
+
+A `Placeholder` stands for every object of another class, such as an `argparse.Namespace` beside the
+weights. It keeps the name of the class and nothing else: the class is not imported, the object is
+not built, and what the pickle would do with it (call, set state, fill) is read and discarded. Names
+that no data consist of, such as `os.system`, end the reading with an error, as does any other
+opcode.
 """
 
 import dataclasses
@@ -97,11 +102,37 @@ def check_sizes(sizes: tuple) -> None:
 # ---- pickles
 
 
+class Placeholder:
+    """An object of a class that is not read: the name of the class, nothing of its contents."""
+
+    __slots__ = ("name",)
+    # As the key of a dictionary it would be hashed and compared; such entries are left out.
+    __hash__ = None
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+class NumpyArray:
+    """An array of NumPy; `tensor` is None until its contents have been read."""
+
+    __slots__ = ("tensor",)
+    __hash__ = None
+
+    def __init__(self):
+        self.tensor: Tensor | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Global:
     """A name that a pickle mentions; it stands for nothing that could be called."""
 
     name: str
+
+    @property
+    def text(self) -> str:
+        """As Python writes it: module.name."""
+        return self.name.replace(" ", ".", 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +150,19 @@ def _rebuild_tensor(storage, offset, size, stride, requires_grad, hooks, metadat
     return strided(storage, offset, size, stride)
 
 
-def _rebuild_parameter(data, requires_grad, hooks) -> Tensor:
+def _rebuild_parameter(data, requires_grad, hooks, state=None) -> Tensor:
     if not isinstance(data, Tensor):
         raise Refused("malformed parameter")
     return data
+
+
+def _rebuild_subclass(function, kind, arguments, state) -> Tensor:
+    """A tensor of a subclass: the tensor."""
+    if not isinstance(function, _Global) or type(arguments) is not tuple:
+        raise Refused("malformed tensor")
+    if function.name not in ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"):
+        raise Refused(f"a tensor made by {function.text!r}")
+    return _FUNCTIONS[function.name](*arguments)
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -132,14 +172,16 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
-def _numpy_dtype(code: str, align: Any = False, copy: Any = True) -> _NumpyDtype:
-    if code not in _NUMPY_SCALARS:
-        raise Refused(f"a NumPy value of type {code!r}")
-    return _NumpyDtype(code)
+def _numpy_dtype(code: Any, align: Any = False, copy: Any = True) -> _NumpyDtype | Placeholder:
+    if type(code) is str and code in _NUMPY_SCALARS:
+        return _NumpyDtype(code)
+    return Placeholder("numpy.dtype")
 
 
-def _numpy_scalar(dtype: _NumpyDtype, value: bytes) -> float | int | bool:
+def _numpy_scalar(dtype: Any, value: Any) -> float | int | bool | Placeholder:
     """Official checkpoints keep their best mIoU as one of these."""
+    if isinstance(dtype, Placeholder):
+        return Placeholder("numpy.generic")
     if not isinstance(dtype, _NumpyDtype) or type(value) is not bytes:
         raise Refused("malformed NumPy number")
     if len(value) != np.dtype(dtype.code).itemsize:
@@ -147,15 +189,67 @@ def _numpy_scalar(dtype: _NumpyDtype, value: bytes) -> float | int | bool:
     return np.frombuffer(value, dtype.code)[0].item()
 
 
+def _numpy_array(kind: Any, shape: Any, code: Any) -> NumpyArray:
+    """An empty array; BUILD gives it shape, type and bytes."""
+    return NumpyArray()
+
+
+def _array_contents(state: Any) -> Tensor | None:
+    """The array that BUILD describes; None where it is not one of numbers."""
+    if type(state) is not tuple or len(state) != 5:
+        raise Refused("malformed NumPy array")
+    _, shape, dtype, fortran, data = state
+    if isinstance(dtype, Placeholder):
+        return None
+    if not isinstance(dtype, _NumpyDtype) or type(shape) is not tuple or type(data) is not bytes:
+        raise Refused("malformed NumPy array")
+    check_sizes(shape)
+    kind = np.dtype(dtype.code)
+    if len(data) != math.prod(shape) * kind.itemsize:
+        raise Refused(f"a NumPy array of shape {shape} with {len(data)} bytes")
+    strides = contiguous_strides(shape)
+    if fortran is True:
+        strides = contiguous_strides(shape[::-1])[::-1]
+    return strided(Storage(kind, math.prod(shape), lambda: data), 0, shape, strides)
+
+
+def _defaultdict(factory: Any = None) -> _OrderedDict:
+    return _OrderedDict()
+
+
 _FUNCTIONS: Mapping[str, Callable] = {
     "collections OrderedDict": lambda: _OrderedDict(),
+    "collections defaultdict": _defaultdict,
     "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils _rebuild_parameter": _rebuild_parameter,
+    "torch._utils _rebuild_parameter_with_state": _rebuild_parameter,
+    "torch._tensor _rebuild_from_type_v2": _rebuild_subclass,
     "_codecs encode": _encode,
     "numpy dtype": _numpy_dtype,
     "numpy.core.multiarray scalar": _numpy_scalar,
     "numpy._core.multiarray scalar": _numpy_scalar,
+    "numpy.core.multiarray _reconstruct": _numpy_array,
+    "numpy._core.multiarray _reconstruct": _numpy_array,
 }
+# Names with which pickles do harm in other readers. Here they would do none, since nothing is
+# called, but a file with one of them is hostile or damaged, and no weights are taken from it.
+_HARMFUL_MODULES = frozenset(
+    (
+        "posix", "nt", "os", "sys", "subprocess", "socket", "shutil", "importlib", "runpy",
+        "pickle", "_pickle", "cPickle", "ctypes", "code", "commands", "pty", "webbrowser", "urllib",
+        "http", "multiprocessing", "asyncio", "threading", "signal", "pip", "pdb", "bdb", "timeit",
+        "cProfile",
+    )
+)  # fmt: skip
+# Of these only what `_FUNCTIONS` lists: all else stands for tensors, or loads something.
+_TENSOR_MODULES = ("torch._utils", "torch.storage", "torch.serialization", "torch.hub", "torch.jit")
+_BUILTIN_MODULES = ("builtins", "__builtin__")
+_BUILTIN_TYPES = frozenset(
+    (
+        "set", "frozenset", "complex", "bytearray", "slice", "range", "object", "getattr", "list",
+        "dict", "tuple", "int", "float", "str", "bool", "bytes", "type",
+    )
+)  # fmt: skip
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
 _NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT")
@@ -212,10 +306,20 @@ class Interpreter:
             stack.append(tuple(self._pop_to_mark()))
         elif name in ("APPEND", "APPENDS"):
             items = self._pop(1) if name == "APPEND" else self._pop_to_mark()
-            self._top(list).extend(items)
+            if not isinstance(stack[-1], Placeholder):
+                self._top(list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = self._pop(2) if name == "SETITEM" else self._pop_to_mark()
-            self._set_items(self._top(dict), items)
+            if not isinstance(stack[-1], Placeholder):
+                self._set_items(self._top(dict), items)
+        elif name == "EMPTY_SET":
+            stack.append(Placeholder("builtins.set"))
+        elif name == "ADDITEMS":
+            self._pop_to_mark()
+            self._top(Placeholder)
+        elif name == "FROZENSET":
+            self._pop_to_mark()
+            stack.append(Placeholder("builtins.frozenset"))
         elif name == "GLOBAL":
             stack.append(self._global(argument))
         elif name == "STACK_GLOBAL":
@@ -224,10 +328,10 @@ class Interpreter:
         elif name == "BINPERSID":
             stack.append(self._persistent(*self._pop(1)))
         elif name == "REDUCE":
-            function, arguments = self._pop(2)
-            if not isinstance(function, _Global) or function.name not in _FUNCTIONS:
-                raise Refused("calls something that is not a function")
-            stack.append(_FUNCTIONS[function.name](*arguments))
+            stack.append(self._call(*self._pop(2)))
+        elif name in ("NEWOBJ", "NEWOBJ_EX"):
+            kind, *_ = self._pop(2 if name == "NEWOBJ" else 3)
+            stack.append(self._new(kind))
         elif name == "BUILD":
             self._build(*self._pop(1))
         elif name not in ("PROTO", "FRAME", "STOP"):
@@ -254,20 +358,52 @@ class Interpreter:
     @staticmethod
     def _set_items(target: dict, items: list[Any]) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Others are not needed, and hashing a tuple nested a million deep ends the process.
-            if type(key) not in (str, int):
-                raise Refused(f"a dictionary key that is a {type(key).__name__}")
-            target[key] = value
+            # Weights have no other keys. To hash a tuple nested a million deep ends the process.
+            if type(key) in (str, int):
+                target[key] = value
 
     @staticmethod
     def _global(name: str) -> _Global:
-        if name not in _FUNCTIONS and name not in STORAGES:
+        found = _Global(name)
+        module, _, attribute = name.partition(" ")
+        whole = f"{module} {attribute.partition('.')[0]}"  # OrderedDict of OrderedDict.fromkeys
+        if name in _FUNCTIONS or name in STORAGES:
+            return found
+        if (
+            module.partition(".")[0] in _HARMFUL_MODULES
+            or module in _TENSOR_MODULES
+            or whole in _FUNCTIONS
+            or (module in _BUILTIN_MODULES and attribute.partition(".")[0] not in _BUILTIN_TYPES)
+            or (module == "torch" and attribute.endswith("Storage"))
+        ):
             raise Refused(
-                f"refers to {name.replace(' ', '.', 1)!r}, which is neither a tensor nor a plain "
-                "container; nothing was executed. Save only the state_dict: "
-                "torch.save(model.state_dict(), path)"
+                f"refers to {found.text!r}, which no weights need; nothing was executed. Save only"
+                " the state_dict: torch.save(model.state_dict(), path)"
             )
-        return _Global(name)
+        return found
+
+    @staticmethod
+    def _call(function: Any, arguments: Any) -> Any:
+        if not isinstance(function, _Global) or function.name in STORAGES:
+            raise Refused("calls something that is not a function")
+        if function.name in _FUNCTIONS:
+            return _FUNCTIONS[function.name](*arguments)
+        if type(arguments) is not tuple:
+            raise Refused("malformed pickle (no arguments to a call)")
+        # tuple((name, array)), with which PaddlePaddle wraps arrays.
+        if function.name in ("builtins tuple", "__builtin__ tuple") and len(arguments) == 1:
+            (items,) = arguments
+            return tuple(items) if type(items) in (tuple, list) else Placeholder(function.text)
+        # The class of an object of protocol 0 or 1 is the first argument.
+        if function.name in ("copyreg _reconstructor", "copy_reg _reconstructor") and arguments:
+            return Interpreter._new(arguments[0])
+        return Placeholder(function.text)
+
+    @staticmethod
+    def _new(kind: Any) -> Placeholder:
+        if not isinstance(kind, _Global) or kind.name in _FUNCTIONS or kind.name in STORAGES:
+            raise Refused("makes an object of something that is not a class")
+        return Placeholder(kind.text)
 
     def _persistent(self, identifier: Any) -> Storage:
         if type(identifier) is not tuple or len(identifier) not in (5, 6):
@@ -285,5 +421,7 @@ class Interpreter:
         if isinstance(target, _NumpyDtype):
             if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", "|"):
                 raise Refused("a NumPy number of unknown byte order")
-        elif not isinstance(target, _OrderedDict):
+        elif isinstance(target, NumpyArray):
+            target.tensor = _array_contents(state)
+        elif not isinstance(target, _OrderedDict | Placeholder):
             raise Refused("sets attributes of something other than a state dictionary; not read")

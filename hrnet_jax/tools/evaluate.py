@@ -8,7 +8,13 @@ Every image is evaluated once, at its native size, on all devices. Exit code 2 m
 argument or a file is wrong; the message names it.
 """
 
-from hrnet_jax.tools import outputs, process_flags, script, tta_flags  # isort: skip  # quiets TensorFlow
+from hrnet_jax.tools import (  # isort: skip  # quiets TensorFlow
+    outputs,
+    process_flags,
+    script,
+    tta_flags,
+    weights_flags,
+)
 
 import sys
 
@@ -56,7 +62,7 @@ _SUBMISSION = flags.DEFINE_bool(
     "submission", False, "Check the predictions and write submission.zip for the test server."
 )
 flags.mark_flags_as_required(["checkpoint", "output"])
-for _module in (tta_flags, process_flags):
+for _module in (tta_flags, process_flags, weights_flags):
     flags.adopt_module_key_flags(_module)  # shown by --help
 
 # Flags that do not apply to classifiers of whole images.
@@ -77,6 +83,7 @@ def options() -> Options:
         space=tta_flags.space(),
         num_overlays=_NUM_OVERLAYS.value,
         compare=_COMPARE.value,
+        pytorch_file=weights_flags.options(),
         save_predictions=_SAVE_PREDICTIONS.value,
         submission=_SUBMISSION.value,
     )
@@ -135,7 +142,7 @@ def run(arguments: list[str]) -> int:
     process_flags.check_same(sys.modules[__name__])
     sharding.use_compilation_cache()
     chosen = options()
-    checkpoint = load_checkpoint(_CHECKPOINT.value, step=_STEP.value)
+    checkpoint = load_checkpoint(_CHECKPOINT.value, step=_STEP.value, **weights_flags.options())
     # While a run continues, its newest checkpoint may differ a moment later.
     distributed.check_same("checkpoints", {"step": checkpoint.step})
     if checkpoint.metadata["model"]["head"] == "classification":

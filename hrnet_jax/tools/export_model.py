@@ -13,7 +13,7 @@ from absl import flags
 from hrnet_jax.export import export
 from hrnet_jax.inference.predictor import load
 from hrnet_jax.runtime import sharding
-from hrnet_jax.tools import outputs, script
+from hrnet_jax.tools import outputs, script, weights_flags
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a run or of one of its steps, a file of weights, or a name."
@@ -24,6 +24,7 @@ _SIZE = flags.DEFINE_string("size", "", "HEIGHTxWIDTH of the images; .onnx: open
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images per call; default: open.", 1)
 _OUTPUTS = flags.DEFINE_list("outputs", ["labels"], f"What it gives: {', '.join(export.OUTPUTS)}.")
 flags.mark_flags_as_required(["checkpoint", "output"])
+flags.adopt_module_key_flags(weights_flags)  # shown by --help
 
 
 def run(arguments: list[str]) -> int:
@@ -32,7 +33,7 @@ def run(arguments: list[str]) -> int:
     sharding.use_compilation_cache()
     size = script.parse_size("size", _SIZE.value)
     outputs.file(_OUTPUT.value)  # an existing folder is refused before any work
-    predictor = load(_CHECKPOINT.value, step=_STEP.value)
+    predictor = load(_CHECKPOINT.value, step=_STEP.value, **weights_flags.options())
     print(f"Writing {_OUTPUT.value} and trying it against the checkpoint ...", flush=True)
     try:
         agreement = export.export_model(

@@ -14,9 +14,9 @@ import sys
 from absl import flags
 
 from hrnet_jax.inference import file_job, web_demo
-from hrnet_jax.inference.predictor import load
+from hrnet_jax.inference.predictor import Predictor, load
 from hrnet_jax.runtime import memory, sharding
-from hrnet_jax.tools import outputs, script, tta_flags
+from hrnet_jax.tools import outputs, script, tta_flags, weights_flags
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a run or of one of its steps, a weights file, or a name."
@@ -32,7 +32,17 @@ _ALPHA = flags.DEFINE_float("alpha", 0.55, "Strength of the colors in overlays, 
 _SERVE = flags.DEFINE_bool("serve", False, "Open a local web page on which images can be dropped.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port of --serve; 0 takes a free one.", 0, 65535)
 flags.mark_flag_as_required("checkpoint")
-flags.adopt_module_key_flags(tta_flags)  # shown by --help
+for _module in (tta_flags, weights_flags):
+    flags.adopt_module_key_flags(_module)  # shown by --help
+
+
+def _predictor() -> Predictor:
+    return load(
+        _CHECKPOINT.value,
+        tta=tta_flags.tta(),
+        space=tta_flags.space(),
+        **weights_flags.options(),
+    )
 
 
 def run(arguments: list[str]) -> int:
@@ -43,14 +53,14 @@ def run(arguments: list[str]) -> int:
     if _SERVE.value:
         # Opened before the network is loaded, so that a port in use is reported at once.
         with web_demo.listen(_PORT.value) as server:
-            server.predictor = load(_CHECKPOINT.value, tta=tta_flags.tta(), space=tta_flags.space())
+            server.predictor = _predictor()
             print(f"Open {server.url} in a browser; Ctrl+C stops the server.", flush=True)
             server.run()
         return 0
     output = outputs.folder(_OUTPUT.value)
     inputs, failures = file_job.list_inputs(arguments)
     job = file_job.FileJob(
-        load(_CHECKPOINT.value, tta=tta_flags.tta(), space=tta_flags.space()),
+        _predictor(),
         output,
         tuple(_OUTPUTS.value),
         _BATCH_SIZE.value,

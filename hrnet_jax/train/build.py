@@ -16,14 +16,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import hrnet_jax
-from hrnet_jax.checkpoints import manifest, weights_file
+from hrnet_jax.checkpoints import foreign, manifest, weights_file
 from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.data.pipeline.batches import iterate
 from hrnet_jax.data.pipeline.order import Shard
 from hrnet_jax.data.sources.source import Source
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import HRNetModel, create_model
-from hrnet_jax.pytorch import convert
+from hrnet_jax.pytorch import convert, hub
 from hrnet_jax.runtime import sharding, storage
 from hrnet_jax.train import losses, optimizers
 from hrnet_jax.train.step import TrainState, create_state, make_train_step
@@ -156,8 +156,9 @@ def make_model(config: ConfigDict, num_classes: int, platform: str | None = None
 def load_initial_variables(config: ConfigDict, model: HRNetModel) -> Any | None:
     """The variables to start from if `config.init_from` is set, else None.
 
-    Any head will do, ImageNet's too: the file has to have the whole backbone, and those arrays of
-    the head that fit, by name and shape, are taken over. The log names what stays random.
+    Any head will do, ImageNet's, one of another package or none: the file has to have the whole
+    backbone, and those arrays of the head that fit, by name and shape, are taken over.
+    The log names what stays random.
 
     Raises:
       FileNotFoundError: if there is no such file or folder.
@@ -166,12 +167,15 @@ def load_initial_variables(config: ConfigDict, model: HRNetModel) -> Any | None:
     path = config.init_from
     if not path:
         return None
-    if weights_file.find(path) is None and not storage.path(path).exists():
+    known = hub.is_address(path) or weights_file.find(path) or storage.path(path).exists()
+    if not known:
         raise FileNotFoundError(
             f"config.init_from={path!r}: no such file or folder; {weights_file.known()}"
         )
-    if weights_file.is_foreign(path):
-        _, variables = convert.from_torch(path)
+    if foreign.is_foreign(path):
+        converted = convert.convert(path, backbone_only=True)
+        logger.info("%s", converted.report.summary())
+        variables = converted.variables
     else:
         variables = load_checkpoint(path).variables
     fresh = model.init(jax.random.key(config.seed), jnp.zeros((1, 64, 64, 3)))

@@ -142,7 +142,7 @@ def _train(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch
     start_step = int(state.step)
     # The program ended between saving a step and evaluating it: the evaluation comes first now.
     resumes_evaluation = (
-        run.timetable.evaluates(start_step) and start_step > 0 and not run.store.score(start_step)
+        run.timetable.evaluates(start_step) and start_step > 0 and not run.store.metric(start_step)
     )
     log = RunLog(workdir, start_step, evaluated=not resumes_evaluation)
     try:
@@ -311,7 +311,7 @@ def evaluate(run: Run, state: TrainState, log: RunLog, watch: preemption.Watch) 
             result.summary,
             " with averaged weights" if state.ema is not None else "",
         )
-    run.store.set_score(step, result.metric)
+    run.store.set_metric(step, result.metric)
 
 
 def explained(run: Run, error: NonFiniteError, state: TrainState) -> NonFiniteError:

@@ -11,6 +11,7 @@ import pytest
 from flax import traverse_util
 
 import hrnet_jax
+from hrnet_jax import to_torch
 from hrnet_jax.checkpoints import manifest, weights_file
 from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.configs import common
@@ -53,7 +54,7 @@ def variables(tiny):
 @pytest.fixture
 def file(tmp_path, variables, quick):
     path = tmp_path / "street.safetensors"
-    weights_file.write(path, variables, METADATA, step=12, score=0.5)
+    weights_file.write(path, variables, METADATA, step=12, metric=0.5)
     return path
 
 
@@ -92,7 +93,7 @@ def test_float16_rounds_kernels_only(tmp_path, variables, quick):
     sizes = {}
     for dtype in weights_file.DTYPES:
         path = tmp_path / f"{dtype}.safetensors"
-        weights_file.write(path, variables, METADATA, step=0, score=None, dtype=dtype)
+        weights_file.write(path, variables, METADATA, step=0, metric=None, dtype=dtype)
         sizes[dtype] = path.stat().st_size
     found, _, _, score = weights_file.read(tmp_path / "float16.safetensors")
     assert score is None
@@ -106,7 +107,7 @@ def test_float16_rounds_kernels_only(tmp_path, variables, quick):
     variables = jax.tree.map(np.array, variables)
     variables["params"]["head"]["classifier"]["kernel"][0, 0, 0, 0] = 7e4
     with pytest.raises(ValueError, match="head/classifier/kernel has values too large"):
-        weights_file.write(path, variables, METADATA, step=0, score=None, dtype="float16")
+        weights_file.write(path, variables, METADATA, step=0, metric=None, dtype="float16")
 
 
 def test_a_name_is_as_good_as_a_path(shipped, file):
@@ -138,6 +139,31 @@ def test_a_training_starts_from_it(shipped, variables):
         build.load_initial_variables(config, network)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "head"),
+    [("", "features"), ("backbone.", "features"), ("encoder.model.", "classification")],
+    ids=["bare", "mmdet", "ImageNet"],
+)
+def test_a_training_starts_from_any_backbone(tmp_path, caplog, prefix, head):
+    """Of a PyTorch file, whatever else is in it."""
+    other = create_model("w18_small_v1", 7, head)
+    variables = jax.jit(other.init)(jax.random.key(1), np.zeros((1, 64, 64, 3), np.float32))
+    arrays = {prefix + k: v for k, v in to_torch(other, variables).items()}
+    arrays |= {"decoder.0.weight": np.ones((3, 3), np.float32)}
+    torch_files.write_tensors(tmp_path / "x.pth", arrays)
+    config = common.get_config()
+    config.variant, config.init_from = "w18_small_v1", str(tmp_path / "x.pth")
+    network = create_model("w18_small_v1", 3)
+    with caplog.at_level("INFO"):
+        found = build.load_initial_variables(config, network)
+    _equal(found["params"]["backbone"], variables["params"]["backbone"])
+    _equal(found["batch_stats"]["backbone"], variables["batch_stats"]["backbone"])
+    assert "left out 1 (beside the network): decoder.0.weight" in caplog.text
+    config.init_from = "timm:hrnet_w19"
+    with pytest.raises(ValueError, match="timm:hrnet_w19: unknown; known"):
+        build.load_initial_variables(config, network)
+
+
 def test_files_of_before_there_were_images_statistics(file):
     _rewrite(file, lambda _, about: about["model"].pop("image_statistics"))
     assert hrnet_jax.load(file).model.to_json() == MODEL | {"image_statistics": 0.0}
@@ -151,7 +177,7 @@ def test_files_of_pytorch_are_told_apart(file, tmp_path):
     (tmp_path / "x.pth").write_bytes(b"PK\x03\x04" + bytes(30))
     for path in (other, tmp_path / "x.pth"):
         assert weights_file.is_foreign(path)
-    with pytest.raises(ValueError, match=r"torch\.safetensors does not say which network"):
+    with pytest.raises(ValueError, match=r"torch\.safetensors: not an HRNet of a known layout"):
         load_checkpoint(other)
 
 
@@ -214,7 +240,7 @@ def test_damaged_files_are_refused(tmp_path, content):
 
 def test_a_cut_file_is_refused(file):
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(ValueError, match=r"bytes of data, the header declares"):
+    with pytest.raises(ValueError, match=r"street\.safetensors: .*not fully covered"):
         load_checkpoint(file)
 
 

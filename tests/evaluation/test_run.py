@@ -65,7 +65,7 @@ def workdir(tmp_path_factory, data):
             "version": hrnet_jax.__version__,
         },
     )
-    store.set_score(12, 0.25)
+    store.set_metric(12, 0.25)
     store.close()
     lines = [{"step": s, "train/loss": 2.0 / s, "eval/miou": 0.1 * s} for s in (1, 2)]
     (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))

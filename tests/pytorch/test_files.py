@@ -1,10 +1,16 @@
 """Reading files: what is right comes out, what is hostile or damaged does not get in."""
 
+import argparse
+import collections
+import datetime
 import io
 import json
 import os
+import pathlib
 import pickle
 import struct
+import sys
+import types
 import zipfile
 from typing import ClassVar
 
@@ -12,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from hrnet_jax import from_torch
 from hrnet_jax.pytorch.files import open_tensors, write_tensors
 
 RNG = np.random.default_rng(0)
@@ -243,11 +250,121 @@ def test_hostile_files_would_have_run(tmp_path):
 
 def test_refusal_names_the_culprit(tmp_path):
     _zip(tmp_path / "x.pth", {"model": _Call(_Named("torch.nn.modules.conv", "Conv2d"))})
-    with (
-        pytest.raises(ValueError, match=r"torch\.nn\.modules\.conv\.Conv2d.*nothing was executed"),
-        open_tensors(tmp_path / "x.pth"),
-    ):
+    with pytest.raises(ValueError, match=r"torch\.nn\.modules\.conv\.Conv2d.*nothing was executed"):
+        from_torch(tmp_path / "x.pth")
+
+
+def _strangers(marker) -> dict[str, object]:
+    """Objects of classes that we do not know, and that would do harm if they were built."""
+    command = f"touch {marker}"
+    text = pickle.BINUNICODE + struct.pack("<I", len(command)) + command.encode()
+    stranger = b"cevil\nObject\n"
+
+    def program(*parts: bytes) -> bytes:
+        """{"a": tensor?, "x": ...} is written by hand: protocol 2, an object under "x"."""
+        return b"\x80\x02}X\x01\x00\x00\x00x" + b"".join(parts) + b"s."
+
+    return {
+        "a call": {"x": _Call(_Named("evil", "run"), command)},
+        "a state": {"x": _Call(_Named("evil", "Object"), command, state={"a": command})},
+        "NEWOBJ": program(stranger, b")\x81"),
+        "NEWOBJ with arguments": program(stranger, text, b"\x85\x81"),
+        "NEWOBJ_EX": program(stranger, b")}\x92"),
+        "NEWOBJ and a state": program(stranger, b")\x81}", text, b"K\x01sb"),
+        "an object in the state": program(stranger, b")\x81", stranger, b")\x81b"),
+        "copyreg": program(b"ccopyreg\n_reconstructor\n(", stranger, b"c__builtin__\nobject\nNtR"),
+        "a list's items": program(stranger, b")\x81(", text, b"e"),
+        "a dictionary's items": program(stranger, b")\x81(", text, b"K\x01u"),
+        "a set": program(b"c__builtin__\nset\n](", stranger, b")\x81e\x85R"),
+        "nested in a key": program(b"}(", stranger, b")\x81\x85K\x01u"),
+        "a key": program(b"}", stranger, b")\x81K\x01s"),
+        "getattr": program(b"c__builtin__\ngetattr\n", stranger, text, b"\x86R"),
+        "a class": program(stranger),
+        "a hook": {"x": _Call(_Named("functools", "partial"), _Named("evil", "run"), command)},
+    }
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize("kind", _strangers("/nowhere"))
+def test_strangers_are_placeholders(tmp_path, monkeypatch, kind, write):
+    """What is beside the tensors is neither imported nor built, called, hashed or compared."""
+    marker = tmp_path / "executed"
+
+    class Object:
+        def __new__(cls, *_, **__):
+            raise AssertionError("built")
+
+        __init__ = __setstate__ = __hash__ = __eq__ = __call__ = __reduce__ = __new__
+
+    evil = types.ModuleType("evil")
+    evil.Object, evil.run = Object, os.system
+    monkeypatch.setitem(sys.modules, "evil", evil)
+    write(tmp_path / "x.pth", _strangers(marker)[kind])
+    with open_tensors(tmp_path / "x.pth") as contents:
+        assert set(contents) == {"x"}
+        assert not callable(contents["x"])
+        assert type(contents["x"]).__module__ in ("builtins", "hrnet_jax.pytorch.unpickle")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ((b"cevil\nObject\n)R", b")R"), "not a function"),
+        ((b"cevil\nObject\n)\x81", b")R"), "not a function"),
+        ((b"cevil\nObject\n)\x81", b")\x81"), "not a class"),
+        ((b"ccollections\nOrderedDict\n)\x81",), "not a class"),
+        ((b"cevil\nObject\n}b",), "sets attributes"),
+        ((b"ctorch._utils\n_rebuild_parameter\n(cevil\nObject\n)\x81\x89NtR",), "parameter"),
+        ((b"(X\x07\x00\x00\x00storagecevil\nObject\nX\x01\x00\x00\x000NK\x06tQ",), "storage"),
+        ((b"cos\nsystem\n",), r"os\.system"),
+        ((b"c__builtin__\neval\n",), "eval"),
+        ((b"csubprocess\nPopen\n",), "Popen"),
+        ((b"cos.path\njoin\n",), r"os\.path"),
+    ],
+)
+def test_placeholders_cannot_be_used(tmp_path, parts, message):
+    _zip(tmp_path / "x.pth", b"\x80\x02}X\x01\x00\x00\x00x" + b"".join(parts) + b"s.")
+    with pytest.raises(ValueError, match=rf"x\.pth: .*{message}"), open_tensors(tmp_path / "x.pth"):
         pass
+
+
+def test_real_objects_beside_the_weights(tmp_path):
+    """As argparse, pathlib, datetime and NumPy pickle themselves."""
+    beside = {
+        "args": argparse.Namespace(lr=0.1),
+        "path": pathlib.PurePosixPath("/data"),
+        "when": datetime.datetime(2020, 1, 1),
+        "names": {"a", "b"},
+        "counts": collections.defaultdict(list, {"a": [1]}),
+        "history": np.arange(5.0),
+        "objects": np.array(["a", None], object),
+        "metric": np.float64(0.5),
+        (1, 2): "a key that no weights have",
+    }
+    for protocol in (2, 4):
+        data = pickle.dumps(beside, protocol)
+        _zip(tmp_path / "x.pth", data)
+        with open_tensors(tmp_path / "x.pth") as contents:
+            assert set(contents) == {key for key in beside if isinstance(key, str)}
+            assert contents["metric"] == 0.5
+            assert contents["counts"] == {"a": [1]}
+            assert contents["args"].name == "argparse.Namespace"
+            np.testing.assert_array_equal(contents["history"].tensor.numpy(), np.arange(5.0))
+            assert contents["objects"].tensor is None
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_pdparams(tmp_path, protocol):
+    """PaddlePaddle's files are pickles of NumPy arrays, some in (name, array)."""
+    arrays = {"conv.weight": RNG.normal(size=(2, 3)).astype(np.float32), "bn._mean": SIX}
+    wrapped = arrays | {"conv.weight": ("conv2d_0.w_0", np.asfortranarray(arrays["conv.weight"]))}
+    (tmp_path / "x.pdparams").write_bytes(pickle.dumps(wrapped, protocol))
+    with open_tensors(tmp_path / "x.pdparams") as contents:
+        name, array = contents["conv.weight"]
+        assert name == "conv2d_0.w_0"
+        np.testing.assert_array_equal(array.tensor.numpy(), arrays["conv.weight"])
+        np.testing.assert_array_equal(contents["bn._mean"].tensor.numpy(), SIX)
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
@@ -348,7 +465,7 @@ def test_refused_legacy(tmp_path):
     with pytest.raises(ValueError, match="list of storages"):
         _read(path)
     path.write_bytes(pickle.dumps({"weights": [1.0] * 9}))
-    with pytest.raises(ValueError, match="not one that PyTorch wrote"):
+    with pytest.raises(ValueError, match="not one that PyTorch or PaddlePaddle wrote"):
         _read(path)
 
 
@@ -361,6 +478,10 @@ def test_other_files(tmp_path):
         _read(path)
     path.write_bytes(b"<!DOCTYPE html><html>not found</html>")
     with pytest.raises(ValueError, match=r"neither a zip \.pth"):
+        _read(path)
+    path = tmp_path / "model.pdiparams"
+    path.write_bytes(bytes(100))
+    with pytest.raises(ValueError, match=r"model\.pdiparams: .*take the \.pdparams file"):
         _read(path)
 
 
@@ -376,18 +497,20 @@ def _entry(start, end, shape, dtype="F32"):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"a": _entry(0, 16, [4]), "b": _entry(8, 24, [4])}, "overlaps"),
-        ({"a": _entry(0, 8, [2]), "b": _entry(12, 24, [3])}, "gap"),
-        ({"a": _entry(0, 12, [3])}, "24 bytes of data, the header declares 12"),
-        ({"a": _entry(0, 48, [12])}, "24 bytes of data, the header declares 48"),
-        ({"a": _entry(0, 24, [7])}, "does not fit its offsets"),
-        ({"a": _entry(0, 24, [-6])}, "not negative"),
-        ({"a": _entry(0, 24, [6], "F8_E4M3")}, "F8_E4M3"),
-        ({"a": {"dtype": "F32"}}, "malformed safetensors entry 'a'"),
-        ({"a": _entry(0, 24, 6)}, "malformed safetensors entry 'a'"),
-        (b'{"a": 1, "a": 2}', "twice"),
-        (b"{" + b'"a":{' * 100_000, "malformed safetensors header"),
-        (b"{not json}", "malformed safetensors header"),
+        ({"a": _entry(0, 16, [4]), "b": _entry(8, 24, [4])}, "invalid offset.*b"),
+        ({"a": _entry(0, 8, [2]), "b": _entry(12, 24, [3])}, "invalid offset.*b"),
+        ({"a": _entry(0, 12, [3])}, "not fully covered"),
+        ({"a": _entry(0, 48, [12])}, "not fully covered"),
+        ({"a": _entry(0, 24, [7])}, "invalid shape, data type, or offset"),
+        ({"a": _entry(0, 24, [-6])}, "-6"),
+        ({"a": _entry(0, 24, [24], "F8_E4M3")}, "'a' has dtype 'F8_E4M3'; known"),
+        ({"a": {"dtype": "F32"}}, "missing field `shape`"),
+        ({"a": _entry(0, 24, 6)}, "expected a sequence"),
+        ({"a": _entry(0, 24, [2**63, 2**63])}, "overflow"),
+        ({"a": _entry(0, 24, [6]), "__metadata__": {"x": 3}}, "expected a string"),
+        (b'{"a": 1, "a": 2}', "not a sound safetensors file"),
+        (b"{" + b'"a":{' * 100_000, "recursion limit"),
+        (b"{not json}", "not a sound safetensors file"),
     ],
 )
 def test_refused_safetensors(tmp_path, header, message):
@@ -400,5 +523,5 @@ def test_refused_safetensors(tmp_path, header, message):
 def test_safetensors_header_longer_than_the_file(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", 2**60) + b"{" + b" " * 20)
-    with pytest.raises(ValueError, match="header of 1152921504606846976 bytes"):
+    with pytest.raises(ValueError, match=r"x\.safetensors: .*header too large"):
         _read(path)

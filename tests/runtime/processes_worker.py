@@ -13,9 +13,9 @@ sys.path += map(str, (_TESTS, _TESTS / "checkpoints", _TESTS / "evaluation"))
 
 import jax
 import numpy as np
+import states
 import test_partitioning
 import test_segmentation
-import test_store
 
 from hrnet_jax.checkpoints.store import CheckpointStore
 from hrnet_jax.runtime import distributed, sharding
@@ -55,9 +55,9 @@ def main(coordinator: str, num_processes: str, process_id: str, folder: str, buc
     assert all(copy.sharding.mesh == mesh for copy in copies.values())
 
     for name, place in (("folder", folder), ("store", bucket)):
-        test_store._write(f"{place}/run", {1: 0.5, 2: 0.9, 3: None, 4: 0.1})
+        states.write_steps(f"{place}/run", {1: 0.5, 2: 0.9, 3: None, 4: 0.1})
         store = CheckpointStore(f"{place}/run")
-        restored = store.restore(test_store._state(0))
+        restored = store.restore(states.make_state(0))
         found[name] = store.steps(), jax.tree.map(np.asarray, restored)
         store.close()
 

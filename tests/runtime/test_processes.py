@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from states import assert_equal, make_state
 from test_partitioning import _batch, train_once
 from test_segmentation import run, split  # noqa: F401  (a fixture)
-from test_store import _equal, _state
 
 from hrnet_jax.runtime import sharding
 
@@ -84,4 +84,4 @@ def test_checkpoints_in_folders_and_in_stores(found):
     for one in found:
         for steps, restored in (one["folder"], one["store"]):
             assert steps == [2, 3, 4]
-            _equal(restored, _state(4))
+            assert_equal(restored, make_state(4))

@@ -160,7 +160,7 @@ def test_checkpoints_that_are_half_there(bucket, caplog):
     store = CheckpointStore(workdir)
     for step, score in ((1, 0.5), (2, 0.9), (3, 0.1), (4, 0.2)):
         store.save(_state(step), metadata)
-        store.set_score(step, score)
+        store.set_metric(step, score)
     store.close()
     root = storage.path(workdir) / "checkpoints"
     assert sorted(p.name for p in root.iterdir()) == ["2", "3", "4"]
@@ -247,7 +247,7 @@ def test_run_in_a_store(bucket, streets, quick, caplog, tmp_path):
     checkpoint = load_checkpoint(workdir)
     file = f"{bucket}/weights.safetensors"
     weights_file.write(
-        file, checkpoint.variables, checkpoint.metadata, step=checkpoint.step, score=None
+        file, checkpoint.variables, checkpoint.metadata, step=checkpoint.step, metric=None
     )
     again = hrnet_jax.load(file)
     np.testing.assert_array_equal(again.predict(source.image_paths[0]), labels[0])

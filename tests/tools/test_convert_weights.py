@@ -65,6 +65,26 @@ def test_there_and_back(tmp_path):
             np.testing.assert_array_equal(tensor.numpy(), weights[key])
 
 
+def test_of_two_networks_one_is_chosen(tmp_path):
+    """And what is written for timm is the network without its head."""
+    weights = state_dict("segmentation", 2)
+    averaged = {k: 2 * v for k, v in weights.items()}
+    both = {f"model.{k}": v for k, v in weights.items()}
+    both |= {f"ema.{k}": v for k, v in averaged.items()}
+    write_tensors(tmp_path / "both.pth", both)
+    found = {}
+    for options in (["--weights=raw"], ["--weights=ema"], [], ["--key=model"]):
+        output = tmp_path / f"{len(found)}.safetensors"
+        done = run(tmp_path / "both.pth", "--to=timm", f"--output={output}", *options)
+        assert done.returncode == 0, done.stderr
+        assert "also in the file: " in done.stdout
+        with open_tensors(output) as tensors:
+            assert "last_layer.0.weight" not in tensors
+            found[len(found)] = np.array(tensors["conv1.weight"].numpy())
+    for number, expected in enumerate((weights, averaged, averaged, weights)):
+        np.testing.assert_array_equal(found[number], expected["conv1.weight"])
+
+
 def test_errors_are_one_line(tmp_path):
     pose, segmentation = tmp_path / "pose.pth", tmp_path / "segmentation.pth"
     write_tensors(pose, state_dict("pose", 17))

@@ -135,4 +135,4 @@ def _data_config(name: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    script.run(run)
+    script.run(run, takes_arguments=True)

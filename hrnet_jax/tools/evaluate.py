@@ -252,9 +252,7 @@ def classify(checkpoint: Checkpoint, output: epath.Path) -> int:
     return 0
 
 
-def run(arguments: list[str]) -> int:
-    if arguments:
-        raise ValueError(f"unexpected arguments {arguments}; options start with --")
+def run() -> int:
     # TensorFlow only reads images; the accelerators are JAX's.
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)
@@ -325,11 +323,5 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def cli() -> None:
-    """The command, from whichever script starts it."""
-    script.adopt(sys.modules[__name__])
-    script.run(run)
-
-
 if __name__ == "__main__":
-    cli()
+    script.run(run)

@@ -26,9 +26,7 @@ _OUTPUTS = flags.DEFINE_list("outputs", ["labels"], f"What it gives: {', '.join(
 flags.mark_flags_as_required(["checkpoint", "output"])
 
 
-def run(arguments: list[str]) -> int:
-    if arguments:
-        raise ValueError(f"unexpected arguments {arguments}; options start with --")
+def run() -> int:
     sharding.use_compilation_cache()
     size = script.parse_size("size", _SIZE.value)
     predictor = load(_CHECKPOINT.value, step=_STEP.value)

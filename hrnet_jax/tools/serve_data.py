@@ -10,25 +10,22 @@ here. Runs until it is stopped; training then uses --config.data.service="('HOST
 import socket
 
 from absl import flags
-from ml_collections import config_flags
 
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.mixture import Mixture
 from hrnet_jax.data.pipeline.service import Server
-from hrnet_jax.tools import script
+from hrnet_jax.tools import config_flag, script
+from hrnet_jax.tools.config_flag import CONFIG
 from hrnet_jax.train import build
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
 _PORT = flags.DEFINE_integer("port", 5000, "Where to listen; 0: any free one.", lower_bound=0)
 _HOST = flags.DEFINE_string("host", socket.gethostname(), "This machine's name for the others.")
-flags.mark_flags_as_required(["config"])
+flags.adopt_module_key_flags(config_flag)  # shown by --help
 
 
-def run(arguments: list[str]) -> int:
-    if arguments:
-        raise ValueError(f"unexpected arguments {arguments}; options start with --")
-    data, seed = _CONFIG.value.data, _CONFIG.value.seed
-    source, _ = build.open_sources(_CONFIG.value)
+def run() -> int:
+    data, seed = CONFIG.value.data, CONFIG.value.seed
+    source, _ = build.open_sources(CONFIG.value)
     keys = ("scale_min", "scale_max", "scale_step", "flip", "brightness")
     augmentation = segmentation_data.Augmentation(
         tuple(data.crop_size), **{k: data[k] for k in keys}
@@ -41,4 +38,4 @@ def run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    script.run(run)
+    script.run(run, parse=config_flag.parse)

@@ -9,23 +9,21 @@ colour changes, with a legend.
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from hrnet_jax.inference import visualize
 from hrnet_jax.runtime import storage
-from hrnet_jax.tools import script
+from hrnet_jax.tools import config_flag, script
+from hrnet_jax.tools.config_flag import CONFIG
 from hrnet_jax.train import augment, build
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:ARGUMENTS]")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the picture.")
 _STEP = flags.DEFINE_integer("step", 0, "Which batch of the run.", lower_bound=0)
-flags.mark_flags_as_required(["config", "output"])
+flags.mark_flag_as_required("output")
+flags.adopt_module_key_flags(config_flag)  # shown by --help
 
 
-def run(arguments: list[str]) -> int:
-    if arguments:
-        raise ValueError(f"unexpected arguments {arguments}; options start with --")
-    config = build.with_fake_data(_CONFIG.value, _OUTPUT.value)
+def run() -> int:
+    config = build.with_fake_data(CONFIG.value, _OUTPUT.value)
     source, _ = build.open_sources(config)
     batch = next(build.make_batches(config, source, _STEP.value))
     images, labels = batch["image"], batch["label"]
@@ -47,4 +45,4 @@ def run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    script.run(run)
+    script.run(run, parse=config_flag.parse)

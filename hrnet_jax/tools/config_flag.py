@@ -10,18 +10,23 @@ import re
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 import hrnet_jax.configs
 from hrnet_jax.configs import common
 from hrnet_jax.train.config import flatten
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A shipped recipe (camvid) or a file (my/recipe.py), with [:ARGUMENTS]."
-)
-flags.mark_flag_as_required("config")
-
 RECIPES = Path(hrnet_jax.configs.__file__).parent
+
+
+# --help shows the flag as one of the tool that calls `define`.
+flags.disclaim_key_flags()
+
+
+def define(flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder[ConfigDict]:
+    """Defines --config among the flags of the program, or among those given."""
+    text = "A shipped recipe (camvid) or a file (my/recipe.py), with [:ARGUMENTS]."
+    return config_flags.DEFINE_config_file("config", None, text, flag_values=flag_values)
 
 
 def parse(argv: list[str]) -> list[str]:

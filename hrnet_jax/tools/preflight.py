@@ -29,16 +29,15 @@ from absl import flags
 from hrnet_jax.preflight import compile as preflight
 from hrnet_jax.runtime import storage
 from hrnet_jax.tools import config_flag, script
-from hrnet_jax.tools.config_flag import CONFIG
 
+_CONFIG = config_flag.define()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "E.g. v5e:16x16, v4:2x2x4, or local.")
 _PROGRAM = flags.DEFINE_list("program", ["train"], f"Of {', '.join(preflight.PROGRAMS)}.")
 _NUM_CLASSES = flags.DEFINE_integer("num_classes", 0, "Default: the data set's.", 0)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of text.")
 _OUTPUT = flags.DEFINE_string("output", "", "Write the JSON to this file, too.")
 _SUGGEST = flags.DEFINE_bool("suggest", True, "Look for a setting that fits where this does not.")
-flags.mark_flag_as_required("topology")
-flags.adopt_module_key_flags(config_flag)  # shown by --help
+flags.mark_flags_as_required(["config", "topology"])
 
 
 def say(text: str) -> None:
@@ -63,7 +62,7 @@ def progress(what: str) -> Iterator[None]:
 
 
 def run() -> int:
-    config = CONFIG.value
+    config = _CONFIG.value
     topology = preflight.open_topology(_TOPOLOGY.value)
     num_classes = _NUM_CLASSES.value or preflight.num_classes_of(config)
     reports, found = [], None

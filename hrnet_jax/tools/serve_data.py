@@ -15,17 +15,17 @@ from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.mixture import Mixture
 from hrnet_jax.data.pipeline.service import Server
 from hrnet_jax.tools import config_flag, script
-from hrnet_jax.tools.config_flag import CONFIG
 from hrnet_jax.train import build
 
+_CONFIG = config_flag.define()
 _PORT = flags.DEFINE_integer("port", 5000, "Where to listen; 0: any free one.", lower_bound=0)
 _HOST = flags.DEFINE_string("host", socket.gethostname(), "This machine's name for the others.")
-flags.adopt_module_key_flags(config_flag)  # shown by --help
+flags.mark_flags_as_required(["config"])
 
 
 def run() -> int:
-    data, seed = CONFIG.value.data, CONFIG.value.seed
-    source, _ = build.open_sources(CONFIG.value)
+    data, seed = _CONFIG.value.data, _CONFIG.value.seed
+    source, _ = build.open_sources(_CONFIG.value)
     keys = ("scale_min", "scale_max", "scale_step", "flip", "brightness")
     augmentation = segmentation_data.Augmentation(
         tuple(data.crop_size), **{k: data[k] for k in keys}

@@ -13,17 +13,16 @@ from absl import flags
 from hrnet_jax.inference import visualize
 from hrnet_jax.runtime import storage
 from hrnet_jax.tools import config_flag, script
-from hrnet_jax.tools.config_flag import CONFIG
 from hrnet_jax.train import augment, build
 
+_CONFIG = config_flag.define()
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the picture.")
 _STEP = flags.DEFINE_integer("step", 0, "Which batch of the run.", lower_bound=0)
-flags.mark_flag_as_required("output")
-flags.adopt_module_key_flags(config_flag)  # shown by --help
+flags.mark_flags_as_required(["config", "output"])
 
 
 def run() -> int:
-    config = build.with_fake_data(CONFIG.value, _OUTPUT.value)
+    config = build.with_fake_data(_CONFIG.value, _OUTPUT.value)
     source, _ = build.open_sources(config)
     batch = next(build.make_batches(config, source, _STEP.value))
     images, labels = batch["image"], batch["label"]

@@ -23,10 +23,10 @@ from hrnet_jax.checkpoints.store import SaveError
 from hrnet_jax.runtime import memory
 from hrnet_jax.train import loop, preemption
 
+_CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and pictures.")
-flags.mark_flag_as_required("workdir")
-for _module in (config_flag, process_flags):
-    flags.adopt_module_key_flags(_module)  # shown by --help
+flags.mark_flags_as_required(["config", "workdir"])
+flags.adopt_module_key_flags(process_flags)  # shown by --help
 
 
 def run() -> int:
@@ -44,7 +44,7 @@ def run() -> int:
         process_flags.join()
         if jax.process_index() > 0:
             package.setLevel(logging.WARNING)  # the first process speaks for all
-        loop.train(config_flag.CONFIG.value, _WORKDIR.value)
+        loop.train(_CONFIG.value, _WORKDIR.value)
     except loop.NonFiniteError as error:
         return script.fail(str(error), code=3)
     except SaveError as error:

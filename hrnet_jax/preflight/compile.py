@@ -123,9 +123,7 @@ def open_topology(name: str) -> Topology:
             f" {GENERATIONS[generation].example!r}"
         )
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
-            "the compiler for TPUs, libtpu, is not installed: pip install 'hrnet_jax[preflight]'"
-        )
+        raise ValueError("the compiler for TPUs, libtpu, is not installed: pip install libtpu")
     # It would look for the machine's TPU otherwise, complain that there is none, and insist on
     # being alone. What is compiled for, `name` says alone.
     for variable, value in (

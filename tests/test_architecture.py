@@ -36,3 +36,11 @@ def test_every_module_has_its_line():
 def test_no_module_lies_outside_the_rooms():
     package = ROOT / "hrnet_jax"
     assert {p.name for p in package.glob("*.py")} == {"__init__.py", "losses.py"}
+
+
+def test_quick_tests_touch_every_room():
+    lines = (ROOT / "tests" / "quick.txt").read_text().splitlines()
+    quick = [line for line in lines if not line.startswith("#")]
+    assert [path for path in quick if not (ROOT / path).exists()] == []
+    rooms = {p.name for p in (ROOT / "tests").iterdir() if (ROOT / "hrnet_jax" / p.name).is_dir()}
+    assert rooms - {path.split("/")[1] for path in quick} == set()

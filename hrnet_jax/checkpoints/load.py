@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from typing import Any
 
 import jax
@@ -44,7 +45,9 @@ class Checkpoint:
     metric: float | None
 
 
-def load_checkpoint(path: str, step: int | None = None, which: str = "best") -> Checkpoint:
+def load_checkpoint(
+    path: str | os.PathLike, step: int | None = None, which: str = "best"
+) -> Checkpoint:
     """Reads a checkpoint or a file of `weight_files` for inference, and logs which one it took.
 
     What was written is compared with its checksums. If a damaged step would be the choice, a

@@ -88,7 +88,7 @@ class Predictor:
 
     def _each(self, image: Any, function: Any) -> np.ndarray | list[np.ndarray]:
         if isinstance(image, list | tuple):
-            return [self._each(one, function) for one in image]
+            return [self._each(one, function) for one in image]  # type: ignore[misc]
         array = read_image(image) if isinstance(image, str | os.PathLike) else check_image(image)
         return np.asarray(
             function(self.model, self.variables, self.place(array[None]), self.method)

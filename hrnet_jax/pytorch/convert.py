@@ -71,9 +71,9 @@ class Report:
         for reason in dict.fromkeys(self.left_out.values()):
             keys = [k for k, why in self.left_out.items() if why == reason]
             lines.append(f"left out {len(keys)} ({reason}): {_named(keys)}")
-        for value in dict.fromkeys(self.filled.values()):
-            keys = [k for k, v in self.filled.items() if v == value]
-            lines.append(f"not in this layout, set to {value}: {_named(keys)}")
+        for filling in dict.fromkeys(self.filled.values()):
+            keys = [k for k, v in self.filled.items() if v == filling]
+            lines.append(f"not in this layout, set to {filling}: {_named(keys)}")
         for change, count in self.converted.items():
             lines.append(f"converted {count} arrays {change}")
         return "\n".join(lines)
@@ -145,7 +145,7 @@ def convert(
     param_dtype=jnp.float32,
 ) -> Converted:
     """As `from_torch`, returning the report too."""
-    if jnp.dtype(param_dtype) == jnp.float64 and not jax.config.jax_enable_x64:
+    if jnp.dtype(param_dtype) == jnp.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError("float64 variables need jax.config.update('jax_enable_x64', True)")
     with contextlib.ExitStack() as stack:
         if isinstance(source, Mapping):
@@ -169,7 +169,8 @@ def _convert(name, contents, variant, align_corners, inplace_abn, dtype, param_d
     _check_complete(f"HRNet {found.name}, {layout.head} head", expected, units, arrays, counters)
 
     inplace_abn = _decide_inplace(inplace_abn, expected, arrays, counters)
-    flat, converted = {}, collections.Counter()
+    flat: dict[tuple[str, ...], jax.Array] = {}
+    converted: collections.Counter[str] = collections.Counter()
     for leaf in expected:
         if leaf.path is None:
             left_out[leaf.key] = "timm's wider feature maps; the plain ones are used here"
@@ -223,7 +224,8 @@ def _state_dict(contents: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
                 break
     if not isinstance(contents, Mapping) or not contents:
         raise ValueError(f"holds a {type(contents).__name__} instead of a state dictionary")
-    tensors, originals = {}, {}
+    tensors: dict[str, Tensor] = {}
+    originals: dict[str, str] = {}
     for key, value in contents.items():
         bare = re.sub(r"^(module\.|model\.)+", "", str(key))
         if bare.startswith("loss."):

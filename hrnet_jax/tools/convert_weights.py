@@ -14,7 +14,7 @@ third writes one file that evaluate.py, tools.predict and hrnet_jax.load take as
 
 from typing import Any
 
-import numpy as np
+import jax.numpy as jnp
 from absl import flags
 from etils import epath
 
@@ -94,7 +94,7 @@ def _write_checkpoint(output: epath.Path, variables, metadata, step: int) -> Non
         raise ValueError(f"{output} holds checkpoints already; choose another --output")
     store = CheckpointStore(str(output))
     state = TrainState(
-        np.asarray(step, np.int32), variables["params"], variables["batch_stats"], opt_state=()
+        jnp.asarray(step, jnp.int32), variables["params"], variables["batch_stats"], opt_state=()
     )
     store.save(state, metadata | {"format_version": manifest.FORMAT_VERSION})
     store.wait()

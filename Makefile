@@ -8,14 +8,14 @@ DEMO := demo
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help install demo test lint docs bench soak clean
+.PHONY: help install demo test test-quick lint docs bench soak clean
 
 help:
 	@echo "make demo    synthetic streets: write, train, evaluate, show ($(DEMO)/)"
-	@echo "make test    the test suite"
+	@echo "make test    the test suite; make test-quick: a part of it in 2 minutes, from every room"
 	@echo "make bench   the benchmarks behind the README's figures, against named peers"
 	@echo "make soak    real kills, full disks, rotten bytes, hostile files: docs/soak.md (half an hour)"
-	@echo "make lint    ruff"
+	@echo "make lint    ruff, the direction of imports (import-linter), types (mypy)"
 	@echo "make docs    pages of the Python interface, from the docstrings (docs/api/)"
 	@echo "make clean   remove $(DEMO)/ and the compilation cache"
 
@@ -47,11 +47,26 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
+# The tests of tests/quick.txt.
+test-quick: $(VENV)/installed
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=5 \
+	  $$(grep -v '^#' tests/quick.txt)
+
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	PYTHONPATH=. $(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
 
 $(VENV)/installed-docs: $(VENV)/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+# All modules but the tools, whose flags may be defined once only.
+MODULES := $(sort $(subst /,.,$(basename $(filter-out %/__init__.py %/__main__.py hrnet_jax/tools/%, \
+  $(wildcard hrnet_jax/*.py hrnet_jax/*/*.py hrnet_jax/*/*/*.py)))))
+
+docs: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@
 

@@ -1,6 +1,6 @@
 """Evaluates a checkpoint on a split: python evaluate.py --help. The code is in hrnet_jax.tools."""
 
-from hrnet_jax.tools import evaluate
+from hrnet_jax.tools.__main__ import start
 
 if __name__ == "__main__":
-    evaluate.cli()
+    start("evaluate")

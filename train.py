@@ -1,6 +1,6 @@
 """Trains a network, or continues a run: python train.py --help. The code is in hrnet_jax.tools."""
 
-from hrnet_jax.tools import train
+from hrnet_jax.tools.__main__ import start
 
 if __name__ == "__main__":
-    train.cli()
+    start("train")

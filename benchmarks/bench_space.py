@@ -30,9 +30,7 @@ SPACES = (1, 2, 4, 8)
 TOLERANCE = 1e-4
 
 
-def run(arguments: list[str]) -> int:
-    if arguments:
-        raise ValueError(f"unexpected arguments {arguments}")
+def run() -> int:
     size = script.parse_size("size", _SIZE.value)
     if size is None or size[0] % (32 * max(SPACES)):
         raise ValueError(f"--size={_SIZE.value}: the height has to be n x 32 x {max(SPACES)}")

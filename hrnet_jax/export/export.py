@@ -217,7 +217,7 @@ def _needs(name: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"ONNX needs {error.name}, which is not installed: pip install 'hrnet_jax[export]'"
+            f"ONNX needs {error.name}, which is not installed: pip install onnx onnxruntime"
         ) from error
 
 

@@ -133,7 +133,7 @@ class Predictor:
 
     def _each(self, image: Any, function: Any) -> np.ndarray | list[np.ndarray]:
         if isinstance(image, list | tuple):
-            return [self._each(one, function) for one in image]
+            return [self._each(one, function) for one in image]  # type: ignore[misc]
         array = read_image(image) if isinstance(image, str | os.PathLike) else check_image(image)
         height, width = array.shape[:2]
         padding = [(0, -side % self.size_step) for side in (height, width)]

@@ -19,9 +19,7 @@ def _av() -> types.ModuleType:
     try:
         import av
     except ModuleNotFoundError as error:
-        raise ValueError(
-            "videos need PyAV, which is not installed: pip install 'hrnet_jax[video]'"
-        ) from error
+        raise ValueError("videos need PyAV, which is not installed: pip install av") from error
     return av
 
 

@@ -203,7 +203,7 @@ class HRNet(nn.Module):
         v = self.variant
         x = Stem(self.policy, name="stem")(images, train=train)  # [N, H/4, W/4, 64]
         x = Layer1(v.layer1_planes, v.layer1_blocks, self.policy, name="layer1")(x, train=train)
-        streams = (x,)
+        streams: Streams = (x,)
         for k, num_modules in enumerate(v.num_modules):
             channels = v.channels[: k + 2]
             transition = Transition(channels, self.policy, name=f"transition{k + 1}")

@@ -95,9 +95,7 @@ def _open_tpu(name: str, generation: Generation, shape: str) -> Topology:
             f" {generation.example!r}"
         )
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
-            "the compiler for TPUs, libtpu, is not installed: pip install 'hrnet_jax[preflight]'"
-        )
+        raise ValueError("the compiler for TPUs, libtpu, is not installed: pip install libtpu")
     # Without these libtpu looks for a TPU in this machine, reports an error that there is none, and
     # refuses to be loaded twice. They do not change what is compiled.
     for variable, value in (
@@ -133,7 +131,7 @@ def _open_gpu(name: str, kind: str, shape: str) -> Topology:
             f"topology {name!r}: machines with {kind} have at most {gpu.per_host} GPUs; more need"
             f" several hosts, as in {kind}:2x{gpu.per_host}"
         )
-    install = "pip install 'hrnet_jax[cuda12]' (or [cuda13] with JAX 0.11 and later)"
+    install = "pip install 'jax[cuda12]' (or 'jax[cuda13]' with JAX 0.11 and later)"
     if not gpu_compiler():
         raise ValueError(
             f"the compiler for NVIDIA GPUs, JAX's CUDA plugin, is not installed: {install}"

@@ -134,7 +134,7 @@ def convert(
     """
     if weights not in WEIGHTS:
         raise ValueError(f"unknown weights={weights!r}; known: {WEIGHTS}")
-    if jnp.dtype(param_dtype) == jnp.float64 and not jax.config.jax_enable_x64:
+    if jnp.dtype(param_dtype) == jnp.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError("float64 variables need jax.config.update('jax_enable_x64', True)")
     with contextlib.ExitStack() as stack:
         if isinstance(source, Mapping):

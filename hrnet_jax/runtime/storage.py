@@ -82,9 +82,9 @@ def _store(scheme: str) -> Any:
         stores = [f"{known}://" for known in PACKAGES]
         raise ValueError(f"unknown store {scheme}://; known: {stores} and local folders")
     if importlib.util.find_spec(PACKAGES[scheme]) is None:
-        extra = "'hrnet_jax[stores]'" if scheme in ("gs", "s3") else PACKAGES[scheme]
+        package = PACKAGES[scheme]
         raise ValueError(
-            f"{scheme}:// needs {PACKAGES[scheme]}, which is not installed: pip install {extra}"
+            f"{scheme}:// needs {package}, which is not installed: pip install {package}"
         )
     import fsspec  # takes a tenth of a second, and most runs are local
 

@@ -17,7 +17,7 @@ layout for instance. The third writes one file that evaluate.py, tools.predict a
 take as they take a run.
 """
 
-import numpy as np
+import jax.numpy as jnp
 from absl import flags
 from etils import epath
 
@@ -100,7 +100,7 @@ def _write_checkpoint(output: epath.Path, variables, metadata, step: int) -> Non
         raise ValueError(f"{output} holds checkpoints already; choose another --output")
     store = CheckpointStore(str(output))
     state = TrainState(
-        np.asarray(step, np.int32), variables["params"], variables["batch_stats"], opt_state=()
+        jnp.asarray(step, jnp.int32), variables["params"], variables["batch_stats"], opt_state=()
     )
     store.save(state, metadata | {"format_version": manifest.FORMAT_VERSION})
     store.wait()
@@ -108,4 +108,4 @@ def _write_checkpoint(output: epath.Path, variables, metadata, step: int) -> Non
 
 
 if __name__ == "__main__":
-    script.run(run)
+    script.run(run, takes_arguments=True)

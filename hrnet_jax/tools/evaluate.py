@@ -131,9 +131,7 @@ def evaluate_segmentation(checkpoint: Checkpoint, chosen: Options) -> None:
         print(f"Wrote {chosen.output}: {', '.join(written)}")
 
 
-def run(arguments: list[str]) -> int:
-    if arguments:
-        raise ValueError(f"unexpected arguments {arguments}; options start with --")
+def run() -> int:
     # TensorFlow only reads images; the accelerators are for JAX.
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)
@@ -152,11 +150,5 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def cli() -> None:
-    """The command, from whichever script starts it."""
-    script.adopt(sys.modules[__name__])
-    script.run(run)
-
-
 if __name__ == "__main__":
-    cli()
+    script.run(run)

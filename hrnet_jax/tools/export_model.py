@@ -27,9 +27,7 @@ flags.mark_flags_as_required(["checkpoint", "output"])
 flags.adopt_module_key_flags(weights_flags)  # shown by --help
 
 
-def run(arguments: list[str]) -> int:
-    if arguments:
-        raise ValueError(f"unexpected arguments {arguments}; options start with --")
+def run() -> int:
     sharding.use_compilation_cache()
     size = script.parse_size("size", _SIZE.value)
     outputs.file(_OUTPUT.value)  # an existing folder is refused before any work

@@ -45,9 +45,7 @@ _DTYPE = flags.DEFINE_enum(
 flags.mark_flags_as_required(["checkpoint", "output"])
 
 
-def run(arguments: list[str]) -> int:
-    if arguments:
-        raise ValueError(f"unexpected arguments {arguments}; options start with --")
+def run() -> int:
     weights_file.check_path(_OUTPUT.value)
     memory.keep_freed_pages()
     sharding.use_compilation_cache()

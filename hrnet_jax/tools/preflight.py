@@ -68,9 +68,7 @@ def progress(what: str) -> Iterator[None]:
         done.set()
 
 
-def run(arguments: list[str]) -> int:
-    if arguments:
-        raise ValueError(f"unexpected arguments {arguments}; options start with --")
+def run() -> int:
     if _OUTPUT.value:
         outputs.file(_OUTPUT.value)  # an existing folder is refused before any work
     config = _CONFIG.value
@@ -104,4 +102,4 @@ def run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    script.run(run)
+    script.run(run, parse=config_flag.parse)

@@ -29,9 +29,7 @@ _VERIFY = flags.DEFINE_bool(
 flags.mark_flags_as_required(["output"])
 
 
-def run(arguments: list[str]) -> int:
-    if arguments:
-        raise ValueError(f"unexpected arguments {arguments}; options start with --")
+def run() -> int:
     output = outputs.folder(_OUTPUT.value)
     if _VERIFY.value:
         for split in _SPLITS.value:

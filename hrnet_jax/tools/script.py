@@ -1,10 +1,9 @@
-"""How scripts start and fail: one clear line and exit code 2 for what the user can mend."""
+"""How tools start and fail: user errors are one line on standard error and exit code 2."""
 
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 from absl import app, flags, logging
 
@@ -12,7 +11,7 @@ from hrnet_jax.runtime import distributed
 
 
 def fail(message: object, code: int = 2) -> int:
-    """Prints the message to stderr and returns the exit code, or ends one of several processes."""
+    """Prints the message to stderr; returns the code, or exits if there are several processes."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     distributed.leave(code)
     return code
@@ -28,16 +27,9 @@ def call(function: Callable[[list[str]], int], arguments: list[str]) -> int:
         if not is_out_of_memory(error):
             raise
         return fail(
-            f"{error}; take smaller tiles (--tile=512x1024), fewer images at a time (--batch_size)"
-            " or spread each over devices (--space)"
+            f"{error}; use smaller tiles (--tile=512x1024), a smaller batch (--batch_size)"
+            " or spread each image over devices (--space)"
         )
-
-
-def adopt(module: ModuleType) -> None:
-    """Makes a module's description and flags those of the program that was started."""
-    sys.modules["__main__"].__doc__ = module.__doc__
-    for flag in flags.FLAGS.get_key_flags_for_module(module):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -60,8 +52,8 @@ def parse_size(flag: str, text: str) -> tuple[int, int] | None:
 
 
 def format_warning(message, category, filename, lineno, line=None) -> str:
-    """As `warnings.formatwarning`, but what is said to the user stands without our source line."""
-    if category is UserWarning:
+    """As `warnings.formatwarning`, but warnings for the user do not name a line of our source."""
+    if category in (UserWarning, FutureWarning):
         return f"warning: {message}\n"
     return _format_any_warning(message, category, filename, lineno, line)
 
@@ -69,19 +61,39 @@ def format_warning(message, category, filename, lineno, line=None) -> str:
 _format_any_warning = warnings.formatwarning
 
 
-def run(function: Callable[[list[str]], int]) -> None:
-    """Parses the flags, calls `function` with the other arguments and exits with its code."""
+def run(
+    function: Callable[..., int],
+    *,
+    takes_arguments: bool = False,
+    parse: Callable[[list[str]], list[str]] = flags.FLAGS,
+) -> None:
+    """Parses the flags, calls `function` and exits with the code that it returns.
 
-    def parse(argv: list[str]) -> list[str]:
+    Args:
+        function: the tool. It gets the list of arguments that are no flags, or nothing.
+        takes_arguments: whether the tool takes arguments that are no flags; else any is an error.
+        parse: the parser of the command line (`config_flag.parse` for tools that read a recipe).
+    """
+
+    def parse_or_exit(argv: list[str]) -> list[str]:
         try:
-            return flags.FLAGS(argv)
+            return parse(argv)
         except flags.Error as error:
             sys.exit(fail(f"{error} (--help lists the flags)"))
+        except ValueError as error:
+            sys.exit(fail(error))
+
+    def tool(arguments: list[str]) -> int:
+        if takes_arguments:
+            return function(arguments)
+        if arguments:
+            raise ValueError(f"unexpected arguments {arguments}; flags start with --")
+        return function()
 
     def main(argv: list[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # INFO is a page from Orbax
+            logging.set_verbosity(logging.WARNING)  # Orbax logs a page at INFO
         warnings.formatwarning = format_warning
-        return call(function, argv[1:])
+        return call(tool, argv[1:])
 
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=parse_or_exit)

@@ -26,9 +26,7 @@ _HOST = flags.DEFINE_string("host", socket.gethostname(), "Name of this machine 
 flags.mark_flags_as_required(["config"])
 
 
-def run(arguments: list[str]) -> int:
-    if arguments:
-        raise ValueError(f"unexpected arguments {arguments}; options start with --")
+def run() -> int:
     config = _CONFIG.value
     source, _ = build.open_sources(config)
     augmentation = augmentation_of(config.data, Augmentation)
@@ -40,4 +38,4 @@ def run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    script.run(run)
+    script.run(run, parse=config_flag.parse)

@@ -22,9 +22,7 @@ _STEP = flags.DEFINE_integer("step", 0, "Training step of the batch.", lower_bou
 flags.mark_flags_as_required(["config", "output"])
 
 
-def run(arguments: list[str]) -> int:
-    if arguments:
-        raise ValueError(f"unexpected arguments {arguments}; options start with --")
+def run() -> int:
     path = outputs.image(_OUTPUT.value, f"batch_{_STEP.value}.png")
     config = build.with_fake_data(_CONFIG.value, str(path.parent))
     source, _ = build.open_sources(config)
@@ -47,4 +45,4 @@ def run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    script.run(run)
+    script.run(run, parse=config_flag.parse)

@@ -44,4 +44,4 @@ def run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    script.run(run)
+    script.run(run, takes_arguments=True)

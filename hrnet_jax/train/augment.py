@@ -14,7 +14,7 @@ _COLOR_STREAM = 2**32 - 1
 _MIX_STREAM = 2**32 - 2
 
 
-def color_factors(seed: int, step: jax.Array, count: int, strength: float) -> jax.Array:
+def color_factors(seed: int, step: jax.Array | int, count: int, strength: float) -> jax.Array:
     """Factors of brightness, contrast and saturation, uniform in [1 - strength, 1 + strength].
 
     Args:
@@ -72,7 +72,7 @@ def mix_classes(
     images: jax.Array,
     labels: jax.Array,
     seed: int,
-    step: jax.Array,
+    step: jax.Array | int,
     fraction: float,
     ignore_label=255,
 ) -> tuple[jax.Array, jax.Array]:

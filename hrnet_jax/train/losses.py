@@ -85,17 +85,17 @@ def ohem_cross_entropy(
     )
     valid = labels != ignore_label
     probabilities = lax.stop_gradient(jnp.exp(-losses))
-    threshold = jnp.asarray(threshold, probabilities.dtype)
+    limit = jnp.asarray(threshold, probabilities.dtype)
     position = jnp.minimum(max(1, min_kept), jnp.sum(valid, dtype=jnp.int32) - 1)
     # The search is skipped while enough pixels are hard, which is most of the training.
-    enough = jnp.sum(valid & (probabilities <= threshold), dtype=jnp.int32) > position
-    threshold = lax.cond(
+    enough = jnp.sum(valid & (probabilities <= limit), dtype=jnp.int32) > position
+    limit = lax.cond(
         enough,
-        lambda: threshold,
-        lambda: jnp.maximum(threshold, kth_smallest(probabilities, valid, position)),
+        lambda: limit,
+        lambda: jnp.maximum(limit, kth_smallest(probabilities, valid, position)),
     )
     # A NaN is kept, so that it shows in the loss instead of passing for an easy pixel.
-    kept = valid & ((probabilities < threshold) | jnp.isnan(probabilities))
+    kept = valid & ((probabilities < limit) | jnp.isnan(probabilities))
     return _ratio(jnp.sum(jnp.where(kept, weighted, 0)), jnp.sum(kept, dtype=losses.dtype))
 
 

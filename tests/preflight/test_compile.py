@@ -90,7 +90,7 @@ def test_missing_compiler(monkeypatch):
 
 def test_missing_compiler_for_gpus(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"not installed: pip install 'hrnet_jax\[cuda12\]'"):
+    with pytest.raises(ValueError, match=r"not installed: pip install 'jax\[cuda12\]'"):
         open_topology("h100:8")
 
 

@@ -70,9 +70,8 @@ def measure(*_, **__):
 script = importlib.import_module(f"hrnet_jax.tools.{name}")
 *modules, function = instead_of.split(".")
 setattr(getattr(script, *modules) if modules else script, function, measure)
-if name == "train":
-    script.app.run(script.main, flags_parser=script.parse_flags)
-script.script.run(script.run)
+parse = {"parse": script.config_flag.parse} if name == "train" else {}
+script.script.run(script.run, **parse)
 """
     if memory._of_glibc("malloc_info") is None:
         pytest.skip("the C library is not glibc")

@@ -1,0 +1,1 @@
+"""Modules under their old names, for one version: hrnet_jax.optim is compat/optim.py."""

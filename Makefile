@@ -8,7 +8,7 @@ DEMO := demo
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help install demo test test-quick lint docs bench soak clean
+.PHONY: help install demo test test-quick lint docs docs-check bench soak clean
 
 help:
 	@echo "make demo    synthetic streets: write, train, evaluate, show ($(DEMO)/)"
@@ -16,7 +16,8 @@ help:
 	@echo "make bench   the benchmarks behind the README's figures, against named peers"
 	@echo "make soak    real kills, full disks, rotten bytes, hostile files: docs/soak.md (half an hour)"
 	@echo "make lint    ruff, the direction of imports (import-linter), types (mypy)"
-	@echo "make docs    pages of the Python interface, from the docstrings (docs/api/)"
+	@echo "make docs    README's pages and the Python interface as a site with search (build/site/)"
+	@echo "make docs-check  run every command and Python block of README and docs/ (15 minutes)"
 	@echo "make clean   remove $(DEMO)/ and the compilation cache"
 
 install: $(VENV)/installed
@@ -62,20 +63,13 @@ $(VENV)/installed-docs: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
-# All modules but the tools, whose flags may be defined once only.
-MODULES := $(sort $(subst /,.,$(basename $(filter-out %/__init__.py %/__main__.py hrnet_jax/tools/%, \
-  $(wildcard hrnet_jax/*.py hrnet_jax/*/*.py hrnet_jax/*/*/*.py)))))
-
-docs: $(VENV)/installed
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
-	@touch $@
-
-# All but the scripts, whose flags may be defined once only.
-MODULES := $(subst /,.,$(basename $(filter-out %/__init__.py, \
-  $(wildcard hrnet_jax/*.py hrnet_jax/models/*.py hrnet_jax/data/*.py))))
-
 docs: $(VENV)/installed-docs
-	$(RUN) -m pdoc --docformat google --output-directory docs/api $(MODULES)
+	$(RUN) docs/options.py
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+	@echo "Read build/site/index.html, with search: python3 -m http.server --directory build/site"
+
+docs-check: $(VENV)/installed
+	$(RUN) docs/check.py --run
 
 $(VENV)/installed-bench: $(VENV)/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -321,7 +321,7 @@ def preemption(lab: Lab) -> str:
     check(step == 20 and not lab.digest("evaluating")["scores"], f"saved step {step}")
     lab.start("evaluating", **settings).end()
     lab.same("evaluating", lab.reference(**settings))
-    seen.append(f"evaluating: {seconds:.1f} s, evaluated anew")
+    seen.append(f"evaluating: {seconds:.1f} s, evaluated again")
     settings = {"num_steps": 400, "checkpoint_every_steps": 1000, "eval__every_steps": 400}
     run = lab.start("training", **settings)
     run.wait_for("step 20/")
@@ -329,7 +329,7 @@ def preemption(lab: Lab) -> str:
     step = lab.newest("training")
     lab.start("training", **settings).end()
     lab.same("training", lab.reference(**settings))
-    seen.append(f"training: {seconds:.1f} s, saved step {step} out of its turn")
+    seen.append(f"training: {seconds:.1f} s, saved step {step} outside the schedule")
     run = lab.start("twice", num_steps=400)
     run.wait_for("step 5/")
     run.process.send_signal(signal.SIGINT)
@@ -591,7 +591,7 @@ def data_files(lab: Lab) -> str:
     cases = {  # what happens to an image and its label
         "corrupt PNG": lambda x, y: y.write_bytes(y.read_bytes()[:60]),
         "JPEG named .png": lambda x, y: Image.fromarray(pixels).save(x, format="JPEG"),
-        "colour label": lambda x, y: png(y, pixels),
+        "color label": lambda x, y: png(y, pixels),
         "sizes differ": lambda x, y: png(y, ids[:5]),
         "unknown id": lambda x, y: png(y, ids + 9),
         "missing label": lambda x, y: y.unlink(),
@@ -821,7 +821,7 @@ def main() -> int:
         rows = _merged(pathlib.Path(arguments.table), rows)
         command = "make soak" if not arguments.short else "python benchmarks/soak.py --short"
         pathlib.Path(arguments.table).write_text(
-            f"Written by `{command}` with {versions()}.\n\n"
+            f"# Fault experiments\n\nWritten by `{command}` with {versions()}.\n\n"
             "| # | experiment | result | seen |\n| --- | --- | --- | --- |\n"
             + "\n".join(rows)
             + "\n"

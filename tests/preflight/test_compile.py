@@ -84,7 +84,7 @@ def test_bad_topologies(name, message):
 
 def test_missing_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"libtpu, is not installed: pip install 'hrnet_jax\[pref"):
+    with pytest.raises(ValueError, match=r"libtpu, is not installed: pip install libtpu"):
         open_topology("v5e:2x2")
 
 

@@ -156,7 +156,7 @@ class Predictor:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        self.__init__(**state)  # type: ignore[misc]
 
 
 def load(
@@ -202,8 +202,12 @@ def load(
     checkpoint = load_checkpoint(
         path_or_name, step=step, which=which, classes=classes, key=key, weights=weights
     )
-    classes = Classes.from_json(checkpoint.metadata["classes"])
-    model = create_model(**checkpoint.metadata["model"])
     return Predictor(
-        model, checkpoint.variables, classes, checkpoint.step, tta, space, size_step=size_step
+        create_model(**checkpoint.metadata["model"]),
+        checkpoint.variables,
+        Classes.from_json(checkpoint.metadata["classes"]),
+        checkpoint.step,
+        tta,
+        space,
+        size_step=size_step,
     )

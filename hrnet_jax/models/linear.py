@@ -81,7 +81,7 @@ def _batch(arrays: Any, axes: Any, *, function: Function, transpose: Function, s
         for a, axis in zip(arrays[split:], axes[split:], strict=True)
     )
     mapped = [jax.vmap(f, in_axes=(of_residuals, 0)) for f in (function, transpose)]
-    results = linear_call(*mapped, residuals, operands)
+    results = linear_call(mapped[0], mapped[1], residuals, operands)
     return results, (0,) * len(results)
 
 

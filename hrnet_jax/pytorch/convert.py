@@ -207,7 +207,8 @@ def _find(
 
 def _left_out(contents: Any, fit: Fit, known: list[Network]) -> dict[str, str]:
     """What a file holds beside the network, by the keys that lead to it."""
-    left_out, node, path = {}, contents, ()
+    left_out: dict[str, str] = {}
+    node, path = contents, tuple[str, ...]()
     for key in fit.network.path:
         if isinstance(node, Mapping):
             for other in node:
@@ -260,7 +261,8 @@ def _variables(
     """The arrays by their paths, and what the report says about them."""
     units, expected = expected_leaves(fit)
     inplace_abn = _decide_inplace(inplace_abn, expected, fit)
-    flat, converted = {}, collections.Counter()
+    flat: dict[tuple[str, ...], jax.Array] = {}
+    converted: collections.Counter[str] = collections.Counter()
     for leaf in expected:
         if leaf.path is None:
             left_out[leaf.key] = fit.layout.left_out

@@ -75,7 +75,7 @@ def run() -> int:
         variables,
         checkpoint.metadata | {"model": model.to_json()},
         step=checkpoint.step,
-        score=None,
+        metric=None,
         dtype=_DTYPE.value,
     )
     print(

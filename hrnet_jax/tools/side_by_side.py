@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
     drawn = []
     for image in images:
         seen = [(name, p.predict(image), p.classes) for name, p in predictors.items()]
-        drawn.append(visualize.side_by_side(image, seen, width=_WIDTH.value))
+        drawn.append(visualize.side_by_side(image, seen, width=_WIDTH.value))  # type: ignore[arg-type]
     visualize.save(output, visualize.grid(drawn, columns=1))
     print(f"Wrote {output}: {', '.join(names)} on {len(images)} image(s)")
     return 0

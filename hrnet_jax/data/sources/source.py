@@ -157,11 +157,11 @@ class Records(Generic[SampleT]):
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image, without decoding it. Raises as `open`."""
-        return self.open(index).size
+        return self.open(index).size  # type: ignore[attr-defined]
 
     def label(self, index: int) -> np.ndarray:
         """The raw ids of a label, uint8 [H, W]. Raises as `open`."""
-        return self.open(index).label()
+        return self.open(index).label()  # type: ignore[attr-defined]
 
     def take(self, indices: Sequence[int]) -> "Records[SampleT]":
         """Only these samples, in this order."""

@@ -35,6 +35,9 @@ from hrnet_jax.runtime import sharding, storage
 SUFFIXES = (".onnx", ".stablehlo", ".savedmodel")
 OUTPUTS = ("labels", "probabilities", "logits")
 PLATFORMS = ("cpu", "cuda", "tpu")
+# The first JAX whose StableHLO TensorFlow 2.21 cannot read. JAX writes for readers of the last four
+# weeks, and TensorFlow's reader is older than that of JAX 0.11.
+SAVEDMODEL_BEFORE_JAX = (0, 11)
 # What an exported model must reach to be kept.
 MIN_AGREEMENT = 0.9999
 MAX_DIFFERENCE = 1e-3
@@ -261,6 +264,11 @@ def export_model(
         raise ValueError(f"size {size}: height and width must be 32 or more")
     if not predictor.tta.is_single:
         raise ValueError(f"an exported model tests one scale, not {predictor.tta}")
+    if path.suffix == ".savedmodel" and jax.version.__version_info__ >= SAVEDMODEL_BEFORE_JAX:
+        raise ValueError(
+            f"{path}: TensorFlow cannot read programs of JAX {jax.__version__}. A SavedModel needs"
+            " JAX 0.10 with TensorFlow 2.21; .onnx and .stablehlo work with this JAX, too"
+        )
     write, run = _FORMATS[path.suffix]
     with storage.written(path) as partial:
         write(predictor, partial, size, batch_size, tuple(outputs))

@@ -91,12 +91,13 @@ def _resize_by_sums(x: jax.Array, size: tuple[int, int], align_corners: bool) ->
         in_ = x.shape[axis]
         if out == in_:
             continue
-        forward, backward = _sum_of_neighbors, _sum_of_targets
-        if out % in_:
-            forward, backward = _gathered_sum, _gathered_sum_of_targets
+        pair = (_gathered_sum, _gathered_sum_of_targets)
+        if out % in_ == 0:
+            pair = (_sum_of_neighbors, _sum_of_targets)
         arguments = {"axis": axis, "in_": in_, "out": out, "align_corners": align_corners}
-        forward = functools.partial(_in_float32, function=functools.partial(forward, **arguments))
-        backward = functools.partial(_in_float32, function=functools.partial(backward, **arguments))
+        forward, backward = (
+            functools.partial(_in_float32, function=functools.partial(f, **arguments)) for f in pair
+        )
         (x,) = linear_call(forward, backward, (), (x,))
     return x
 
@@ -131,7 +132,9 @@ def _sum_of_neighbors(x: jax.Array, *, axis: int, in_: int, out: int, align_corn
         * jnp.asarray(weights[:, :, k], x.dtype).reshape(shape)
         for k, by in enumerate((0, 1, -1))
     ]
-    return sum(terms).reshape([out if k == axis else n for k, n in enumerate(x.shape)])
+    return sum(terms[1:], terms[0]).reshape(
+        [out if k == axis else n for k, n in enumerate(x.shape)]
+    )
 
 
 def _sum_of_targets(gradient: jax.Array, *, axis: int, in_: int, out: int, align_corners: bool):
@@ -140,8 +143,8 @@ def _sum_of_targets(gradient: jax.Array, *, axis: int, in_: int, out: int, align
     weights = _upsampling_weights(in_, factor, align_corners)
     shape = list(gradient.shape)
     shape[axis : axis + 1] = [in_, factor]
-    parts = gradient.reshape(shape)
-    parts = [lax.index_in_dim(parts, p, axis + 1, keepdims=False) for p in range(factor)]
+    targets = gradient.reshape(shape)
+    parts = [lax.index_in_dim(targets, p, axis + 1, keepdims=False) for p in range(factor)]
     terms = [
         _shift(part * _along(weights[:, p, k], axis, part), -by, axis)
         for k, by in enumerate((0, 1, -1))
@@ -167,9 +170,10 @@ def _sum_by_rows(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
     # The columns of each row's entries; rows with fewer entries are filled up with zeros.
     columns = np.argsort(matrix == 0, axis=1, kind="stable")[:, :count]
     weights = np.take_along_axis(matrix, columns, axis=1)
-    return sum(
+    terms = [
         jnp.take(x, columns[:, k], axis=axis) * _along(weights[:, k], axis, x) for k in range(count)
-    )
+    ]
+    return sum(terms[1:], terms[0])
 
 
 def _upsample_parts(x: jax.Array, factor: int, align_corners: bool) -> jax.Array:

@@ -74,6 +74,16 @@ def test_stablehlo_needs_jax_only(predictor, images, labels, tmp_path):
     assert about["size"] == list(SIZE)
 
 
+def test_savedmodel_is_refused_where_tensorflow_cannot_read_it(predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax.version, "__version_info__", (0, 11, 0))
+    with pytest.raises(ValueError, match=r"SavedModel needs JAX 0.10 with TensorFlow 2.21"):
+        export.export_model(predictor, tmp_path / "net.savedmodel", size=SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(
+    jax.version.__version_info__ >= export.SAVEDMODEL_BEFORE_JAX, reason="TensorFlow cannot read it"
+)
 def test_savedmodel_serves(predictor, tmp_path):
     import tensorflow as tf
 

@@ -5,6 +5,7 @@ of neighbors on GPU. Arrays are NHWC. Only the height is ever split over devices
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,7 @@ def _resize_by_sums(x: jax.Array, size: tuple[int, int], align_corners: bool) ->
         in_ = x.shape[axis]
         if out == in_:
             continue
-        pair = (_gathered_sum, _gathered_sum_of_targets)
+        pair: tuple[Callable[..., jax.Array], ...] = (_gathered_sum, _gathered_sum_of_targets)
         if out % in_ == 0:
             pair = (_sum_of_neighbors, _sum_of_targets)
         arguments = {"axis": axis, "in_": in_, "out": out, "align_corners": align_corners}

@@ -39,17 +39,20 @@ def read(
     """
     converted = convert.convert(path, key=key, weights=weights)
     logger.info("%s", converted.report.summary())
-    if classes is None:
+    if classes is None and converted.model.head in _HEADS:
+        count = converted.model.num_classes
+        fitting = [name for name, known in _KNOWN.items() if known.num_classes == count]
+        name = fitting[0] if fitting else "CLASSES.json"
         raise ValueError(
-            f"{path} is a file of PyTorch, which does not name its"
-            f" {converted.model.num_classes} classes: say --classes=cityscapes, camvid or a JSON"
-            " class file (Python: classes='cityscapes'), or convert it once: python -m"
-            f" hrnet_jax.tools.convert_weights {path} --classes=cityscapes --output=DIR"
+            f"{path} is a file of PyTorch, which does not name its {count} classes: say"
+            f" --classes={name} (Python: classes={name!r}; known: {sorted(_KNOWN)} and JSON class"
+            f" files), or convert it once: python -m hrnet_jax.tools.convert_weights {path}"
+            f" --classes={name} --output=DIR"
         )
     return converted.variables, describe(converted.model, os.fspath(path), classes)
 
 
-def describe(model: HRNetModel, source: str, classes: str) -> dict[str, Any]:
+def describe(model: HRNetModel, source: str, classes: str | None) -> dict[str, Any]:
     """What a checkpoint says about itself, of the weights of a PyTorch file.
 
     Raises:

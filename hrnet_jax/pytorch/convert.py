@@ -45,7 +45,7 @@ from hrnet_jax.pytorch.networks import WEIGHTS, Network
 from hrnet_jax.pytorch.report import Report, name_some
 from hrnet_jax.pytorch.unpickle import Tensor
 
-# What the in-place normalisation of the official PyTorch 0.4 code added to |weight|.
+# What the in-place normalization of the official PyTorch 0.4 code added to |weight|.
 _INPLACE_EPSILON = 1e-5
 
 # ---- reading
@@ -206,7 +206,7 @@ def _find(
 
 
 def _left_out(contents: Any, fit: Fit, known: list[Network]) -> dict[str, str]:
-    """What a file holds beside the network, by the keys that lead to it."""
+    """Lists what a file holds beside the network, by the keys that lead to it."""
     left_out: dict[str, str] = {}
     node, path = contents, tuple[str, ...]()
     for key in fit.network.path:
@@ -349,7 +349,7 @@ def to_torch(
       model: the network.
       variables: its "params" and "batch_stats".
       layout: "official", "mmsegmentation", "timm" or "smp" (segmentation_models_pytorch), or one
-        that `from_torch` reported. Where a layout has no bias in front of a normalisation, the
+        that `from_torch` reported. Where a layout has no bias in front of a normalization, the
         bias is subtracted from the running mean, which gives the same network in evaluation.
         "timm" gives timm's classifier for the classification head, and for other heads the
         backbone alone, for `create_model(..., features_only=True, feature_location="")`. "smp"

@@ -60,7 +60,7 @@ _UNREADABLE = {
 def open_tensors(path: str | os.PathLike) -> Iterator[Any]:
     """Opens a checkpoint file: yields its contents, nested containers with `Tensor` leaves.
 
-    The format is recognised by the file's first bytes, not by its name. Tensors can be read
+    The format is recognized by the file's first bytes, not by its name. Tensors can be read
     inside the `with` block only.
 
     Raises:

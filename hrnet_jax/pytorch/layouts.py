@@ -1,8 +1,8 @@
 """Which PyTorch name belongs to which array here: tables of every known layout.
 
-Every layout is a list of `Unit`s: one convolution with the normalisation behind it, under its
+Every layout is a list of `Unit`s: one convolution with the normalization behind it, under its
 PyTorch name and its path here. The lists are generated from the variant, in the order of the
-PyTorch modules, so that recognising, loading and writing all read the same table.
+PyTorch modules, so that recognizing, loading and writing all read the same table.
 """
 
 import dataclasses
@@ -24,15 +24,15 @@ NONE, STORED, ABSENT = "none", "stored", "absent"
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A convolution (or linear layer) and the batch normalisation behind it, if any.
+    """A convolution (or linear layer) and the batch normalization behind it, if any.
 
     Attributes:
       conv: the PyTorch module's name.
-      bn: the normalisation's name, None where there is none.
+      bn: the normalization's name, None where there is none.
       path: here; None for what a file may hold but no model here has.
       shape: (outputs, inputs, kernel size); a kernel size of 0 is a linear layer.
       bias: NONE, STORED, or ABSENT: the layer here has one and this layout does not.
-      statistics: what the normalisation's mean and variance are called.
+      statistics: what the normalization's mean and variance are called.
     """
 
     conv: str

@@ -172,7 +172,7 @@ BAD_CONFIGS = [
     ("loss.name", "dice", r"known: \['cross_entropy', 'ohem'\]"),
     ("model.dtype", "int8", "unknown config.model.dtype='int8'"),
     ("model.dtype", "float64", "JAX_ENABLE_X64=1"),
-    ("model.init", "zero", "unknown initialisation 'zero'"),
+    ("model.init", "zero", "unknown initialization 'zero'"),
     ("batch_size", -2, "config.batch_size=-2: must be at least 1"),
     ("batch_size", 3, r"config.batch_size=3 is not divisible by 2"),
     ("data.class_mix", 1.1, "config.data.class_mix=1.1: must be in 0..1"),

@@ -110,8 +110,8 @@ def get_config() -> Config:
     # activation), "block" (residual blocks), "module" (branches and their exchange).
     model.remat = "none"
     # What is compiled once and run in a loop, to compile faster: "none", the "modules" of a stage,
-    # or the residual "blocks" of each branch, too. "auto": "none" on CPU, where loops are slow,
-    # "blocks" on TPU and "modules" on GPU.
+    # or the residual "blocks" of each branch, too. "auto": "blocks" on TPU, "none" on CPU and
+    # GPU, where loops cost time or memory traffic.
     model.scan = "auto"
     # Evaluation and prediction: fraction of each image's own statistics in BatchNorm, 0..1.
     model.image_statistics = 0.0

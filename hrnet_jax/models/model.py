@@ -59,6 +59,7 @@ class HRNetModel(nn.Module):
             "image_statistics": self.policy.image_statistics,
         }
 
+    @nn.nowrap
     def init(self, rngs, *args, **kwargs) -> dict:
         """Linen's `init`, with the values drawn on the host.
 

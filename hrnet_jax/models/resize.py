@@ -48,7 +48,15 @@ def resize(
         return by_axis(x)
     by_matrix = functools.partial(_resize_by_matrix, size=size, align_corners=align_corners)
     by_sums = functools.partial(_resize_by_sums, size=size, align_corners=align_corners)
-    return lax.platform_dependent(x, tpu=by_matrix, cuda=by_sums, rocm=by_sums, default=by_axis)
+    by_platform = functools.partial(
+        lax.platform_dependent, tpu=by_matrix, cuda=by_sums, rocm=by_sums, default=by_axis
+    )
+    where = jax.typeof(x).sharding
+    if any(where.spec):
+        # Axes of the caller's mesh are explicit: types then show how an array is split, and the
+        # forms' types have to be the same. Between them the compiler decides.
+        return jax.sharding.auto_axes(by_platform, out_sharding=where)(x)
+    return by_platform(x)
 
 
 def _resize(x: jax.Array, size: tuple[int, int], method: str, align_corners: bool) -> jax.Array:

@@ -13,7 +13,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 help:
 	@echo "make demo    synthetic streets: write, train, evaluate, show ($(DEMO)/)"
 	@echo "make test    the test suite; make test-quick: a part of it in 2 minutes, from every room"
-	@echo "make bench   the benchmarks behind the README's figures, against named peers"
+	@echo "make bench   the benchmarks of docs/benchmarks.md, against named peers"
 	@echo "make soak    real kills, full disks, rotten bytes, hostile files: docs/soak.md (half an hour)"
 	@echo "make lint    ruff, the direction of imports (import-linter), types (mypy)"
 	@echo "make docs    README's pages and the Python interface as a site with search (build/site/)"

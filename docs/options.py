@@ -52,8 +52,10 @@ def options_of(tool: str) -> tuple[str, list[tuple[str, str, str]]]:
     module = importlib.import_module(name)
     found = sorted(flags.FLAGS.get_key_flags_for_module(module), key=lambda flag: flag.name)
     rows = [(f.name, _default(f), _help(f)) for f in found]
-    for flag in [*flags.FLAGS.flags_by_module_dict().get(name, ())]:
-        delattr(flags.FLAGS, flag.name)
+    # `config_flag.define` makes the flag anew for each tool; other shared flags are made once.
+    for owner in (name, "hrnet_jax.tools.config_flag"):
+        for flag in [*flags.FLAGS.flags_by_module_dict().get(owner, ())]:
+            delattr(flags.FLAGS, flag.name)
     return module.__doc__.splitlines()[0], rows
 
 

@@ -78,9 +78,9 @@ def from_torch(
     and depth, behind any prefix. PyTorch is not needed, and nothing in a file is executed.
 
     Args:
-      source: a `.pth`, `.ckpt`, `.pdparams` or `.safetensors` file; hf://OWNER/NAME[@REVISION]
-        [/FILE] or timm:NAME on the Hugging Face hub (see `hub`); or a state dictionary of arrays or
-        tensors, with or without containers around it.
+      source: a `.pth`, `.ckpt`, `.pdparams` or `.safetensors` file; an address on the Hugging Face
+        hub, `hf://OWNER/NAME[@REVISION][/FILE]` or `timm:NAME` (see `hub`); or a state dictionary
+        of arrays or tensors, with or without containers around it.
       variant: insist on this one instead of recognizing one of `VARIANTS`.
       align_corners: of the bilinear resizing. None: as an mmsegmentation file's own config says,
         otherwise as the networks of this layout were trained, of which the arrays say nothing:

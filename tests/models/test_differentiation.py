@@ -145,7 +145,6 @@ MESHES = [
     ("context", AxisType.Auto),
     ("context", AxisType.Explicit),
     ("arrays", AxisType.Auto),
-    ("arrays", AxisType.Explicit),
 ]
 
 

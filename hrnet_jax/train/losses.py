@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hrnet_jax.models.linear import linear_call
 from hrnet_jax.models.resize import resize
 
 LossFunction = Callable[[jax.Array, jax.Array], jax.Array]
@@ -238,73 +237,52 @@ def _select(logits, labels):
     return jnp.sum(_one_hot(labels, logits) * logits, axis=-1)
 
 
-@jax.custom_jvp
+@jax.custom_vjp
 def _negative_log_likelihood(logits, labels):
     """-log softmax(logits)[label] per pixel: [..., C], [...] -> [...].
 
-    Its derivative is written out, so that the backward pass keeps only the logits, which exist
-    anyway, and one number per pixel, in place of several arrays of the logits' size.
+    With its own derivative: only the logits, which are there anyhow, and one number per pixel are
+    kept for the backward pass, instead of several arrays of the logits' size.
     """
-    return _log_sum(logits) - _select(logits, labels)
+    return _negative_log_likelihood_forward(logits, labels)[0]
 
 
-def _log_sum(logits):
+def _negative_log_likelihood_forward(logits, labels):
     maximum = jnp.max(logits, axis=-1)
-    return maximum + jnp.log(jnp.sum(jnp.exp(logits - maximum[..., None]), axis=-1))
+    log_sum = maximum + jnp.log(jnp.sum(jnp.exp(logits - maximum[..., None]), axis=-1))
+    return log_sum - _select(logits, labels), (logits, log_sum, labels)
 
 
-@_negative_log_likelihood.defjvp
-def _negative_log_likelihood_jvp(primals, tangents):
-    logits, labels = primals
-    log_sum = _log_sum(logits)
-    (change,) = linear_call(
-        _likelihood_tangent, _likelihood_cotangent, (logits, log_sum, labels), (tangents[0],)
-    )
-    return log_sum - _select(logits, labels), change
-
-
-def _likelihood_tangent(residuals, tangents):
+def _negative_log_likelihood_backward(residuals, gradient):
     logits, log_sum, labels = residuals
     probabilities = jnp.exp(logits - log_sum[..., None])
-    return (jnp.sum((probabilities - _one_hot(labels, logits)) * tangents[0], axis=-1),)
+    return (probabilities - _one_hot(labels, logits)) * gradient[..., None], None
 
 
-def _likelihood_cotangent(residuals, gradients):
-    logits, log_sum, labels = residuals
-    probabilities = jnp.exp(logits - log_sum[..., None])
-    return ((probabilities - _one_hot(labels, logits)) * gradients[0][..., None],)
+_negative_log_likelihood.defvjp(_negative_log_likelihood_forward, _negative_log_likelihood_backward)
 
 
-@jax.custom_jvp
-def _smoothed(logits, labels, fractions):
-    """As `_negative_log_likelihood`, and sum_c fractions[c] * -log softmax(logits)[c] per pixel."""
-    log_sum = _log_sum(logits)
-    mean = jnp.sum(fractions) * log_sum - jnp.sum(fractions * logits, axis=-1)
-    return log_sum - _select(logits, labels), mean
+@jax.custom_vjp
+def _smoothed(logits, labels, shares):
+    """As `_negative_log_likelihood`, and sum_c shares[c] * -log softmax(logits)[c] per pixel."""
+    return _smoothed_forward(logits, labels, shares)[0]
 
 
-@_smoothed.defjvp
-def _smoothed_jvp(primals, tangents):
-    logits, labels, fractions = primals
-    residuals = logits, _log_sum(logits), labels, lax.stop_gradient(fractions)
-    changes = linear_call(_smoothed_tangent, _smoothed_cotangent, residuals, (tangents[0],))
-    return _smoothed(logits, labels, fractions), changes
+def _smoothed_forward(logits, labels, shares):
+    losses, (_, log_sum, _) = _negative_log_likelihood_forward(logits, labels)
+    mean = jnp.sum(shares) * log_sum - jnp.sum(shares * logits, axis=-1)
+    return (losses, mean), (logits, log_sum, labels, shares)
 
 
-def _smoothed_tangent(residuals, tangents):
-    logits, log_sum, _, fractions = residuals
-    (own,) = _likelihood_tangent(residuals[:3], tangents)
-    probabilities = jnp.exp(logits - log_sum[..., None])
-    of_mean = probabilities * jnp.sum(fractions) - fractions
-    return own, jnp.sum(of_mean * tangents[0], axis=-1)
-
-
-def _smoothed_cotangent(residuals, gradients):
-    logits, log_sum, labels, fractions = residuals
+def _smoothed_backward(residuals, gradients):
+    logits, log_sum, labels, shares = residuals
     own, mean = (gradient[..., None] for gradient in gradients)
     probabilities = jnp.exp(logits - log_sum[..., None])
-    of_sum = own + mean * jnp.sum(fractions)
-    return (probabilities * of_sum - _one_hot(labels, logits) * own - mean * fractions,)
+    of_sum = own + mean * jnp.sum(shares)
+    return probabilities * of_sum - _one_hot(labels, logits) * own - mean * shares, None, None
+
+
+_smoothed.defvjp(_smoothed_forward, _smoothed_backward)
 
 
 def _ratio(total, count):

@@ -1,4 +1,4 @@
-"""The network as a part of other people's programs: every mode of differentiation, any mesh.
+"""The network as a part of other people's programs: mapped, tabulated, under any mesh.
 
 A plain Linen module of the same kind is the control: what works with it has to work with ours.
 """
@@ -14,8 +14,6 @@ from compiling import fast_jit
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from hrnet_jax.models import create_model
-from hrnet_jax.models.layers import Conv, ConvBN, Policy, relu
-from hrnet_jax.models.resize import resize
 from hrnet_jax.train import losses
 
 SIZE, CLASSES = (32, 16), 3
@@ -30,19 +28,6 @@ class Control(nn.Module):
         x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
         y = jax.image.resize(nn.Conv(4, (3, 3), strides=(2, 2))(x), x.shape, "bilinear")
         return {"logits": nn.Conv(CLASSES, (1, 1))(x + y)}
-
-
-class Small(nn.Module):
-    """Every layer with a derivative of its own: whole networks take minutes to compile."""
-
-    policy: Policy
-
-    @nn.compact
-    def __call__(self, images, *, train=False):
-        x = ConvBN(4, 3, 2, policy=self.policy, name="first")(images, train=train)
-        y = ConvBN(4, 3, 2, policy=self.policy, name="second")(x, train=train)
-        x = relu(x + resize(y, x.shape[1:3]))
-        return {"logits": Conv(CLASSES, policy=self.policy, name="classifier")(x)}
 
 
 def _loss_of(model, variables, images, labels, *, train, loss_function=losses.cross_entropy):
@@ -65,55 +50,6 @@ def _inputs(dtype, n=2):
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(n, *SIZE, 3)), dtype)
     return images, jnp.asarray(rng.integers(0, CLASSES, (n, *SIZE)))
-
-
-def _dot(a, b):
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-
-
-@pytest.mark.parametrize(("train", "smoothing"), [(True, 0.1), (False, 0.0)])
-def test_every_mode_of_differentiation(train, smoothing):
-    """Forward against reverse mode, and second derivatives against differences, in float64."""
-    with jax.enable_x64(True):
-        model = Small(Policy(jnp.float64, jnp.float64))
-        images, labels = _inputs(jnp.float64)
-        variables = model.init(jax.random.key(0), images)
-
-        def loss_function(logits, labels):
-            return losses.cross_entropy(logits, labels, label_smoothing=smoothing)
-
-        loss = _loss_of(model, variables, images, labels, train=train, loss_function=loss_function)
-        at = variables["params"], images
-        rng = np.random.default_rng(1)
-        by = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * x.std()), at)
-        gradient = fast_jit(jax.grad(loss, (0, 1)))
-        expected = _dot(gradient(*at), by)
-
-        def modes(at, by):
-            return (
-                jax.jvp(loss, at, by)[1],
-                jax.linearize(loss, *at)[1](*by),
-                # Hessian-vector products: forward over reverse, reverse over forward.
-                jax.jvp(jax.grad(loss, (0, 1)), at, by)[1],
-                jax.grad(lambda at: jax.jvp(loss, at, by)[1])(at),
-            )
-
-        change, linear, forward, reverse = fast_jit(modes)(at, by)
-        np.testing.assert_allclose(change, expected, rtol=1e-9)
-        np.testing.assert_allclose(linear, expected, rtol=1e-9)
-        scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(forward))
-        jax.tree.map(
-            lambda f, r: np.testing.assert_allclose(f, r, atol=1e-9 * scale), forward, reverse
-        )
-        # Small enough that hardly an activation changes its sign.
-        step = 1e-7
-        ahead, behind = (
-            gradient(*jax.tree.map(lambda x, d, s=s: x + s * step * d, at, by)) for s in (1, -1)
-        )
-        differences = jax.tree.map(lambda a, b: (a - b) / (2 * step), ahead, behind)
-        norm = jnp.sqrt(_dot(forward, forward))
-        error = jax.tree.map(jnp.subtract, forward, differences)
-        assert jnp.sqrt(_dot(error, error)) < 1e-3 * norm
 
 
 def test_vectors_of_jacobians_are_mapped(tiny):

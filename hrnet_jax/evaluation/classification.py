@@ -14,7 +14,7 @@ from hrnet_jax.data.pipeline import classification as classification_data
 from hrnet_jax.data.pipeline.order import Shard
 from hrnet_jax.data.sources.image_folder import ImageSource
 from hrnet_jax.evaluation import driver
-from hrnet_jax.models import normalize
+from hrnet_jax.models import HRNetModel, normalize
 from hrnet_jax.runtime import sharding
 
 
@@ -92,7 +92,7 @@ def ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.where(broken, logits.shape[1], before.sum(1, dtype=jnp.int32))
 
 
-def _check_model(model: Any, source: ImageSource) -> None:
+def _check_model(model: HRNetModel, source: ImageSource) -> None:
     if model.head != "classification":
         raise ValueError(f"a model with head {model.head!r} does not classify whole images")
     if model.num_classes != source.classes.num_classes:
@@ -103,7 +103,7 @@ def _check_model(model: Any, source: ImageSource) -> None:
 
 
 def evaluate(
-    model: Any,
+    model: HRNetModel,
     variables: Any,
     source: ImageSource,
     *,
@@ -150,14 +150,7 @@ def evaluate(
         short_side=short_side,
         shard=Shard(*sharding.batch_shard(mesh)),
     )
-    driver.run(
-        batches,
-        compute,
-        collect,
-        num_images=len(source),
-        description=f"evaluating {source.split}",
-        progress=progress,
-    )
+    driver.run(batches, compute, collect, source, progress=progress)
     if (found < 0).any():
         raise RuntimeError(f"images not counted: {np.flatnonzero(found.min(0) < 0)[:10]}")
     return ClassificationResult(

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from hrnet_jax.data.sources.source import Source
 from hrnet_jax.runtime.progress import progress_bar
 
 Batch = dict[str, np.ndarray]
@@ -29,9 +30,9 @@ def run(
     batches: Iterable[Batch],
     compute: Callable[[Batch], Any],
     collect: Callable[[Batch, Any], int],
+    source: Source,
     *,
-    num_images: int,
-    description: str,
+    doing: str = "evaluating",
     progress: bool = True,
 ) -> None:
     """Computes every batch and collects the results, one batch behind.
@@ -41,12 +42,13 @@ def run(
         compute: starts the computation of a batch and returns its result without waiting for it.
         collect: takes a batch and its result, waits for it and adds it up; returns the number of
             images that the progress bar advances by.
-        num_images: the total of the progress bar.
-        description: shown before the bar.
+        source: the split that the batches hold.
+        doing: shown before the bar, with the name of the split.
         progress: show the bar (on the first process).
     """
     show = progress and jax.process_index() == 0
-    with progress_bar(total=num_images, unit="image", desc=description, disable=not show) as bar:
+    text = f"{doing} {source.split}"
+    with progress_bar(total=len(source), unit="image", desc=text, disable=not show) as bar:
         pending = None
         for batch in batches:
             result = compute(batch)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hrnet_jax.data.sources.source import Classes
+
 MAX_PIXELS = 2**31 - 1
 # Bootstrap: number of resamples, and the fraction of them inside an interval.
 BOOTSTRAP_RESAMPLES = 1000
@@ -221,7 +223,7 @@ def _optional(values: np.ndarray, names: tuple[str, ...]) -> dict[str, float | N
     return {n: None if np.isnan(v) else float(v) for n, v in zip(names, values, strict=True)}
 
 
-def summarize(confusion: np.ndarray, classes: Any) -> dict[str, Any]:
+def summarize(confusion: np.ndarray, classes: Classes) -> dict[str, Any]:
     """Computes the metrics of a confusion matrix.
 
     The convention is that of cityscapesScripts: a class that occurs neither in the ground truth nor

@@ -20,13 +20,13 @@ from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.sources.source import Source
 from hrnet_jax.evaluation import driver
 from hrnet_jax.inference.multi_scale import check_model
-from hrnet_jax.models import normalize
+from hrnet_jax.models import HRNetModel, normalize
 from hrnet_jax.models.layers import BN_MOMENTUM
 from hrnet_jax.runtime import sharding
 
 
 def measure(
-    model: Any,
+    model: HRNetModel,
     variables: Any,
     source: Source,
     *,
@@ -57,8 +57,7 @@ def measure(
     check_model(model, source.classes)
     batch_size = driver.round_batch_size(batch_size, mesh)
     order = np.random.default_rng(0).permutation(len(source))
-    options = sharding.compiler_options()
-    of_batch = jax.jit(functools.partial(_of_batch, model), compiler_options=options)
+    of_batch = _jitted(model)
     variables = sharding.place_replicated(variables, mesh)
     moments = _Moments()
 
@@ -76,8 +75,8 @@ def measure(
         segmentation_data.eval_batches(source.take(order.tolist()), batch_size=batch_size),
         compute,
         collect,
-        num_images=len(source),
-        description=f"statistics of {source.split}",
+        source,
+        doing="statistics of",
         progress=progress,
     )
     if not moments.images:
@@ -86,6 +85,11 @@ def measure(
             "fill no batch of one size; choose a smaller batch_size"
         )
     return moments.stats(), moments.images
+
+
+def _jitted(model: HRNetModel):
+    options = sharding.compiler_options()
+    return jax.jit(functools.partial(_of_batch, model), compiler_options=options)
 
 
 class _Moments:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 
+from hrnet_jax.data.sources.source import Classes
 from hrnet_jax.evaluation import metrics
 from hrnet_jax.evaluation.segmentation import EvalResult
 from hrnet_jax.inference import visualize
@@ -200,7 +201,7 @@ def remove_overlays(folder: str | os.PathLike) -> None:
         storage.path(old).unlink()
 
 
-def save_overlay(folder: str | os.PathLike, place: str, example: Example, classes: Any) -> None:
+def save_overlay(folder: str | os.PathLike, place: str, example: Example, classes: Classes) -> None:
     """Writes a panel to FOLDER/PLACE_NAME.png, with a place such as "worst_1"."""
     e = example
     panel = visualize.panel(e.image, e.labels, e.predictions, classes, title=e.title)
@@ -438,7 +439,7 @@ def _thumbnail_data(thumbnail: Thumbnail, counts: np.ndarray) -> dict[str, Any]:
 
 
 def _page_data(
-    result: EvalResult, classes: Any, thumbnails: Sequence[tuple[int, Thumbnail]]
+    result: EvalResult, classes: Classes, thumbnails: Sequence[tuple[int, Thumbnail]]
 ) -> str:
     """The JSON of the page's script."""
     data = {
@@ -485,7 +486,7 @@ def build_report(
     title: str,
     subtitle: str,
     result: EvalResult,
-    classes: Any,
+    classes: Classes,
     intervals: dict[str, Any] | None = None,
     comparison: dict[str, Any] | None = None,
     other: str = "",

@@ -20,6 +20,7 @@ from hrnet_jax.data.sources.source import Source
 from hrnet_jax.evaluation import driver, metrics
 from hrnet_jax.inference import multi_scale
 from hrnet_jax.inference.multi_scale import SINGLE_SCALE, TestTimeAugmentation, check_model
+from hrnet_jax.models import HRNetModel
 from hrnet_jax.runtime import sharding, storage
 
 OnBatch = Callable[[dict[str, np.ndarray], np.ndarray], None]
@@ -207,7 +208,7 @@ def _check_labels(source: Source) -> None:
 
 
 def evaluate(
-    model: Any,
+    model: HRNetModel,
     variables: Any,
     source: Source,
     *,
@@ -257,17 +258,7 @@ def evaluate(
             on_batch(batch, _local_rows(predictions, mesh))
         return totals.add(np.asarray(matrices), np.asarray(index))
 
-    batches = segmentation_data.eval_batches(
-        source,
-        batch_size=batch_size,
-        shard=Shard(*sharding.batch_shard(mesh)),
-    )
-    driver.run(
-        batches,
-        compute,
-        collect,
-        num_images=len(source),
-        description=f"evaluating {source.split}",
-        progress=progress,
-    )
+    shard = Shard(*sharding.batch_shard(mesh))
+    batches = segmentation_data.eval_batches(source, batch_size=batch_size, shard=shard)
+    driver.run(batches, compute, collect, source, progress=progress)
     return totals.result(source, time.perf_counter() - start)

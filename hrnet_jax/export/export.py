@@ -29,7 +29,7 @@ from PIL import Image
 import hrnet_jax
 from hrnet_jax.inference import multi_scale
 from hrnet_jax.inference.predictor import Predictor
-from hrnet_jax.models import normalize
+from hrnet_jax.models import HRNetModel, normalize
 from hrnet_jax.runtime import sharding, storage
 
 SUFFIXES = (".onnx", ".stablehlo", ".savedmodel")
@@ -87,7 +87,7 @@ def sample_images(size: tuple[int, int], batch_size: int = 1) -> np.ndarray:
 
 
 def forward(
-    model: Any, variables: Any, images: jax.Array, outputs: tuple[str, ...]
+    model: HRNetModel, variables: Any, images: jax.Array, outputs: tuple[str, ...]
 ) -> dict[str, jax.Array]:
     """What an exported model computes: uint8 [N, H, W, 3] -> its outputs by name."""
     logits = model.apply(variables, normalize.normalize(images), train=False)["logits"]

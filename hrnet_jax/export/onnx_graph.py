@@ -15,7 +15,7 @@ import onnx
 from flax import traverse_util
 from onnx import TensorProto, helper, numpy_helper
 
-from hrnet_jax.models import normalize
+from hrnet_jax.models import HRNetModel, normalize
 from hrnet_jax.models.heads import HEADS, OCR_KEY_CHANNELS
 from hrnet_jax.models.layers import BN_EPSILON
 
@@ -140,7 +140,7 @@ class _Graph:
 class _Network:
     """The layers of hrnet.py and heads.py, in their order and under their names."""
 
-    def __init__(self, model: Any, graph: _Graph):
+    def __init__(self, model: HRNetModel, graph: _Graph):
         self.model, self.graph = model, graph
 
     def resize(self, x: str, like: str, method: str = "bilinear") -> str:
@@ -270,7 +270,7 @@ class _Network:
 
 
 def build(
-    model: Any,
+    model: HRNetModel,
     variables: Any,
     *,
     size: tuple[int, int] | None,

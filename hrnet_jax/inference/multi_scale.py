@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hrnet_jax.data.sources.source import Classes
 from hrnet_jax.inference import tile_fit
-from hrnet_jax.models import normalize
+from hrnet_jax.models import HRNetModel, normalize
 from hrnet_jax.models.resize import resize
 from hrnet_jax.runtime import memory, sharding
 
@@ -91,7 +92,7 @@ def __getattr__(name: str):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _network(model: Any, variables: Any, images: jax.Array) -> jax.Array:
+def _network(model: HRNetModel, variables: Any, images: jax.Array) -> jax.Array:
     """Normalized [N, h, w, 3] -> logits [N, h / 4, w / 4, C]."""
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((variables, images)))
     return _jitted_network(images.shape, traced)(model, variables, images)
@@ -207,13 +208,17 @@ def tile_weights(tile: tuple[int, int]) -> np.ndarray:
     return np.outer(rows, columns).astype(np.float32)
 
 
-def _view_logits(model: Any, variables: Any, view: jax.Array, flip: bool):
+def _view_logits(model: HRNetModel, variables: Any, view: jax.Array, flip: bool):
     flipped = _network(model, variables, view[:, :, ::-1]) if flip else None
     return _network(model, variables, view), flipped
 
 
 def _tiled_values(
-    model: Any, variables: Any, view: jax.Array, shift: jax.Array | None, tta: TestTimeAugmentation
+    model: HRNetModel,
+    variables: Any,
+    view: jax.Array,
+    shift: jax.Array | None,
+    tta: TestTimeAugmentation,
 ) -> tuple[jax.Array, jax.Array]:
     """Values [N, h, w, C] of a view [N, h, w, 3] from tiles, and the shift that was used."""
     n, height, width, _ = view.shape
@@ -237,7 +242,7 @@ def _shift(logits: jax.Array) -> jax.Array:
 
 
 def _averaged(
-    model: Any, variables: Any, images: jax.Array, tta: TestTimeAugmentation
+    model: HRNetModel, variables: Any, images: jax.Array, tta: TestTimeAugmentation
 ) -> jax.Array:
     """uint8 [N, H, W, 3] -> the sum of the values of all views [N, H, W, C]."""
     size = images.shape[1:3]
@@ -258,7 +263,9 @@ def _averaged(
     return total
 
 
-def fit_to_memory(model: Any, images: jax.Array, tta: TestTimeAugmentation) -> TestTimeAugmentation:
+def fit_to_memory(
+    model: HRNetModel, images: jax.Array, tta: TestTimeAugmentation
+) -> TestTimeAugmentation:
     """`tta`, with tiles added (and a warning) if its largest view would not fit into free memory.
 
     Args:
@@ -292,7 +299,7 @@ def fit_to_memory(model: Any, images: jax.Array, tta: TestTimeAugmentation) -> T
 
 
 def predict_labels(
-    model: Any, variables: Any, images: jax.Array, tta: TestTimeAugmentation = SINGLE_SCALE
+    model: HRNetModel, variables: Any, images: jax.Array, tta: TestTimeAugmentation = SINGLE_SCALE
 ) -> jax.Array:
     """Train ids of a batch of images, at full size.
 
@@ -318,7 +325,7 @@ def predict_labels(
 
 
 def predict_probabilities(
-    model: Any, variables: Any, images: jax.Array, tta: TestTimeAugmentation = SINGLE_SCALE
+    model: HRNetModel, variables: Any, images: jax.Array, tta: TestTimeAugmentation = SINGLE_SCALE
 ) -> jax.Array:
     """Probabilities of a batch at full size, float32 [N, H, W, C]; see `predict_labels`."""
     images = jnp.asarray(images)
@@ -326,7 +333,7 @@ def predict_probabilities(
     return _normalized(_averaged(model, variables, images, tta))
 
 
-def check_model(model: Any, classes: Any = None) -> None:
+def check_model(model: HRNetModel, classes: Classes | None = None) -> None:
     """Checks that the model predicts label maps of these classes.
 
     Args:

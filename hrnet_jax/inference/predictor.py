@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from hrnet_jax.data.images.read import check_image, read_image
+from hrnet_jax.data.sources.source import Classes
 from hrnet_jax.inference.multi_scale import (
     SINGLE_SCALE,
     TestTimeAugmentation,
@@ -15,7 +16,7 @@ from hrnet_jax.inference.multi_scale import (
     predict_labels,
     predict_probabilities,
 )
-from hrnet_jax.models import create_model
+from hrnet_jax.models import HRNetModel, create_model
 from hrnet_jax.runtime import sharding
 
 
@@ -46,9 +47,9 @@ class Predictor:
 
     def __init__(
         self,
-        model: Any,
+        model: HRNetModel,
         variables: Any,
-        classes: Any,
+        classes: Classes,
         step: int = 0,
         tta: TestTimeAugmentation = SINGLE_SCALE,
         space: int = 1,

@@ -1,6 +1,6 @@
 """Whether a scaled image fits into memory, and the size of tiles that do."""
 
-from typing import Any
+from hrnet_jax.models import HRNetModel
 
 # Bytes of intermediate results per image pixel and unit of the variant's width, in float32. XLA's
 # memory analysis reports 16.6 to 17.8 for w18_small_v1, w18 and w48 on CPU.
@@ -14,14 +14,14 @@ _USABLE = 0.8
 _MIN_TILE = 256
 
 
-def network_bytes(model: Any, num_images: int, size: tuple[int, int]) -> int:
+def network_bytes(model: HRNetModel, num_images: int, size: tuple[int, int]) -> int:
     """Estimated bytes the network needs for images of this (height, width), without weights."""
     per_pixel = _PER_WIDTH * model.variant.width + (_OCR if model.head == "ocr" else 0)
     return num_images * size[0] * size[1] * per_pixel
 
 
 def tile_that_fits(
-    model: Any, num_images: int, size: tuple[int, int], view: tuple[int, int], free: int
+    model: HRNetModel, num_images: int, size: tuple[int, int], view: tuple[int, int], free: int
 ) -> tuple[int, int] | None:
     """The largest view, halved until the network fits, as (height, width) of tiles.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hrnet_jax.data.sources.source import Classes
 from hrnet_jax.runtime import storage
 
 IGNORE_COLOR = (0, 0, 0)
@@ -28,7 +29,7 @@ def _check_pair(image: np.ndarray, labels: np.ndarray) -> None:
         raise ValueError(f"labels {labels.shape} do not fit the image {image.shape[:2]}")
 
 
-def _palette(classes: Any) -> np.ndarray:
+def _palette(classes: Classes) -> np.ndarray:
     """uint8 [256, 3]: the color of each train id; IGNORE_COLOR for all other values."""
     palette = np.empty((256, 3), np.uint8)
     palette[:] = IGNORE_COLOR
@@ -41,7 +42,7 @@ def _gray(image: np.ndarray) -> np.ndarray:
     return (image.astype(np.float32) @ _LUMA)[..., None]
 
 
-def color_labels(labels: np.ndarray, classes: Any) -> np.ndarray:
+def color_labels(labels: np.ndarray, classes: Classes) -> np.ndarray:
     """Train ids [H, W] -> uint8 [H, W, 3] in the colors of the classes, black where ignored.
 
     Raises:
@@ -55,7 +56,7 @@ def color_labels(labels: np.ndarray, classes: Any) -> np.ndarray:
     return _palette(classes)[labels]
 
 
-def to_label_ids(labels: np.ndarray, classes: Any) -> np.ndarray:
+def to_label_ids(labels: np.ndarray, classes: Classes) -> np.ndarray:
     """Train ids -> uint8 raw label ids, as in the dataset's own label files and on test servers.
 
     Args:
@@ -65,7 +66,9 @@ def to_label_ids(labels: np.ndarray, classes: Any) -> np.ndarray:
     return np.asarray(classes.label_ids, np.uint8)[labels]
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, classes: Any, alpha: float = 0.55) -> np.ndarray:
+def overlay(
+    image: np.ndarray, labels: np.ndarray, classes: Classes, alpha: float = 0.55
+) -> np.ndarray:
     """The image blended with the colors of the classes, uint8 [H, W, 3].
 
     Args:
@@ -154,7 +157,7 @@ def captioned(image: np.ndarray, text: str, size: int = 15) -> np.ndarray:
 
 
 def legend(
-    classes: Any, width: int, present: Sequence[int] | None = None, size: int = 15
+    classes: Classes, width: int, present: Sequence[int] | None = None, size: int = 15
 ) -> np.ndarray:
     """Color swatches with the names of the classes, wrapped to `width`, uint8 [h, width, 3].
 
@@ -189,7 +192,7 @@ def panel(
     image: np.ndarray,
     labels: np.ndarray | None,
     predictions: np.ndarray | None,
-    classes: Any,
+    classes: Classes,
     *,
     title: str = "",
     columns: int = 2,

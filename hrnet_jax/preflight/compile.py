@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from hrnet_jax import __version__
 from hrnet_jax.evaluation import metrics
 from hrnet_jax.inference import multi_scale
-from hrnet_jax.models import normalize
+from hrnet_jax.models import HRNetModel, normalize
 from hrnet_jax.models.layers import REMAT
 from hrnet_jax.models.resize import resize
 from hrnet_jax.preflight import hlo
@@ -282,7 +282,7 @@ def _lower(config: ConfigDict, mesh: Mesh, program: str, num_classes: int):
     return jitted.lower(variables, batch), sizes, model.policy.scan
 
 
-def make_evaluation_step(model: Any) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
+def make_evaluation_step(model: HRNetModel) -> Callable[[Any, dict[str, jax.Array]], jax.Array]:
     """(variables, batch) -> confusion matrices [N, C, C], as `segmentation.evaluate` computes them
     in several programs."""
 

@@ -226,7 +226,7 @@ def make_batches(
     return iterate(task_of(config.head).dataset(config, source, start_step, shard))
 
 
-def make_state(config, model, optimizer, initial, mesh: Mesh) -> TrainState:
+def make_state(config: ConfigDict, model: HRNetModel, optimizer, initial, mesh: Mesh) -> TrainState:
     """A new state, a copy on every device."""
     state = create_state(
         model,
@@ -238,14 +238,18 @@ def make_state(config, model, optimizer, initial, mesh: Mesh) -> TrainState:
     return sharding.place_replicated(state, mesh)
 
 
-def compile_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainState):
+def compile_step(
+    config: ConfigDict, model: HRNetModel, optimizer, schedule, mesh: Mesh, state: TrainState
+):
     """Compiles the step ahead of time; returns it and the seconds that took."""
     start = time.perf_counter()
     lowered = lower_step(config, model, optimizer, schedule, mesh, state)
     return lowered.compile(), time.perf_counter() - start
 
 
-def lower_step(config, model, optimizer, schedule, mesh: Mesh, state: TrainState):
+def lower_step(
+    config: ConfigDict, model: HRNetModel, optimizer, schedule, mesh: Mesh, state: TrainState
+):
     """The step for the mesh's devices, not compiled yet. `state` may be abstract."""
     platform = mesh.devices.flat[0].platform
     step = make_train_step(

@@ -95,7 +95,7 @@ def test_log_drops_what_will_come_again(tmp_path):
         log.scalars(step, {"loss": math.nan if step == 2 else 1.0 / step})
     log.close()
     log = metric_log.RunLog(str(tmp_path), start_step=2)
-    log.pictures(2, [np.zeros((8, 8, 3), np.uint8)])
+    log.images(2, [np.zeros((8, 8, 3), np.uint8)])
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "train/loss": 1.0}, {"step": 2, "train/loss": None}]

@@ -88,6 +88,10 @@ class Files(Records[Sample]):
     def has_labels(self) -> bool:
         return bool(self.label_paths)
 
+    @property
+    def label_format(self) -> str:
+        return self.classes.label_format if self.classes else ""
+
     def __len__(self) -> int:
         return len(self.image_paths)
 

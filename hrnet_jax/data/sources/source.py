@@ -126,6 +126,14 @@ class Classes:
         ids = [i for ids in self.ids_by_class for i in ids]
         return self.label_type == "ids" and max(*ids, *self.ignore_ids, 0) <= 255
 
+    @property
+    def label_format(self) -> str:
+        """On what, apart from its file, a label as read depends; "" if it holds raw ids."""
+        if self.stores_raw_ids:
+            return ""
+        parts = self.label_type, self.colors, self.ignore_colors, self.label_ids, self.ignore_ids
+        return repr((*parts, self.ignore_rest))
+
     def lookup(self) -> np.ndarray:
         """uint8 [256]: byte in a label as read -> train id, IGNORE_LABEL or UNKNOWN_LABEL."""
         raw = self.stores_raw_ids
@@ -236,6 +244,11 @@ class Records(Generic[SampleT]):
     def label_name(self, index: int) -> str:
         """What error messages call the label."""
         return self.name(index)
+
+    @property
+    def label_format(self) -> str:
+        """On what, apart from the files, the bytes of labels depend; "" if they are raw ids."""
+        return ""
 
     def files(self, index: int) -> tuple[str, ...]:
         """The files that hold a sample: its image and label, or a shard of many samples."""

@@ -35,6 +35,14 @@ class UnionRecords(Records[SampleT], Generic[SampleT]):
         counts = [part.id_counts for part in self.parts]
         return None if any(c is None for c in counts) else np.concatenate(counts)
 
+    @property
+    def label_format(self) -> str:
+        return self.parts[0].label_format  # the splits have the same classes
+
+    def files(self, index: int) -> tuple[str, ...]:
+        part, place = self._find(index)
+        return part.files(place)
+
     @cached_property
     def _ends(self) -> list[int]:
         return list(accumulate(len(part) for part in self.parts))

@@ -114,12 +114,10 @@ def check_headers(source: Source, index: int) -> None:
     """
     image_path, label_path = source.image_paths[index], source.label_paths[index]
     image, label = headers.read_header(image_path), headers.read_header(label_path)
-    headers.check_label_header(label, label_path)
-    if image.size != label.size:
-        raise ValueError(
-            f"label {label_path} is {label.height}x{label.width} but its image {image_path} is "
-            f"{image.height}x{image.width}"
-        )
+    classes = getattr(source.records, "classes", None)
+    headers.check_pair(image, label, image_path, label_path, classes and classes.image_range)
+    if image.alpha:
+        source.records.open(index).image()  # is it opaque?
 
 
 def count_ids(source: Source, index: int) -> np.ndarray:

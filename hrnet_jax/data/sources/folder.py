@@ -1,6 +1,6 @@
 """Any folder of images and labels, with a file that says what the ids in the labels mean.
 
-    root/images/SPLIT/**/NAME.{png,jpg,jpeg}
+    root/images/SPLIT/**/NAME.{png,jpg,jpeg,webp,tif,tiff,bmp,ppm}
     root/labels/SPLIT/**/NAME.png               same relative path, ids as 8-bit grey or palette
     root/classes.json
 
@@ -27,16 +27,13 @@ from typing import Any
 
 from etils import epath
 
+from hrnet_jax.data.images.headers import IMAGE_SUFFIXES
 from hrnet_jax.data.sources.files import Pair, not_hidden, source_of_pairs
 from hrnet_jax.data.sources.source import Classes, Source, describe_folder
 from hrnet_jax.runtime import storage
 
-LAYOUT = (
-    "ROOT/images/SPLIT/**/NAME.{png,jpg,jpeg}, ROOT/labels/SPLIT/**/NAME.png, ROOT/classes.json"
-)
+LAYOUT = "ROOT/images/SPLIT/**/NAME.{png,jpg,...}, ROOT/labels/SPLIT/**/NAME.png, ROOT/classes.json"
 logger = logging.getLogger(__name__)
-
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def open_folder(root: str | os.PathLike, split: str, class_file: str | os.PathLike = "") -> Source:
@@ -55,10 +52,11 @@ def open_folder(root: str | os.PathLike, split: str, class_file: str | os.PathLi
     classes = read_class_file(class_file or root / "classes.json")
     folder = root / "images" / split
     names = not_hidden(storage.names_below(folder, follow_links=True))
-    found = [name for name in names if _suffix(name) in _IMAGE_SUFFIXES]
+    found = [name for name in names if _suffix(name) in IMAGE_SUFFIXES]
     if not split or not found:
         raise FileNotFoundError(
-            f"no images in split {split!r}: looked for {folder}/**/*{{.png,.jpg,.jpeg}}; "
+            f"no images in split {split!r}: looked for {folder}/**/* with one of "
+            f"{', '.join(IMAGE_SUFFIXES)}; "
             f"{describe_folder(root)}; {describe_folder(root / 'images')}. "
             f"Expected layout: {LAYOUT}"
         )

@@ -227,12 +227,14 @@ class Records(Generic[SampleT]):
         label_paths: one label file per sample; empty if labels are not single files.
         id_counts: pixels of each raw id, uint32 [samples, 256], where they are stored with the
             samples; else None.
+        classes: how files of images and labels are read; None: labels are ids of one byte.
     """
 
     has_labels: bool
     image_paths: tuple[str, ...] = ()
     label_paths: tuple[str, ...] = ()
     id_counts: np.ndarray | None = None
+    classes: Classes | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -248,7 +250,7 @@ class Records(Generic[SampleT]):
     @property
     def label_format(self) -> str:
         """On what, apart from the files, the bytes of labels depend; "" if they are raw ids."""
-        return ""
+        return self.classes.label_format if self.classes else ""
 
     def files(self, index: int) -> tuple[str, ...]:
         """The files that hold a sample: its image and label, or a shard of many samples."""

@@ -39,10 +39,6 @@ class ShardRecords(Records[Sample]):
     def name(self, index: int) -> str:
         return self.shards.name(index)
 
-    @property
-    def label_format(self) -> str:
-        return self.classes.label_format
-
     def files(self, index: int) -> tuple[str, ...]:
         shard, _ = self.shards.places[index]
         return (self.shards.paths[shard],)

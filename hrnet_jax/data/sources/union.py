@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 import numpy as np
 
-from hrnet_jax.data.sources.source import Records, SampleT, Source
+from hrnet_jax.data.sources.source import Classes, Records, SampleT, Source
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class UnionRecords(Records[SampleT], Generic[SampleT]):
         return None if any(c is None for c in counts) else np.concatenate(counts)
 
     @property
-    def label_format(self) -> str:
-        return self.parts[0].label_format  # the splits have the same classes
+    def classes(self) -> Classes | None:  # type: ignore[override]
+        return self.parts[0].classes  # the splits have the same
 
     def files(self, index: int) -> tuple[str, ...]:
         part, place = self._find(index)

@@ -151,7 +151,6 @@ def damage(path, how):
         ("image", "cut", ValueError),
         ("image", "flipped", ValueError),
         ("image", "gone", FileNotFoundError),
-        ("image", "jpeg", ValueError),
         ("label", "empty", ValueError),
         ("label", "cut", ValueError),
         ("label", "gone", FileNotFoundError),

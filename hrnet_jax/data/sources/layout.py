@@ -32,6 +32,7 @@ _KEYS = (
 )  # fmt: skip
 _NEEDS_IMAGES = {"labels", "image_suffix", "label_suffix", "replace"}
 _NAMED = "{split}"
+_CLASS_FILE = "classes.json"
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,7 @@ def _scan(place: _Place, layout: Layout) -> _Scan:
         if shared and layout.is_label(name) and len(layout.label_suffix) >= len(suffix):
             continue
         if not suffix:
-            others.add(name)
+            others.update({name} - {_CLASS_FILE})
         elif (stem := name[: -len(suffix)]) in images:
             raise ValueError(
                 f"images in {place.images} differ in nothing but their suffix: "

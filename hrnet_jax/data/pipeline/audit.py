@@ -234,7 +234,7 @@ def _why_unknown(classes: Classes, unknown: list[int], found: list[int]) -> str:
         found: all ids in the labels, in order.
     """
     count = classes.num_classes
-    from_zero = classes.label_ids == tuple(range(count))
+    from_zero = classes.stores_raw_ids and classes.label_ids == tuple(range(count))
     if len(unknown) >= _MANY_IDS:
         return (
             "So many ids are typical of gray pictures and of labels that were resized with "

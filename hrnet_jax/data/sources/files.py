@@ -1,5 +1,6 @@
 """Samples that are an image file and a label file each."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -86,6 +87,12 @@ class Files(Records[Sample]):
     @property
     def has_labels(self) -> bool:
         return bool(self.label_paths)
+
+    @property
+    def label_format(self) -> str:
+        raw = self.classes is None or self.classes.stores_raw_ids
+        plain = raw and not (self.classes and self.classes.ignore_rest)
+        return "" if plain else json.dumps(self.classes.to_json())
 
     def __len__(self) -> int:
         return len(self.image_paths)

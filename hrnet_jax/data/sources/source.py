@@ -225,6 +225,8 @@ class Records(Generic[SampleT]):
     image_paths: tuple[str, ...] = ()
     label_paths: tuple[str, ...] = ()
     id_counts: np.ndarray | None = None
+    # On what, apart from the files, the bytes of labels depend.
+    label_format: str = ""
 
     def __len__(self) -> int:
         raise NotImplementedError

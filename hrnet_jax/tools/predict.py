@@ -4,9 +4,10 @@ python -m hrnet_jax.tools.predict --checkpoint=RUN --output=FOLDER PATH [PATH ..
 python -m hrnet_jax.tools.predict --checkpoint=RUN --serve
 
 Writes FOLDER/NAME_overlay.png and FOLDER/NAME_labelIds.png (raw label ids of the dataset); for a
-video FOLDER/NAME_overlay.mp4, FOLDER/NAME/000000_labelIds.png and so on. Files that cannot be read
-are skipped, listed at the end and lead to exit code 1. --serve opens a local web page instead, on
-which images can be dropped.
+video FOLDER/NAME_overlay.mp4, FOLDER/NAME/000000_labelIds.png and so on. Folders are searched at
+any depth, without hidden files and results of an earlier run. Files that cannot be read are
+skipped, listed at the end and lead to exit code 1. --serve opens a local web page instead, on which
+images can be dropped.
 """
 
 import sys
@@ -58,7 +59,7 @@ def run(arguments: list[str]) -> int:
             server.run()
         return 0
     output = outputs.folder(_OUTPUT.value)
-    inputs, failures = file_job.list_inputs(arguments)
+    inputs, failures = file_job.list_inputs(arguments, output)
     job = file_job.FileJob(
         _predictor(),
         output,

@@ -1,15 +1,16 @@
 """Samples that are an image file and a label file each."""
 
-import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from hrnet_jax.data.images import decode
-from hrnet_jax.data.images.headers import parse_header, read_header
+from hrnet_jax.data.images.headers import Header, check_sizes, parse_header, read_header
 from hrnet_jax.data.sources import label_values
 from hrnet_jax.data.sources.source import (
     Classes,
@@ -27,7 +28,7 @@ class EncodedSample:
     """A sample of encoded files, see `source.Sample`.
 
     Attributes:
-        image_data: a PNG or JPEG file.
+        image_data: an image file of any kind that `decode.decode_image` reads.
         label_data: a PNG file, or None.
         image_name: what errors call the image.
         label_name: what errors call the label.
@@ -42,19 +43,21 @@ class EncodedSample:
 
     @property
     def size(self) -> tuple[int, int]:
-        return parse_header(self.image_data, self.image_name).size
+        return self._header.size
+
+    @cached_property
+    def _header(self) -> Header:
+        return parse_header(self.image_data, self.image_name)
 
     def image(self, window: Window | None = None) -> np.ndarray:
-        if window is None:
-            return decode.decode_image(self.image_data, self.image_name)
-        return decode.decode_image(self.image_data, self.image_name, window[0].stop)[window]
+        image_range = self.classes.image_range if self.classes else None
+        rows = None if window is None else window[0].stop
+        image = decode.decode_image(self.image_data, self.image_name, rows, image_range=image_range)
+        return image if window is None else image[window]
 
     def label(self, window: Window | None = None) -> np.ndarray:
-        if (size := parse_header(self.label_data, self.label_name).size) != self.size:
-            raise ValueError(
-                f"label {self.label_name} is {size[0]}x{size[1]} but its image {self.image_name} "
-                f"is {self.size[0]}x{self.size[1]}"
-            )
+        header = parse_header(self.label_data, self.label_name)
+        check_sizes(self._header, header, self.image_name, self.label_name)
         rows = None if window is None else window[0].stop
         label = read_label(self.label_data, self.label_name, self.classes, rows)
         return label if window is None else label[window]
@@ -87,12 +90,6 @@ class Files(Records[Sample]):
     @property
     def has_labels(self) -> bool:
         return bool(self.label_paths)
-
-    @property
-    def label_format(self) -> str:
-        raw = self.classes is None or self.classes.stores_raw_ids
-        plain = raw and not (self.classes and self.classes.ignore_rest)
-        return "" if plain else json.dumps(self.classes.to_json())
 
     def __len__(self) -> int:
         return len(self.image_paths)
@@ -213,8 +210,9 @@ def source_of_pairs(
     if not has_labels:
         labels = ()
     if missing := storage.missing(labels):
+        folder = storage.path(os.path.dirname(missing[0]))
         raise FileNotFoundError(
-            f"{len(missing)} of {len(labels)} images of {name} {split!r} have no label; the first "
-            f"one looked for is {missing[0]} (layout: {layout})"
+            f"{len(missing)} of {len(labels)} images of {name} {split!r} have no label; looked for "
+            f"{', '.join(missing[:3])}; {describe_folder(folder)} (layout: {layout})"
         )
     return Source(name, split, classes, ids, Files(images, labels, classes))

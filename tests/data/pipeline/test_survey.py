@@ -66,6 +66,20 @@ def test_the_same_file_means_other_ids_with_another_class_list(make_source, read
     assert len(reads) == 2
 
 
+def test_opaque_images_are_looked_through_once(make_source, monkeypatch):
+    source = make_source([(2, 4)] * 2, label=LABEL)
+    Image.fromarray(np.full((2, 4, 4), 255, np.uint8)).save(source.image_paths[1])
+    opened, read = [], Files.open
+    monkeypatch.setattr(Files, "open", lambda self, i: opened.append(i) or read(self, i))
+    for _ in range(2):
+        facts = survey(source, progress=False)
+        assert (facts[1].image.kind, facts[1].image.alpha) == ("rgba", False)
+    assert opened == [1]
+    Image.fromarray(np.full((2, 4, 4), 99, np.uint8)).save(source.image_paths[1])
+    with pytest.raises(ValueError, match=r"image001\.png.* transparent"):
+        survey(source, progress=False)
+
+
 def test_a_part_of_the_labels(make_source, reads):
     source = make_source([(2, 4)] * 10, label=LABEL)
     facts = survey(source, max_labels=3, progress=False)

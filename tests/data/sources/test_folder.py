@@ -38,7 +38,7 @@ def test_other_class_file(folder, tmp_path):
         ('{"names": []}', "classes.json: need 1..254 classes"),
         ('{"names": [1]}', "classes.json: need"),
         ('{"names": ["a"], "ids": [1]}', r"unknown keys \['ids'\]"),
-        ('{"names": ["a"], "label_ids": [300]}', "label id 300"),
+        ('{"names": ["a"], "label_ids": [70000]}', "label id 70000"),
     ],
 )
 def test_bad_class_files(folder, text, message):

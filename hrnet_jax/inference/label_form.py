@@ -26,7 +26,7 @@ class LabelForm:
         server: a public dataset, for the form of its test server: its ids are written, for the
             classes of the same names; "" writes the ids of the network's own classes.
         folder: of the files in an archive for the server.
-        counts: number of images that the server requires of a split.
+        counts: number of images that the server requires: (dataset, split) -> number.
 
     Raises:
         ValueError: for unknown values, or a suffix that is not one of PNG files.
@@ -36,7 +36,7 @@ class LabelForm:
     suffix: str
     server: str = ""
     folder: str = ""
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.values not in VALUES:
@@ -92,9 +92,7 @@ class LabelForm:
             if image.mode != mode:
                 return f"mode {image.mode!r}, must be {mode!r}"
             if image.size != size[::-1]:
-                return (
-                    f"{image.width}x{image.height} pixels, but its image has {size[1]}x{size[0]}"
-                )
+                return f"{image.width}x{image.height} pixels, but its image has {size[1]}x{size[0]}"
             pixels = np.asarray(image)
         if self.values == "colors":
             found = {tuple(c) for c in np.unique(pixels.reshape(-1, 3), axis=0).tolist()}
@@ -110,12 +108,16 @@ FORMS: Mapping[str, LabelForm] = {
     "colors": LabelForm("colors", "_color.png"),
     "palette": LabelForm("palette", "_palette.png"),
     # As evaluation script and test server of Cityscapes read them.
-    "cityscapes": LabelForm("ids", "_pred_labelIds.png", counts={"test": 1525}),
+    "cityscapes": LabelForm("ids", "_pred_labelIds.png", counts={("cityscapes", "test"): 1525}),
     # https://www.cvlibs.net/datasets/kitti/eval_semseg.php: named as the images, Cityscapes' ids.
-    "kitti": LabelForm("ids", ".png", server="kitti", folder="semantic", counts={"test": 200}),
+    "kitti": LabelForm(
+        "ids", ".png", server="kitti", folder="semantic", counts={("kitti", "test"): 200}
+    ),
     # https://github.com/CSAILVision/sceneparsing: named as the images, 1 to 150.
     "ade20k": LabelForm("ids", ".png", server="ade20k"),
 }
+# Forms of test servers, which are named after their datasets.
+SERVERS = ("cityscapes", "kitti", "ade20k")
 
 
 def get_form(name: str, suffix: str = "") -> LabelForm:
@@ -131,4 +133,4 @@ def get_form(name: str, suffix: str = "") -> LabelForm:
 
 def form_of_dataset(name: str) -> str:
     """The form that evaluation writes for a dataset: that of its test server, or Cityscapes'."""
-    return name if name in FORMS else "cityscapes"
+    return name if name in SERVERS else "cityscapes"

@@ -185,8 +185,9 @@ class Classes:
                 raise ValueError(f"classes: each color must be a list [r, g, b], got {bad[0]!r}")
         # Ids and colors of a class may be lists themselves.
         frozen = lambda v: tuple(v) if isinstance(v, list) else v  # noqa: E731
+        lists: dict[str, Any] = {k: tuple(map(frozen, v)) for k, v in values.items()}
         return cls(
-            **{k: tuple(map(frozen, v)) for k, v in values.items()},
+            **lists,
             label_type=label_type,
             ignore_rest=ignore_rest,
             image_range=frozen(data.get("image_range")),

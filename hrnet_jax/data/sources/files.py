@@ -1,5 +1,6 @@
 """Samples that are an image file and a label file each."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -206,8 +207,9 @@ def source_of_pairs(
     if not has_labels:
         labels = ()
     if missing := storage.missing(labels):
+        folder = storage.path(os.path.dirname(missing[0]))
         raise FileNotFoundError(
-            f"{len(missing)} of {len(labels)} images of {name} {split!r} have no label; the first "
-            f"one looked for is {missing[0]} (layout: {layout})"
+            f"{len(missing)} of {len(labels)} images of {name} {split!r} have no label; looked for "
+            f"{', '.join(missing[:3])}; {describe_folder(folder)} (layout: {layout})"
         )
     return Source(name, split, classes, ids, Files(images, labels, classes))

@@ -32,6 +32,7 @@ from hrnet_jax.data import SOURCES, open_source
 from hrnet_jax.data.images import decode
 from hrnet_jax.data.pipeline import audit
 from hrnet_jax.data.sources.source import UNKNOWN_LABEL, Source
+from hrnet_jax.data.sources.union import UnionRecords
 from hrnet_jax.data.tiles import format as tile_format
 from hrnet_jax.runtime import run_lock, storage
 
@@ -143,6 +144,10 @@ def prepare(
     """
     if isinstance(source.records, tile_format.TileRecords):
         raise ValueError(f"{source.name!r} {source.split!r} are tiles already")
+    if isinstance(source.records, UnionRecords):
+        raise ValueError(
+            f"split {source.split!r}: prepare its splits one by one; reading joins their tiles, too"
+        )
     if shard_images < 1:
         raise ValueError(f"shard_images must be 1 or more, got {shard_images}")
     output = storage.path(output)

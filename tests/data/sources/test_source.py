@@ -150,7 +150,7 @@ def test_open_source_names_the_choices(tmp_path):
         open_source("kitti", root=tmp_path, split="train")
     with pytest.raises(ValueError, match="needs its folder"):
         open_source("camvid", root="", split="train")
-    with pytest.raises(ValueError, match="is for the dataset 'folder'"):
+    with pytest.raises(FileNotFoundError, match=r"no class file c.json"):
         open_source("camvid", root=tmp_path, split="train", class_file="c.json")
 
 

@@ -2,14 +2,14 @@
 
     python train.py --config=configs/mapillary.py:variant=w48 --config.data.root=DIR --workdir=OUT
 
-DIR holds `training` and `validation`. `:version=2.0` takes the 116 classes of Vistas 2.0. The recipe
-follows that of hierarchical multi-scale attention (Tao et al., arXiv 2005.10821;
+DIR holds `training` and `validation`. `:version=2.0` takes the 116 classes of Vistas 2.0. The
+recipe follows that of hierarchical multi-scale attention (Tao et al., arXiv 2005.10821;
 https://github.com/NVIDIA/semantic-segmentation, train_mapillary.yml): 200 epochs with batch 16 and
 crops of 1024x1024, SGD 0.005 with linear decay, weight decay 1e-4, an HRNet-OCR of W48
 (`--config.head=ocr`) from ImageNet weights (`--config.init_from=FILE`). Published for it, with
 attention over scales and another loss (RMI): 61.1 mIoU on validation. Differences: cross-entropy
-instead of RMI and no blur. There, images are first reduced to 2177 pixels on their longer side, then
-scaled by 0.5 to 2; here they are scaled by 0.25 to 1, which is the same for a side of 4000.
+instead of RMI and no blur. There, images are first reduced to 2177 pixels on their longer side,
+then scaled by 0.5 to 2; here they are scaled by 0.25 to 1, the same for a side of 4000.
 
 Training evaluates 200 of the 2000 images, whose sizes differ, as each size is compiled once.
 Converting the dataset to tiles first (`hrnet prepare_tiles`) makes reading several times faster.

@@ -87,7 +87,7 @@ VALUES = {
     "kitti": (19, [("car", 26, (0, 0, 142))]),
     "kitti360": (19, [("car", 26, (0, 0, 142))]),
     "loveda": (7, [("background", 1, (255, 255, 255)), ("agriculture", 7, (255, 195, 128))]),
-    "mapillary_vistas_v1.2": (65, [("Road", 13, (128, 64, 128)), ("Ego Vehicle", 64, (120, 10, 10))]),
+    "mapillary_vistas_v1.2": (65, [("Road", 13, (128, 64, 128)), ("Ego Vehicle", 64, None)]),
     "mapillary_vistas_v2.0": (116, [("Road", 21, (128, 64, 128)), ("Static", 122, (111, 111, 0))]),
     "pascal_voc2012": (21, [("aeroplane", 1, (128, 0, 0)), ("tvmonitor", 20, (0, 64, 128))]),
     "potsdam": (6, [("building", (0, 0, 255), (0, 0, 255)), ("car", (255, 255, 0), (255, 255, 0))]),

@@ -237,6 +237,10 @@ class Records(Generic[SampleT]):
         """What error messages call the label."""
         return self.name(index)
 
+    def files(self, index: int) -> tuple[str, ...]:
+        """The files that hold a sample: its image and label, or a shard of many samples."""
+        return tuple(paths[index] for paths in (self.image_paths, self.label_paths) if paths)
+
     def open(self, index: int) -> SampleT:
         """One sample.
 

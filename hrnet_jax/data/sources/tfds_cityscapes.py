@@ -39,6 +39,10 @@ class ShardRecords(Records[Sample]):
     def name(self, index: int) -> str:
         return self.shards.name(index)
 
+    def files(self, index: int) -> tuple[str, ...]:
+        shard, _ = self.shards.places[index]
+        return (self.shards.paths[shard],)
+
     def take(self, indices: Sequence[int]) -> "ShardRecords":
         return replace(self, shards=self.shards.take(indices))
 

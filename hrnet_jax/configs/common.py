@@ -70,7 +70,7 @@ def get_config() -> Config:
     config.data = data = Config()
     data.name = "cityscapes"
     data.root = ""
-    data.class_file = ""  # for name="folder" only; "": classes.json in root
+    data.class_file = ""  # "": the dataset's own classes; for "folder" ROOT/classes.json
     data.train_split = "train"
     data.eval_split = "val"  # "": no evaluation
     # Labels of each split whose ids are counted before the first step, spread evenly; 0: all of

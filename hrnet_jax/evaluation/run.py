@@ -251,9 +251,8 @@ class SegmentationRun:
 
 
 def _open_split(checkpoint: Checkpoint, options: Options) -> Source:
-    data = checkpoint.metadata["config"]["data"]
-    split = options.split or data["eval_split"]
-    source = segmentation.open_split(data, root=options.data_root, split=split)
+    split = options.split or checkpoint.metadata["config"]["data"]["eval_split"]
+    source = segmentation.open_split(checkpoint.metadata, root=options.data_root, split=split)
     return segmentation.spread(source, options.max_images)
 
 

@@ -5,9 +5,9 @@ python -m hrnet_jax.tools.predict --checkpoint=RUN --serve
 
 Writes FOLDER/NAME_overlay.png and FOLDER/NAME_labelIds.png (raw label ids of the dataset, or what
 --label_form and --label_suffix say); for a video FOLDER/NAME_overlay.mp4,
-FOLDER/NAME/000000_labelIds.png and so on. Files that cannot be read
-are skipped, listed at the end and lead to exit code 1. --serve opens a local web page instead, on
-which images can be dropped.
+FOLDER/NAME/000000_labelIds.png and so on. Folders are searched at any depth, without hidden files
+and results of an earlier run. Files that cannot be read are skipped, listed at the end and lead to
+exit code 1. --serve opens a local web page instead, on which images can be dropped.
 """
 
 import sys
@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
     form = label_form.get_form(
         label_flags.LABEL_FORM.value or "ids", label_flags.LABEL_SUFFIX.value
     )
-    inputs, failures = file_job.list_inputs(arguments)
+    inputs, failures = file_job.list_inputs(arguments, output)
     job = file_job.FileJob(
         _predictor(),
         output,

@@ -193,7 +193,7 @@ class _Cache:
         self._stamps = ["\0".join(stamps[f] for f in files) for files in samples]
         folder = os.path.commonpath({os.path.dirname(p) for p in full.values()})
         fields = [field.name for field in dataclasses.fields(Header)]
-        identity = json.dumps([_FORMAT, fields, folder, _label_format(source)])
+        identity = json.dumps([_FORMAT, fields, folder, source.records.label_format])
         digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
         self.path = cache_folder() / f"survey_{digest}.npz"
 
@@ -232,11 +232,6 @@ class _Cache:
 
 def _known(facts: list[Facts]) -> int:
     return sum(f.ids is not None for f in facts)
-
-
-def _label_format(source: Source) -> str:
-    """On what, apart from the file, the raw ids in a label depend."""
-    return ""
 
 
 def _encode(entries: dict[str, tuple[str, Facts]]) -> bytes:

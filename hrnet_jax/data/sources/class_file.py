@@ -80,6 +80,10 @@ def read_for(path: str | os.PathLike, dataset: str, known: Classes) -> Classes:
         for key in ("files", "label_type", "ignore_colors"):
             if key in data:
                 raise ValueError(f"{key!r} is for the dataset 'folder'; {dataset} has its own")
+        if known.label_type == "colors":
+            raise ValueError(
+                f"the labels of {dataset} are colors, whose classes cannot be changed by their ids"
+            )
         own = dict(zip(known.names, known.label_ids, strict=True))
         if "label_ids" not in data and (new := [n for n in data["names"] if n not in own]):
             raise ValueError(f"needs label_ids, as {dataset} has no class {new[0]!r}; {list(own)}")

@@ -1,6 +1,6 @@
 """Images with one class each, in one folder per class:
 
-    root/SPLIT/CLASS/**/NAME.{jpg,jpeg,png}
+    root/SPLIT/CLASS/**/NAME.{png,jpg,jpeg,webp,tif,tiff,bmp,ppm}
 
 which is ImageNet's usual layout. The classes are the folders' names in alphabetic order.
 """
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from hrnet_jax.data.images.headers import IMAGE_SUFFIXES
 from hrnet_jax.data.sources.files import not_hidden
 from hrnet_jax.data.sources.source import Records, Source, describe_folder
 from hrnet_jax.runtime import storage
 
-LAYOUT = "ROOT/SPLIT/CLASS/**/NAME.{jpg,jpeg,png}"
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+LAYOUT = "ROOT/SPLIT/CLASS/**/NAME.{jpg,png,...}"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ImageClasses:
 
 
 class LabeledImage(NamedTuple):
-    """An encoded image (PNG or JPEG) and the number of its class."""
+    """An encoded image and the number of its class."""
 
     data: bytes
     label: int
@@ -118,7 +118,7 @@ def open_image_folder(root: str | os.PathLike, split: str) -> ImageSource:
         found = sorted(filter(_is_image, files))
         if not found:
             raise ValueError(
-                f"class folder {folder / name} holds no images ({', '.join(_SUFFIXES)}); "
+                f"class folder {folder / name} holds no images ({', '.join(IMAGE_SUFFIXES)}); "
                 f"{describe_folder(folder / name)}. Remove it if there is no such class"
             )
         ids += [f"{name}/{path}" for path in found]
@@ -133,4 +133,4 @@ def open_image_folder(root: str | os.PathLike, split: str) -> ImageSource:
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES)
+    return name.lower().endswith(IMAGE_SUFFIXES)

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from hrnet_jax.data.images.headers import IMAGE_SUFFIXES
 from hrnet_jax.data.sources.files import Pair, not_hidden
 from hrnet_jax.data.sources.source import describe_folder
 from hrnet_jax.runtime import storage
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _KEYS = (
     "images", "labels", "image_suffix", "label_suffix", "replace", "list", "splits", "split",
 )  # fmt: skip

@@ -69,7 +69,7 @@ def test_sizes_are_compared_for_all_files(make_source):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b"GIF89a", "neither a PNG"), (b"\x89PNG\r\n\x1a\n", "damaged PNG")],
+    [(b"", "is empty"), (b"GIF89a", "a GIF file"), (b"\x89PNG\r\n\x1a\n", "damaged PNG")],
 )
 def test_bad_headers_are_found_without_counting(make_source, content, message):
     source = make_source([(2, 4)] * 10)

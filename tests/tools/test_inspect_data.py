@@ -59,8 +59,8 @@ def test_tool(masks, tmp_path):
 
 
 def test_what_was_not_found_is_said(tmp_path):
-    (tmp_path / "x.tif").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no PNG or JPEG files; found: 1 \.tif"):
+    (tmp_path / "x.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no images .*; found: 1 \.npy"):
         look(storage.path(tmp_path), 0)
     with pytest.raises(FileNotFoundError, match="no folder"):
         look(storage.path(tmp_path / "none"), 0)

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from hrnet_jax.data.sources.layout import IMAGE_SUFFIXES
 
 LIST_SUFFIXES = (".txt", ".lst", ".list", ".csv")
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 # Pictures that cannot be read for training.
-OTHER_IMAGES = (".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".npy", ".mat")
+OTHER_IMAGES = (".gif", ".jp2", ".heic", ".avif", ".npy", ".mat", ".npz", ".raw", ".dcm")
 # What splits are called, and the name by which training knows them.
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
@@ -123,7 +124,7 @@ def find_pairs(names: Sequence[str], read_text: Callable[[str], str]) -> Pairing
         read_text: gives the text of one of them, for lists.
 
     Raises:
-        ValueError: if no rule pairs images with PNG files; it says what was found.
+        ValueError: if no rule pairs images with labels; it says what was found.
     """
     pictures = [n for n in names if n.lower().endswith(IMAGE_SUFFIXES)]
     if not pictures:
@@ -136,9 +137,9 @@ def find_pairs(names: Sequence[str], read_text: Callable[[str], str]) -> Pairing
         votes = _votes([take_apart(n, endings) for n in pictures])
     if not votes:
         raise ValueError(
-            f"{len(pictures)} images, but no label found for any of them: no PNG has the name of "
-            f"an image, also not with one of the known words ({', '.join(_LABEL_WORDS)}). "
-            "Describe the layout in a class file: docs/data.md"
+            f"{len(pictures)} images, but no label found for any of them: no PNG, TIFF or BMP file "
+            "has the name of another image, also not with a word such as _mask, _label, _gt or "
+            "_seg. Describe the layout in a class file: docs/data.md"
         )
     best = max(votes, key=lambda r: (len({a.path for a, _ in votes[r]}), _clearness(r)))
     notes = _notes(names, pictures, votes, best)
@@ -168,7 +169,7 @@ def _votes(files: list[File]) -> dict[Relation, list[tuple[File, File]]]:
 
 
 def _unknown_endings(pictures: list[str]) -> list[str]:
-    """What follows the name of an image, at a separator, in the names of at least three PNGs."""
+    """What follows the name of an image, at a separator, in the names of at least three images."""
     stems = {os.path.splitext(os.path.basename(n))[0] for n in pictures}
     counts: Counter[str] = Counter()
     for stem in stems:
@@ -180,7 +181,7 @@ def _unknown_endings(pictures: list[str]) -> list[str]:
 
 
 def _relation(image: File, label: File) -> Relation | None:
-    if image.path == label.path or not label.suffix.lower().endswith(".png"):
+    if image.path == label.path or not label.suffix.lower().endswith(LABEL_SUFFIXES):
         return None
     if image.split.lower() != label.split.lower() or _is_label(image) > _is_label(label):
         return None
@@ -303,7 +304,7 @@ def _notes(names, pictures, votes, best: Relation) -> list[str]:
     if left := sorted(set(pictures) - used):
         kinds = Counter(f"{n.rpartition('/')[0] or '.'}/*{take_apart(n).suffix}" for n in left)
         notes.append(
-            f"{len(left)} PNG or JPEG files are not used: "
+            f"{len(left)} images are not used: "
             + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
         )
     others = Counter(
@@ -327,7 +328,7 @@ def _notes(names, pictures, votes, best: Relation) -> list[str]:
 def _nothing_found(names: Sequence[str]) -> str:
     endings = Counter(os.path.splitext(n)[1].lower() or "no ending" for n in names)
     found = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(8))
-    return f"no PNG or JPEG files; found: {found or 'nothing'}"
+    return f"no images ({', '.join(IMAGE_SUFFIXES)}); found: {found or 'nothing'}"
 
 
 # ---- by lists

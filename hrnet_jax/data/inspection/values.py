@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from imagecodecs import png_decode
 from PIL import Image
 
-from hrnet_jax.data.images import decode
-from hrnet_jax.data.images.headers import parse_header
+from hrnet_jax.data.images import decode, pixels
+from hrnet_jax.data.images.headers import Header, check_image_header, check_sizes, parse_header
 from hrnet_jax.data.sources.label_values import code_color, color_codes
 from hrnet_jax.data.sources.source import MAX_CLASSES, Color
 from hrnet_jax.runtime import storage
@@ -68,42 +67,38 @@ def count(pairs: Iterable[tuple[str, str]]) -> Values:
     values = Values()
     for image, label in pairs:
         try:
-            size = _add_image(values, image)
-            label_size = _add_label(values, label)
-        except (OSError, ValueError) as error:
+            image_header, label_header = _add_image(values, image), _add_label(values, label)
+            check_sizes(image_header, label_header, image, label)
+        except pixels.ERRORS as error:
             values.problems.append(str(error))
-            continue
-        if size != label_size:
-            values.problems.append(
-                f"{label} is {label_size[0]}x{label_size[1]}, its image {size[0]}x{size[1]}"
-            )
     return values
 
 
-def _add_image(values: Values, path: str) -> tuple[int, int]:
+def _add_image(values: Values, path: str) -> Header:
     data = storage.read_bytes(path)
     header = parse_header(data, path)
+    check_image_header(header, path, (0, 1))
     kind = f"{header.format.upper()} {header.kind} {header.bits} bits"
     values.image_kinds[kind] += 1
     values.sizes[header.size] += 1
     if header.bits > 8 and values.image_kinds[kind] <= RANGE_IMAGES:
-        pixels = png_decode(data)
+        found = pixels.deep(data, header)
         low, high = values.range or (65535, 0)
-        values.range = min(low, int(pixels.min())), max(high, int(pixels.max()))
-    return header.size
+        values.range = min(low, int(found.min())), max(high, int(found.max()))
+    return header
 
 
-def _add_label(values: Values, path: str) -> tuple[int, int]:
+def _add_label(values: Values, path: str) -> Header:
     data = storage.read_bytes(path)
     header = parse_header(data, path)
     values.label_kinds[f"{header.format.upper()} {header.kind} {header.bits} bits"] += 1
     in_color = header.kind in ("rgb", "rgba")
-    pixels = decode.decode_label(data, path, colors=in_color)
-    if in_color and (pixels[..., :1] == pixels[..., 1:]).all():
-        pixels = pixels[..., 0]
-    codes = color_codes(pixels) if pixels.ndim == 3 else pixels
+    label = decode.decode_label(data, path, colors=in_color)
+    if in_color and (label[..., :1] == label[..., 1:]).all():
+        label = label[..., 0]
+    codes = color_codes(label) if label.ndim == 3 else label
     found, counts = np.unique(codes, return_counts=True)
-    if pixels.ndim == 3:
+    if label.ndim == 3:
         keys: Sequence[Any] = [code_color(code) for code in found]
         values.colors.update(dict(zip(keys, counts.tolist(), strict=True)))
     else:
@@ -114,7 +109,7 @@ def _add_label(values: Values, path: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(data)) as image:
             flat = image.getpalette("RGB") or []
         values.palette = {k: tuple(flat[3 * k : 3 * k + 3]) for k in range(len(flat) // 3)}
-    return header.size
+    return header
 
 
 def classes_of(

@@ -109,15 +109,15 @@ def test_lists_of_names():
 
 
 def test_notes():
-    pairing = found(*each("train_images/{k}.jpg"), *each("train_masks/{k}.png"), "z/9.png", "a.tif")
+    pairing = found(*each("train_images/{k}.jpg"), *each("train_masks/{k}.png"), "z/9.png", "a.npy")
     assert pairing.files["split"] == {"val": 0.2, "seed": 0}
     notes = " ".join(pairing.notes)
-    for text in ("1 PNG or JPEG files are not used: 1 z/*.png", "1 .tif", "no val found"):
+    for text in ("1 images are not used: 1 z/*.png", "1 .npy", "no val found"):
         assert text in notes
 
 
 def test_nothing_to_pair():
-    with pytest.raises(ValueError, match=r"no PNG or JPEG files; found: 2 .tif, 1 no ending"):
-        found("a.tif", "b.tif", "README")
+    with pytest.raises(ValueError, match=r"no images .*; found: 2 .npy, 1 no ending"):
+        found("a.npy", "b.npy", "README")
     with pytest.raises(ValueError, match="3 images, but no label found for any of them"):
         found(*each("{k}.jpg"))

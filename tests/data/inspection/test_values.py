@@ -42,7 +42,7 @@ def test_sizes_that_differ_and_damaged_files_are_problems(pairs, tmp_path):
     found = count(
         [*pairs(grey([0, 1]), size=(3, 1)), (str(tmp_path / "image0.png"), "/missing.png")]
     )
-    assert "is 1x2, its image 1x3" in found.problems[0]
+    assert "label0.png is 1x2 but its image" in found.problems[0]
     assert "/missing.png" in found.problems[1]
 
 

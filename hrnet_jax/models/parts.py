@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 
 
 def contains(part: str, path: str) -> bool:
-    """Whether the path is the part or lies in it; whole names count, "back" is not in "backbone"."""
+    """Whether the path is the part or lies in it. Only whole names count."""
     return not part or path == part or path.startswith(f"{part}/")
 
 

@@ -145,7 +145,7 @@ def make_optimizer(
     beta2: float = 0.999,
     weight_decay: float = 5e-4,
     nesterov: bool = False,
-    groups: ParameterGroups = ParameterGroups(),
+    groups: ParameterGroups = param_groups.ALL_ALIKE,
 ) -> optax.GradientTransformation:
     """SGD or AdamW. The decay applies to all parameters, unless `groups` says otherwise.
 

@@ -86,8 +86,11 @@ class ParameterGroups:
           ValueError: for a part that does not exist, or if nothing is left to train.
         """
         paths = list(traverse_util.flatten_dict(params, sep="/"))
-        for key in ("multipliers", "decay_multipliers"):
-            for part in getattr(self, key):  # a field of this class
+        for key, values in (
+            ("multipliers", self.multipliers),
+            ("decay_multipliers", self.decay_multipliers),
+        ):
+            for part in values:
                 if not any(parts.contains(part, path) for path in paths):
                     raise ValueError(_unknown_part(key, part, paths))
         if all(map(self.is_frozen, paths)):
@@ -98,7 +101,7 @@ class ParameterGroups:
 
     def describe(self, params: Any) -> str:
         """What the groups mean for these parameters, as text for the log; "" if all are alike."""
-        if self == ParameterGroups():
+        if self == ALL_ALIKE:
             return ""
         trained, frozen = (sum(x.size for x in jax.tree.leaves(t)) for t in self.split(params))
         lines = [f"{trained:,} parameters are trained, {frozen:,} are frozen"]
@@ -107,13 +110,16 @@ class ParameterGroups:
             ("weight decay", self.decay_multipliers),
         ):
             if values:
-                factors = ", ".join(f"{part or 'all'} x {value:g}" for part, value in values.items())
-                lines.append(f"{name}: {factors}")
+                factors = [f"{part or 'all'} x {value:g}" for part, value in values.items()]
+                lines.append(f"{name}: {', '.join(factors)}")
         if not self.decay_norm_and_bias:
             lines.append("weight decay: none on biases and normalization")
         if self.frozen_norm != "none":
             lines.append(f"normalization: frozen ({self.frozen_norm})")
         return "; ".join(lines)
+
+
+ALL_ALIKE = ParameterGroups()
 
 
 def merge(trained: Any, frozen: Any) -> Any:

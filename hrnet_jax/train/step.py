@@ -83,7 +83,7 @@ def make_train_step(
     color_jitter: float = 0.0,
     class_mix: float = 0.0,
     clip_norm: float = 0.0,
-    groups: ParameterGroups = ParameterGroups(),
+    groups: ParameterGroups = param_groups.ALL_ALIKE,
     segmentation_loss: Callable[..., tuple[jax.Array, jax.Array]] = losses.segmentation_loss,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Builds the pure function (state, batch) -> (state, metrics).

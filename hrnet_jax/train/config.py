@@ -42,6 +42,9 @@ FREE_KEYS = (
     "eval.patience",
 )  # fmt: skip
 
+# Keys whose value is a dictionary with keys of the user's choice.
+DICTIONARY_KEYS = ("optimizer.multipliers", "optimizer.decay_multipliers")
+
 # Keys that runs of earlier versions do not have, with the values that those runs used.
 LATER_KEYS = {
     "data.color_jitter": 0.0, "data.class_mix": 0.0, "loss.label_smoothing": 0.0,
@@ -197,12 +200,12 @@ def _check_numbers(config: ConfigDict) -> None:
 
 def _check_optimizer(config: ConfigDict) -> None:
     optimizer = config.optimizer
-    for key in ("multipliers", "decay_multipliers"):
-        for part, factor in optimizer[key].items():
+    for name in ("multipliers", "decay_multipliers"):
+        for part, factor in optimizer[name].items():
             number = isinstance(factor, int | float) and not isinstance(factor, bool)
             if not number or not 0 <= factor < math.inf:
                 raise ValueError(
-                    f"config.optimizer.{key}: the factor of {part!r} is {factor!r}; it must be a"
+                    f"config.optimizer.{name}: the factor of {part!r} is {factor!r}; it must be a"
                     " number, 0 or more"
                 )
     if optimizer.function and (optimizer.decay_multipliers or not optimizer.decay_norm_and_bias):

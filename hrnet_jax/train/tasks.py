@@ -13,20 +13,21 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hrnet_jax.data import IMAGE_SOURCES, SOURCES, open_images, open_source
-from hrnet_jax.data.pipeline import audit
+from hrnet_jax.data.pipeline import audit, odd_labels
 from hrnet_jax.data.pipeline import classification as classification_data
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.augment import Augmentation
 from hrnet_jax.data.pipeline.batches import BatchPlan
 from hrnet_jax.data.pipeline.mixture import Mixture, open_mixture
 from hrnet_jax.data.pipeline.order import Shard
+from hrnet_jax.data.pipeline.survey import Team
 from hrnet_jax.data.sources.source import IGNORE_LABEL
 from hrnet_jax.evaluation import classification, segmentation
 from hrnet_jax.inference import visualize
 from hrnet_jax.inference.multi_scale import SEGMENTATION_HEADS
 
-# Labels or images looked at before the first step.
-AUDITED_IMAGES = 500
+# Images of classification that are decoded before the first step: there may be millions.
+DECODED_IMAGES = 500
 # Panels of image, label and prediction that TensorBoard gets from each evaluation.
 NUM_IMAGES = 3
 
@@ -51,6 +52,19 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Findings:
+    """What was found in the data before the first step.
+
+    Attributes:
+      text: for the log.
+      warnings: what may be wrong in it.
+    """
+
+    text: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """One kind of training.
 
@@ -59,8 +73,8 @@ class Task:
       losses: the values of config.loss.name that the task allows.
       open: (config, split) -> source.
       mix: (config, source of the training split) -> what to train on.
-      audit: source -> what was found in its labels or images, as text; raises ValueError for
-        data that cannot be trained on.
+      audit: (config, what to train on, what to evaluate on or None, the processes) -> Findings;
+        raises ValueError for data that cannot be trained on, the same in all processes.
       dataset: (config, source, start_step, shard, sample_offset) -> endless batches of "image" and
         "label".
       label_shape: config -> shape of one image's label, and its type.
@@ -72,7 +86,7 @@ class Task:
     losses: tuple[str, ...]
     open: Callable[[ConfigDict, str], Any]
     mix: Callable[[ConfigDict, Any], Any]
-    audit: Callable[[Any], str]
+    audit: Callable[[ConfigDict, Any, Any, Team], Findings]
     dataset: Callable[[ConfigDict, Any, int, Shard, int], tf.data.Dataset]
     label_shape: Callable[[ConfigDict], tuple[tuple[int, ...], Any]]
     ignore_label: int
@@ -124,10 +138,24 @@ def _mix_segmentation(config: ConfigDict, source):
     return open_mixture(source, config.data.mix, config.data.class_uniform)
 
 
-def _audit_segmentation(source) -> str:
+def _audit_segmentation(config: ConfigDict, source, eval_source, team: Team) -> Findings:
     mixture = Mixture.of(source)
-    tables = [audit.audit_labels(s, max_images=AUDITED_IMAGES).table() for s in mixture.sources]
-    return "\n".join([f"training on {mixture.describe()}", *tables])
+    count = config.data.audit_images
+    train = [audit.audit_labels(s, max_images=count, team=team) for s in mixture.sources]
+    val = eval_source and audit.audit_labels(eval_source, max_images=count, team=team)
+    stops = odd_labels.reasons_to_stop(train[0])
+    if stops and not config.data.allow_odd_labels:
+        raise ValueError(
+            "\n".join(stops) + "\nIf the labels are correct, --config.data.allow_odd_labels=True"
+            " trains on them"
+        )
+    for other in (*train[1:], *([val] if val else [])):
+        stops += odd_labels.reasons_to_stop(other)
+    return Findings(
+        "\n".join([f"training on {mixture.describe()}", *(a.table() for a in train)])
+        + (f"\nevaluating on:\n{val.table()}" if val else ""),
+        (*stops, *odd_labels.reasons_to_doubt(train, val)),
+    )
 
 
 def _segmentation_dataset(
@@ -188,8 +216,10 @@ def _mix_classification(config: ConfigDict, source):
     return source
 
 
-def _audit_classification(source) -> str:
-    return classification_data.audit_images(source, AUDITED_IMAGES)
+def _audit_classification(config: ConfigDict, source, eval_source, team: Team) -> Findings:
+    count = config.data.audit_images or DECODED_IMAGES
+    sources = [s for s in (source, eval_source) if s is not None]
+    return Findings("\n".join(classification_data.audit_images(s, count) for s in sources))
 
 
 def _classification_dataset(

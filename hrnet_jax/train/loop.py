@@ -313,26 +313,15 @@ def take_steps(
 ) -> TrainState:
     """Trains from the state's step to the last one; logs, saves and evaluates on the way.
 
-    Args:
-      run: the run.
-      state: the state to go on from.
-      step_function: from `start`.
-      log: of the run.
-      watch: for signals.
-      evaluations: those of the run so far.
+    `evaluations` holds those of the run so far, and gets the new ones.
 
     Raises:
       NonFiniteError, SaveError, Preempted: as `train`.
     """
     config, mesh, timetable, store = run.config, run.mesh, run.timetable, run.store
     start_step, num_steps = int(state.step), timetable.num_steps
-    pace = Pace(
-        config.batch_size,
-        start_step,
-        num_steps,
-        skip_nonfinite=config.optimizer.skip_nonfinite,
-        history=run.progress,
-    )
+    skips = config.optimizer.skip_nonfinite
+    pace = Pace(config.batch_size, start_step, num_steps, skips, history=run.progress)
     pending = None  # the step whose metrics the device may still be computing
     batches = iter(
         build.make_batches(config, run.train_source, start_step, mesh, run.epochs.sample_offset)

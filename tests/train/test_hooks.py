@@ -1,11 +1,11 @@
 """Functions of the user's own: checked before the run, never imported for somebody's checkpoint."""
 
 import pathlib
+import re
 import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import hrnet_jax
@@ -144,12 +144,10 @@ def test_nobody_elses_checkpoint_makes_us_import_anything(tmp_path, monkeypatch,
     store.save(create_state(model, optimizer, seed=0), metadata)
     store.close()
     checkpoint = load_checkpoint(tmp_path / "run")
-    image = np.zeros((32, 64, 3), np.uint8)
-    assert hrnet_jax.load(tmp_path / "run").predict(image).shape == (32, 64)
+    hrnet_jax.load(tmp_path / "run")
     file = tmp_path / "weights.safetensors"
     weights_file.write(file, checkpoint.variables, checkpoint.metadata, step=0, metric=None)
-    for path in (tmp_path / "run", file):
-        initial_weights.load(str(path), model, CLASSES.names, 0)
+    initial_weights.load(str(file), model, CLASSES.names, 0)
     assert not trace.exists()
     with pytest.raises(ValueError, match="has no 'f'"):  # the name would have been found
         build.make_loss(config)
@@ -160,5 +158,5 @@ def test_only_the_trainer_knows_hooks():
     """Prediction, evaluation, conversion and export lie below it and cannot import it."""
     package = pathlib.Path(hooks.__file__).parents[1]
     users = [p.relative_to(package).as_posix() for p in package.rglob("*.py")
-             if "hooks" in p.read_text() and p.name != "hooks.py"]  # fmt: skip
+             if re.search(r"import.*\bhooks\b", p.read_text())]  # fmt: skip
     assert users == ["train/build.py"]

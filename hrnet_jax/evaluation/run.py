@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -251,7 +252,18 @@ class SegmentationRun:
 
 
 def _open_split(checkpoint: Checkpoint, options: Options) -> Source:
-    split = options.split or checkpoint.metadata["config"]["data"]["eval_split"]
+    data = checkpoint.metadata["config"]["data"]
+    split = options.split or data["eval_split"]
+    trained_on = data.get("train_split", "").split("+")
+    # After a training on several splits at once; the training split alone is known as such.
+    if len(trained_on) > 1 and (common := sorted(set(trained_on) & set(split.split("+")))):
+        warnings.warn(
+            f"{checkpoint.path} was trained on {'+'.join(trained_on)}: metrics of"
+            f" {'+'.join(common)} say how well training images are remembered, not how good the"
+            " network is",
+            UserWarning,
+            stacklevel=2,
+        )
     source = segmentation.open_split(checkpoint.metadata, root=options.data_root, split=split)
     return segmentation.spread(source, options.max_images)
 

@@ -16,13 +16,12 @@ from hrnet_jax.data.sources.source import Source
 from hrnet_jax.models import HEADS, get_variant
 from hrnet_jax.models.layers import REMAT, SCAN
 from hrnet_jax.runtime import sharding
-from hrnet_jax.train import optimizers
+from hrnet_jax.train import optimizers, param_groups
 from hrnet_jax.train.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float64")
-SCHEDULES = ("poly", "multistep")
 
 # Earlier names of keys and values. They are still read, from configuration files, the command line
 # and checkpoints. A key keeps its section; only its last part may have another name.
@@ -41,12 +40,19 @@ FREE_KEYS = (
     "data.eval_short_side", "mesh.data", "mesh.space",
     "model.remat", "model.scan",
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
+    "extend", "eval.patience",
 )  # fmt: skip
+
+# Keys whose value is a dictionary with keys of the user's choice.
+DICTIONARY_KEYS = ("optimizer.multipliers", "optimizer.decay_multipliers")
 
 # Keys that runs of earlier versions do not have, with the values that those runs used.
 LATER_KEYS = {
     "data.color_jitter": 0.0, "data.class_mix": 0.0, "loss.label_smoothing": 0.0,
     "model.image_statistics": 0.0, "loss.aux_weight": 0.4, "loss.main_weight": 1.0,
+    "loss.function": "", "model.frozen_norm": "none", "optimizer.decay_norm_and_bias": True,
+    "optimizer.clip_norm": 0.0, "optimizer.function": "", "optimizer.schedule_function": "",
+    "optimizer.rise_fraction": 0.3,
 }  # fmt: skip
 
 # Of a class list, what else decides what its labels and images mean. Names are always compared,
@@ -69,6 +75,8 @@ RANGES = (
     ("optimizer.beta2", 0, 1),
     ("optimizer.ema_decay", 0, 1),
     ("optimizer.weight_decay", 0, math.inf),
+    ("optimizer.clip_norm", 0, math.inf),
+    ("optimizer.rise_fraction", 0, 1),
     ("optimizer.poly_power", 0, math.inf),
     ("optimizer.gamma", 0, 1),
     ("data.color_jitter", 0, 1),
@@ -83,6 +91,7 @@ RANGES = (
     ("eval.every_epochs", 0, math.inf),
     ("eval.batch_size", 1, math.inf),
     ("eval.num_images", 0, math.inf),
+    ("eval.patience", 0, math.inf),
 )
 
 
@@ -152,6 +161,8 @@ def check_config(config: ConfigDict) -> None:
     _check_choices(config)
     _check_numbers(config)
     _check_crop(config)
+    _check_optimizer(config)
+    _check_patience(config)
     if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError("config.model.dtype='float64' needs the environment's JAX_ENABLE_X64=1")
     if config.data.class_mix and config.batch_size < 2:
@@ -176,9 +187,10 @@ def _check_choices(config: ConfigDict) -> None:
         )
     check_choice("loss.name", config.loss.name, task.losses)
     check_choice("optimizer.name", config.optimizer.name, optimizers.OPTIMIZERS)
-    check_choice("optimizer.schedule", config.optimizer.schedule, SCHEDULES)
+    check_choice("optimizer.schedule", config.optimizer.schedule, optimizers.SCHEDULES)
     check_choice("model.dtype", config.model.dtype, DTYPES)
     check_choice("model.remat", config.model.remat, REMAT)
+    check_choice("model.frozen_norm", config.model.frozen_norm, param_groups.FROZEN_NORM)
     check_choice("model.scan", config.model.scan, ("auto", *SCAN))
 
 
@@ -192,6 +204,42 @@ def _check_numbers(config: ConfigDict) -> None:
     if not 0 < config.optimizer.learning_rate < math.inf:
         raise ValueError(
             f"config.optimizer.learning_rate={config.optimizer.learning_rate}: not > 0 and finite"
+        )
+
+
+def _check_optimizer(config: ConfigDict) -> None:
+    optimizer = config.optimizer
+    for name in ("multipliers", "decay_multipliers"):
+        for part, factor in optimizer[name].items():
+            number = isinstance(factor, int | float) and not isinstance(factor, bool)
+            if not number or not 0 <= factor < math.inf:
+                raise ValueError(
+                    f"config.optimizer.{name}: the factor of {part!r} is {factor!r}; it must be a"
+                    " number, 0 or more"
+                )
+    if optimizer.function and (optimizer.decay_multipliers or not optimizer.decay_norm_and_bias):
+        raise ValueError(
+            f"config.optimizer.function={optimizer.function!r} does its own weight decay:"
+            " decay_multipliers and decay_norm_and_bias have no effect on it; leave them out"
+        )
+    chosen = "schedule_function" if optimizer.schedule_function else "schedule"
+    has_start = optimizer.schedule_function or optimizer.schedule == "one_cycle"
+    if has_start and optimizer.warmup_steps:
+        raise ValueError(
+            f"config.optimizer.{chosen}={optimizer[chosen]!r} has its own start, and"
+            f" config.optimizer.warmup_steps={optimizer.warmup_steps} would change it: set"
+            " warmup_steps to 0"
+        )
+
+
+def _check_patience(config: ConfigDict) -> None:
+    evaluation = config.eval
+    if not evaluation.patience:
+        return
+    if not config.data.eval_split or not (evaluation.every_steps or evaluation.every_epochs):
+        raise ValueError(
+            f"config.eval.patience={evaluation.patience} needs evaluations during the run: set"
+            " config.data.eval_split, and config.eval.every_steps or config.eval.every_epochs"
         )
 
 

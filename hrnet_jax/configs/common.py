@@ -149,6 +149,15 @@ def get_config() -> Config:
     loss.ohem_threshold = 0.9  # pixels whose class has a lower probability are kept
     loss.ohem_min_kept = 131072  # pixels of a batch, or of its part with gradient accumulation
 
+    # Knowledge distillation: learns from the class probabilities of a trained network, too.
+    config.distill = distill = Config()
+    # A run's folder, a weights file, a PyTorch file or the name of shipped weights; "": none.
+    distill.teacher = ""
+    distill.temperature = 1.0  # of both networks' softmax; higher: improbable classes weigh more
+    distill.weight = 1.0  # of the divergence from the teacher; the loss on labels has weight 1
+    # Pixels where the teacher's largest probability is lower do not count, 0..1.
+    distill.min_confidence = 0.0
+
     # Devices along the batch and along the height of the images; -1: all that are left.
     config.mesh = Config({"data": -1, "space": 1})
 

@@ -249,7 +249,8 @@ def _lower(config: ConfigDict, mesh: Mesh, program: str, num_classes: int):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), state
     )
     if program == "train":
-        lowered = build.lower_step(config, model, optimizer, schedule, mesh, state)
+        teacher = build.load_teacher(config, num_classes, None, _platform(mesh))
+        lowered = build.lower_step(config, model, optimizer, schedule, mesh, state, teacher)
         batch_bytes = config.batch_size * _image_bytes(config) / mesh.size
         sizes = {
             "parameters": _bytes(state.params),
@@ -258,6 +259,8 @@ def _lower(config: ConfigDict, mesh: Mesh, program: str, num_classes: int):
             "average": _bytes(state.ema),
             "batch": math.ceil(batch_bytes),
         }
+        if teacher is not None:
+            sizes["teacher"] = _bytes(teacher.variables)
         return lowered, sizes, model.policy.scan
     batch_size = -(-config.eval.batch_size // mesh.shape["data"]) * mesh.shape["data"]
     size = tuple(config.data.crop_size)

@@ -4,7 +4,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,8 +26,11 @@ from hrnet_jax.models import HRNetModel, create_model
 from hrnet_jax.pytorch import convert, hub
 from hrnet_jax.runtime import sharding, storage
 from hrnet_jax.train import losses, optimizers
+from hrnet_jax.train import teacher as teachers
+from hrnet_jax.train.distill import Distillation
 from hrnet_jax.train.step import TrainState, create_state, make_train_step
 from hrnet_jax.train.tasks import task_of
+from hrnet_jax.train.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -132,24 +135,60 @@ def make_optimizer(
 
 def make_model(config: ConfigDict, num_classes: int, platform: str | None = None) -> HRNetModel:
     """The network, as it is best compiled for a platform (None: that of this machine)."""
+    return create_model(
+        config.variant,
+        num_classes,
+        config.head,
+        align_corners=config.model.align_corners,
+        init=config.model.init,
+        remat=config.model.remat,
+        image_statistics=config.model.image_statistics,
+        **_compiled_form(config, platform),
+    )
+
+
+def _compiled_form(config: ConfigDict, platform: str | None) -> dict[str, Any]:
+    """Options of `create_model` that do not change what a network computes, but for rounding."""
     platform = platform or jax.default_backend()
     scan = config.model.scan
     if scan == "auto":
         # XLA CPU's convolutions are slow inside loops. On GPU a loop's stacked arrays cost more
         # memory traffic than it saves in compilation (docs/scale.md); for TPU "blocks" is best.
         scan = "blocks" if platform == "tpu" else "none"
-    return create_model(
-        config.variant,
-        num_classes,
-        config.head,
-        align_corners=config.model.align_corners,
-        dtype=jnp.dtype(config.model.dtype),
-        param_dtype=jnp.float64 if config.model.dtype == "float64" else jnp.float32,
-        init=config.model.init,
-        remat=config.model.remat,
-        scan=scan,
-        lanes=128 if platform == "tpu" else 0,
-        image_statistics=config.model.image_statistics,
+    return {
+        "dtype": jnp.dtype(config.model.dtype),
+        "param_dtype": jnp.float64 if config.model.dtype == "float64" else jnp.float32,
+        "scan": scan,
+        "lanes": 128 if platform == "tpu" else 0,
+    }
+
+
+def load_teacher(
+    config: ConfigDict,
+    num_classes: int,
+    class_names: Sequence[str] | None,
+    platform: str | None = None,
+) -> Teacher | None:
+    """The network of `config.distill.teacher`, None without one; see `teacher.load`."""
+    if not config.distill.teacher:
+        return None
+    return teachers.load(
+        config.distill.teacher,
+        head=config.head,
+        num_classes=num_classes,
+        class_names=class_names,
+        **_compiled_form(config, platform),
+    )
+
+
+def make_distillation(config: ConfigDict, teacher: Teacher | None) -> Distillation | None:
+    """The loss on the teacher's predictions, None without one."""
+    return teacher and Distillation(
+        teacher.model,
+        teacher.class_order,
+        temperature=config.distill.temperature,
+        weight=config.distill.weight,
+        min_confidence=config.distill.min_confidence,
     )
 
 
@@ -206,7 +245,9 @@ def load_initial_variables(config: ConfigDict, model: HRNetModel) -> Any | None:
     return traverse_util.unflatten_dict(merged, sep="/")
 
 
-def make_metadata(config: ConfigDict, model: HRNetModel, source: Source) -> dict[str, Any]:
+def make_metadata(
+    config: ConfigDict, model: HRNetModel, source: Source, teacher: Teacher | None = None
+) -> dict[str, Any]:
     """What a checkpoint says about itself; see `checkpoints.load.Checkpoint`."""
     metadata = {
         "format_version": manifest.FORMAT_VERSION,
@@ -215,6 +256,8 @@ def make_metadata(config: ConfigDict, model: HRNetModel, source: Source) -> dict
         "config": config.to_dict(),
         "version": hrnet_jax.__version__,
     }
+    if teacher is not None:
+        metadata["teacher"] = teacher.to_json()
     return json.loads(json.dumps(metadata))  # as it will be read back: tuples are lists
 
 
@@ -239,18 +282,38 @@ def make_state(config: ConfigDict, model: HRNetModel, optimizer, initial, mesh: 
 
 
 def compile_step(
-    config: ConfigDict, model: HRNetModel, optimizer, schedule, mesh: Mesh, state: TrainState
+    config: ConfigDict,
+    model: HRNetModel,
+    optimizer,
+    schedule,
+    mesh: Mesh,
+    state: TrainState,
+    teacher: Teacher | None = None,
 ):
-    """Compiles the step ahead of time; returns it and the seconds that took."""
+    """Compiles the step ahead of time; returns (state, batch) -> (state, metrics) and the seconds
+    that took."""
     start = time.perf_counter()
-    lowered = lower_step(config, model, optimizer, schedule, mesh, state)
-    return lowered.compile(), time.perf_counter() - start
+    compiled = lower_step(config, model, optimizer, schedule, mesh, state, teacher).compile()
+    seconds = time.perf_counter() - start
+    if teacher is None:
+        return compiled, seconds
+    variables = sharding.place_replicated(teacher.variables, mesh)
+    return (lambda state, batch: compiled(state, batch, variables)), seconds
 
 
 def lower_step(
-    config: ConfigDict, model: HRNetModel, optimizer, schedule, mesh: Mesh, state: TrainState
+    config: ConfigDict,
+    model: HRNetModel,
+    optimizer,
+    schedule,
+    mesh: Mesh,
+    state: TrainState,
+    teacher: Teacher | None = None,
 ):
-    """The step for the mesh's devices, not compiled yet. `state` may be abstract."""
+    """The step for the mesh's devices, not compiled yet. `state` may be abstract.
+
+    With a teacher, its variables are the step's third argument, a copy on every device.
+    """
     platform = mesh.devices.flat[0].platform
     step = make_train_step(
         model,
@@ -266,6 +329,7 @@ def lower_step(
         color_jitter=config.data.color_jitter,
         class_mix=config.data.class_mix,
         segmentation_loss=make_segmentation_loss(config),
+        distillation=make_distillation(config, teacher),
     )
     label_shape, label_type = task_of(config.head).label_shape(config)
     image_shape = (config.batch_size, *config.data.crop_size, 3)
@@ -282,7 +346,13 @@ def lower_step(
         out_shardings=sharding.replicated(mesh),
         compiler_options=sharding.compiler_options(platform),
     )
-    return jitted.lower(state, batch)
+    if teacher is None:
+        return jitted.lower(state, batch)
+    where = sharding.replicated(mesh)
+    variables = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), teacher.variables
+    )
+    return jitted.lower(state, batch, variables)
 
 
 def make_loss(config: ConfigDict) -> losses.LossFunction:

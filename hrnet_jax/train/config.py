@@ -38,6 +38,7 @@ FREE_KEYS = (
     "log_every_steps", "checkpoint_every_steps", "compilation_cache", "init_from", "data.root",
     "data.class_file", "data.threads", "data.prefetch", "data.service", "data.eval_split",
     "data.eval_short_side", "mesh.data", "mesh.space",
+    "distill.teacher",  # compared by its weights
     "model.remat", "model.scan",
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
 )  # fmt: skip
@@ -46,6 +47,7 @@ FREE_KEYS = (
 LATER_KEYS = {
     "data.color_jitter": 0.0, "data.class_mix": 0.0, "loss.label_smoothing": 0.0,
     "model.image_statistics": 0.0, "loss.aux_weight": 0.4, "loss.main_weight": 1.0,
+    "distill.temperature": 1.0, "distill.weight": 1.0, "distill.min_confidence": 0.0,
 }  # fmt: skip
 
 # Numbers and their inclusive limits. An upper limit of infinity does not allow infinity itself.
@@ -70,11 +72,14 @@ RANGES = (
     ("loss.ohem_threshold", 0, 1),
     ("loss.main_weight", 0, math.inf),
     ("loss.aux_weight", 0, math.inf),
+    ("distill.min_confidence", 0, 1),
     ("eval.every_steps", 0, math.inf),
     ("eval.every_epochs", 0, math.inf),
     ("eval.batch_size", 1, math.inf),
     ("eval.num_images", 0, math.inf),
 )
+# Numbers that must be larger than 0, and finite.
+POSITIVE = ("optimizer.learning_rate", "distill.temperature", "distill.weight")
 
 
 class Config(ConfigDict):
@@ -180,10 +185,9 @@ def _check_numbers(config: ConfigDict) -> None:
         if not low <= value <= high or value == math.inf:
             limit = f"in {low}..{high}" if high < math.inf else f"at least {low}"
             raise ValueError(f"config.{key}={value!r}: must be {limit}")
-    if not 0 < config.optimizer.learning_rate < math.inf:
-        raise ValueError(
-            f"config.optimizer.learning_rate={config.optimizer.learning_rate}: not > 0 and finite"
-        )
+    for key in POSITIVE:
+        if not 0 < values[key] < math.inf:
+            raise ValueError(f"config.{key}={values[key]}: not > 0 and finite")
 
 
 def _check_crop(config: ConfigDict) -> None:
@@ -256,7 +260,16 @@ def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
     """
     if old is None:
         return
-    flat = [flatten({"classes": m["classes"]["names"], **m["config"]}) for m in (old, new)]
+    flat = [
+        flatten(
+            {
+                "classes": m["classes"]["names"],
+                "hash of the weights of distill.teacher": m.get("teacher", {}).get("hash", ""),
+                **m["config"],
+            }
+        )
+        for m in (old, new)
+    ]
     (before, renamed), (now, _) = map(current_names, flat)
     if renamed:
         logger.warning("%s was written with earlier names: %s", workdir, ", ".join(renamed))

@@ -30,6 +30,7 @@ from hrnet_jax.train.config import (
 from hrnet_jax.train.metric_log import NonFiniteError, Pace, RunLog, duration
 from hrnet_jax.train.step import TrainState
 from hrnet_jax.train.tasks import task_of
+from hrnet_jax.train.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Run:
       schedule: step -> learning rate.
       optimizer: with the schedule in it.
       initial_variables: the variables to start from, None for random ones.
+      teacher: the network to learn from, or None.
       store: the checkpoints in `workdir`.
       metadata: what each checkpoint says about itself.
       progress: of the newest checkpoint, from `Pace.history`; None for a new run.
@@ -96,6 +98,7 @@ class Run:
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     initial_variables: Any
+    teacher: Teacher | None
     store: CheckpointStore
     metadata: dict[str, Any]
     progress: dict[str, Any] | None
@@ -180,7 +183,10 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
     schedule, optimizer = build.make_optimizer(config, num_steps, steps_per_epoch)
     model = build.make_model(config, train_source.classes.num_classes)
     initial_variables = build.load_initial_variables(config, model)
-    metadata = build.make_metadata(config, model, train_source)
+    classes = train_source.classes
+    teacher = build.load_teacher(config, classes.num_classes, classes.names)
+    distributed.check_same("teachers", teacher.to_json() if teacher else {})
+    metadata = build.make_metadata(config, model, train_source, teacher)
     store = CheckpointStore(workdir)
     saved = store.metadata()
     check_same_config(saved, metadata, workdir)
@@ -208,6 +214,7 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
         schedule,
         optimizer,
         initial_variables,
+        teacher,
         store,
         metadata,
         progress=saved and saved.get("progress"),
@@ -233,7 +240,7 @@ def start(run: Run, started: float) -> tuple[TrainState, Any]:
         return state, None
     logger.info("compiling the training step (compilation cache: %s)", cache)
     step_function, seconds = build.compile_step(
-        config, run.model, run.optimizer, run.schedule, run.mesh, state
+        config, run.model, run.optimizer, run.schedule, run.mesh, state, run.teacher
     )
     ready = time.perf_counter() - started
     logger.info("compiled in %.0f s, ready after %.0f s", seconds, ready)

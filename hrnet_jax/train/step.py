@@ -12,7 +12,7 @@ import optax
 from jax import lax
 
 from hrnet_jax.models import normalize
-from hrnet_jax.train import augment, losses
+from hrnet_jax.train import augment, distill, losses
 
 Metrics = dict[str, jax.Array]
 
@@ -82,8 +82,13 @@ def make_train_step(
     color_jitter: float = 0.0,
     class_mix: float = 0.0,
     segmentation_loss: Callable[..., tuple[jax.Array, jax.Array]] = losses.segmentation_loss,
-) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
+    distillation: distill.Distillation | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds the pure function (state, batch) -> (state, metrics).
+
+    With distillation it is (state, batch, teacher's variables) -> (state, metrics): as an input
+    they are no constants of the program. The metrics get "distill_loss" and "distill_pixels", the
+    fraction of the pixels that count in it; "loss" is the sum that is minimized.
 
     The batch holds "image" uint8 [N, H, W, 3] and "label" [N, H, W] train ids, or [N] classes of
     whole images. The metrics are the scalars loss, pixel_accuracy, grad_norm and learning_rate
@@ -104,14 +109,15 @@ def make_train_step(
       color_jitter: 0..1, see `augment.color_factors`; 0 leaves the images alone.
       class_mix: fraction of the images that get classes of others, see `augment.mix_classes`.
       segmentation_loss: `losses.segmentation_loss`, maybe with its options for auxiliary logits.
+      distillation: the teacher and its loss, or None. With parts, each part has its own mean.
     """
     loss_of = functools.partial(
         segmentation_loss, loss_function=loss_function, align_corners=model.align_corners
     )
-    forward = functools.partial(_forward, model, loss_of, ignore_label)
-    gradient_function = jax.grad(forward, has_aux=True)
 
-    def train_step(state, batch):
+    def train_step(state, batch, teacher=None):
+        forward = functools.partial(_forward, model, loss_of, ignore_label, distillation, teacher)
+        gradient_function = jax.grad(forward, has_aux=True)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = _augmented(batch, seed, state.step, color_jitter, class_mix, ignore_label)
         gradients, batch_stats, metrics = _accumulated_gradients(
@@ -125,21 +131,28 @@ def make_train_step(
     return train_step
 
 
-def _forward(model, loss_of, ignore_label, params, batch_stats, batch, key):
+def _forward(model, loss_of, ignore_label, distillation, teacher, params, batch_stats, batch, key):
     """The loss, and as auxiliary output the new batch statistics and the metrics."""
     images = batch["image"]
     if "color" in batch:
         images = augment.adjust_color(images, batch["color"])
+    inputs = normalize.normalize(images, model.policy.dtype)
     outputs, updated = model.apply(
         {"params": params, "batch_stats": batch_stats},
-        normalize.normalize(images, model.policy.dtype),
+        inputs,
         train=True,
         mutable=["batch_stats"],
         rngs={"dropout": key},
     )
     loss, logits = loss_of(outputs, batch["label"])
     accuracy = losses.pixel_accuracy(lax.stop_gradient(logits), batch["label"], ignore_label)
-    return loss, (updated["batch_stats"], {"loss": loss, "pixel_accuracy": accuracy})
+    metrics = {"pixel_accuracy": accuracy}
+    if distillation is not None:
+        padding = distill.padding_of(batch["image"], batch["label"], ignore_label)
+        distance, kept = distillation.loss(teacher, inputs, outputs["logits"], padding)
+        metrics |= {"distill_loss": distance, "distill_pixels": kept}
+        loss += distillation.weight * distance
+    return loss, (updated["batch_stats"], {"loss": loss, **metrics})
 
 
 def _augmented(batch, seed, step, color_jitter, class_mix, ignore_label):

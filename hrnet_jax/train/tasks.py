@@ -21,6 +21,7 @@ from hrnet_jax.data.pipeline.batches import BatchPlan
 from hrnet_jax.data.pipeline.mixture import Mixture, open_mixture
 from hrnet_jax.data.pipeline.order import Shard
 from hrnet_jax.data.sources.source import IGNORE_LABEL
+from hrnet_jax.data.sources.unlabeled import is_unlabeled
 from hrnet_jax.evaluation import classification, segmentation
 from hrnet_jax.inference import visualize
 from hrnet_jax.inference.multi_scale import SEGMENTATION_HEADS
@@ -119,13 +120,25 @@ def _open_segmentation(config: ConfigDict, split: str):
 
 
 def _mix_segmentation(config: ConfigDict, source):
-    return open_mixture(source, config.data.mix, config.data.class_uniform)
+    return open_mixture(
+        source,
+        config.data.mix,
+        config.data.class_uniform,
+        unlabeled=bool(config.distill.teacher),
+    )
 
 
 def _audit_segmentation(source) -> str:
     mixture = Mixture.of(source)
-    tables = [audit.audit_labels(s, max_images=AUDITED_IMAGES).table() for s in mixture.sources]
+    tables = [_audit_split(source) for source in mixture.sources]
     return "\n".join([f"training on {mixture.describe()}", *tables])
+
+
+def _audit_split(source) -> str:
+    if is_unlabeled(source):
+        audit.check_images(source)
+        return f"{source.name} {source.split}: no labels, learned from the teacher alone"
+    return audit.audit_labels(source, max_images=AUDITED_IMAGES).table()
 
 
 def _segmentation_dataset(

@@ -106,6 +106,17 @@ def audit_labels(source: Source, *, max_images: int = 0, progress: bool = True) 
     return _judge(source, histogram, presence, images, examples, len(chosen))
 
 
+def check_images(source: Source, *, progress: bool = True) -> None:
+    """Checks the headers of all image files of a split without labels.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file.
+    """
+    check = lambda index: headers.read_header(source.image_paths[index])  # noqa: E731
+    for _ in parallel(check, range(len(source.image_paths)), "checking files", progress):
+        pass
+
+
 def check_headers(source: Source, index: int) -> None:
     """Compares the headers of an image file and its label file.
 

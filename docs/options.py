@@ -101,7 +101,9 @@ def keys_of(path: pathlib.Path = COMMON) -> list[tuple[str, str, str]]:
         if isinstance(node.value, ast.Call) and node.value.args[:1]:
             argument = node.value.args[0]
             if isinstance(argument, ast.Dict):
-                pairs = zip(argument.keys, argument.values, strict=True)
+                pairs = list(zip(argument.keys, argument.values, strict=True))
+                if not pairs:  # a dictionary without entries by default
+                    rows.append((key, "{}", note))
                 rows += [(f"{key}.{k.value}", ast.unparse(v), note) for k, v in pairs]
                 continue
         if isinstance(node.value, ast.Call) and not node.value.args:

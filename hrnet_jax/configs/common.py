@@ -63,6 +63,9 @@ def get_config() -> Config:
     # Start from these weights instead of random ones: a folder with one of our checkpoints, a
     # PyTorch file, or the name of weights that come with the package ("camvid_w18_small_v1").
     config.init_from = ""
+    # Go on with the run in the workdir under another length, batch size or learning rate; see
+    # docs/finetune.md for what that means.
+    config.extend = False
     config.log_every_steps = 50  # also logged: the first step and every saved one
     config.checkpoint_every_steps = 1000  # also saved: every evaluated step and the last one
     config.compilation_cache = ""  # folder; "": JAX_COMPILATION_CACHE_DIR or the user's cache
@@ -71,7 +74,7 @@ def get_config() -> Config:
     data.name = "cityscapes"
     data.root = ""
     data.class_file = ""  # for name="folder" only; "": classes.json in root
-    data.train_split = "train"
+    data.train_split = "train"  # "train+val": several at once
     data.eval_split = "val"  # "": no evaluation
     data.crop_size = (512, 1024)  # height, width
     data.allow_any_crop = False  # True: also sizes that are not multiples of 32
@@ -119,18 +122,34 @@ def get_config() -> Config:
     # "kaiming", or "normal" of the official segmentation code, which starts from trained weights.
     model.init = "kaiming"
 
+    # BatchNorm in training: "statistics" uses the running statistics and keeps them, for small
+    # batches; "all" keeps its scale and bias, too.
+    model.frozen_norm = "none"
+
     config.optimizer = optimizer = Config()
     optimizer.name = "sgd"  # as in the official code, or "adamw"
     optimizer.learning_rate = 0.01
     optimizer.momentum = 0.9  # beta1 of AdamW
     optimizer.beta2 = 0.999  # of AdamW
     optimizer.weight_decay = 5e-4  # on all parameters, biases and BatchNorm included
+    optimizer.decay_norm_and_bias = True  # False: no decay on biases and BatchNorm's parameters
+    # Factors of the learning rate and of the weight decay for parts of the network, such as
+    # {"backbone": 0.1, "backbone/stem": 0}; the longest name that fits counts. A part with learning
+    # rate 0 is frozen: it costs no gradient, and its BatchNorm works as in evaluation.
+    optimizer.multipliers = Config({})
+    optimizer.decay_multipliers = Config({})
+    optimizer.clip_norm = 0.0  # gradients with a larger norm are scaled to this one; 0: never
+    # "module:function" of your own in place of name, momentum, beta2, weight_decay and nesterov:
+    # docs/finetune.md.
+    optimizer.function = ""
     optimizer.nesterov = False
-    optimizer.schedule = "poly"  # or "multistep"
+    optimizer.schedule = "poly"  # or "multistep", "cosine", "one_cycle"
+    optimizer.schedule_function = ""  # "module:function" in place of the schedule
     optimizer.poly_power = 0.9
     # Of "multistep": after each of these epochs the learning rate is multiplied by gamma.
     optimizer.milestones = (30, 60, 90)
     optimizer.gamma = 0.1
+    optimizer.rise_fraction = 0.3  # of "one_cycle": fraction of the steps with a rising rate
     optimizer.warmup_steps = 0  # linear warm-up; shortened, with a warning, if the run is shorter
     # The batch is computed in this many parts, one after the other; their gradients are averaged.
     optimizer.gradient_accumulation = 1
@@ -140,6 +159,7 @@ def get_config() -> Config:
 
     config.loss = loss = Config()
     loss.name = "cross_entropy"  # or "ohem"
+    loss.function = ""  # "module:function" of your own for the main output: docs/finetune.md
     loss.class_weights = config_dict.placeholder(tuple)  # one per class; None: all are 1
     loss.label_smoothing = 0.0  # fraction of each label that is spread over all classes, 0..1
     # Heads with an auxiliary output (ocr): weights of both losses. The auxiliary one is always
@@ -166,6 +186,8 @@ def get_config() -> Config:
     evaluation.every_epochs = 10.0  # 0: only after the last step
     evaluation.batch_size = 4
     evaluation.num_images = 0  # 0: all
+    # The run ends after so many evaluations in a row without a better metric; 0: never.
+    evaluation.patience = 0
     return config.lock()
 
 

@@ -16,13 +16,12 @@ from hrnet_jax.data.sources.source import Source
 from hrnet_jax.models import HEADS, get_variant
 from hrnet_jax.models.layers import REMAT, SCAN
 from hrnet_jax.runtime import sharding
-from hrnet_jax.train import optimizers
+from hrnet_jax.train import optimizers, param_groups
 from hrnet_jax.train.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float64")
-SCHEDULES = ("poly", "multistep")
 
 # Earlier names of keys and values. They are still read, from configuration files, the command line
 # and checkpoints. A key keeps its section; only its last part may have another name.
@@ -35,12 +34,13 @@ RENAMED_VALUES = {"optimizer.schedule": {"staircase": "multistep"}}
 
 # Keys that may change when a run is continued, because they do not affect what is learned.
 FREE_KEYS = (
-    "log_every_steps", "checkpoint_every_steps", "compilation_cache", "init_from", "data.root",
-    "data.class_file", "data.threads", "data.prefetch", "data.service", "data.eval_split",
-    "data.eval_short_side", "mesh.data", "mesh.space",
+    "extend", "init_from", "log_every_steps", "checkpoint_every_steps", "compilation_cache",
+    "data.root", "data.class_file", "data.threads", "data.prefetch", "data.service",
+    "data.eval_split", "data.eval_short_side", "mesh.data", "mesh.space",
     "distill.teacher",  # compared by its weights
     "model.remat", "model.scan",
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
+    "eval.patience",
 )  # fmt: skip
 
 # Keys that runs of earlier versions do not have, with the values that those runs used.
@@ -48,6 +48,9 @@ LATER_KEYS = {
     "data.color_jitter": 0.0, "data.class_mix": 0.0, "loss.label_smoothing": 0.0,
     "model.image_statistics": 0.0, "loss.aux_weight": 0.4, "loss.main_weight": 1.0,
     "distill.temperature": 1.0, "distill.weight": 1.0, "distill.min_confidence": 0.0,
+    "loss.function": "", "model.frozen_norm": "none", "optimizer.decay_norm_and_bias": True,
+    "optimizer.clip_norm": 0.0, "optimizer.function": "", "optimizer.schedule_function": "",
+    "optimizer.rise_fraction": 0.3,
 }  # fmt: skip
 
 # Numbers and their inclusive limits. An upper limit of infinity does not allow infinity itself.
@@ -63,6 +66,8 @@ RANGES = (
     ("optimizer.beta2", 0, 1),
     ("optimizer.ema_decay", 0, 1),
     ("optimizer.weight_decay", 0, math.inf),
+    ("optimizer.clip_norm", 0, math.inf),
+    ("optimizer.rise_fraction", 0, 1),
     ("optimizer.poly_power", 0, math.inf),
     ("optimizer.gamma", 0, 1),
     ("data.color_jitter", 0, 1),
@@ -77,6 +82,7 @@ RANGES = (
     ("eval.every_epochs", 0, math.inf),
     ("eval.batch_size", 1, math.inf),
     ("eval.num_images", 0, math.inf),
+    ("eval.patience", 0, math.inf),
 )
 # Numbers that must be larger than 0, and finite.
 POSITIVE = ("optimizer.learning_rate", "distill.temperature", "distill.weight")
@@ -148,6 +154,8 @@ def check_config(config: ConfigDict) -> None:
     _check_choices(config)
     _check_numbers(config)
     _check_crop(config)
+    _check_optimizer(config)
+    _check_patience(config)
     if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError("config.model.dtype='float64' needs the environment's JAX_ENABLE_X64=1")
     if config.data.class_mix and config.batch_size < 2:
@@ -172,9 +180,10 @@ def _check_choices(config: ConfigDict) -> None:
         )
     check_choice("loss.name", config.loss.name, task.losses)
     check_choice("optimizer.name", config.optimizer.name, optimizers.OPTIMIZERS)
-    check_choice("optimizer.schedule", config.optimizer.schedule, SCHEDULES)
+    check_choice("optimizer.schedule", config.optimizer.schedule, optimizers.SCHEDULES)
     check_choice("model.dtype", config.model.dtype, DTYPES)
     check_choice("model.remat", config.model.remat, REMAT)
+    check_choice("model.frozen_norm", config.model.frozen_norm, param_groups.FROZEN_NORM)
     check_choice("model.scan", config.model.scan, ("auto", *SCAN))
 
 
@@ -188,6 +197,42 @@ def _check_numbers(config: ConfigDict) -> None:
     for key in POSITIVE:
         if not 0 < values[key] < math.inf:
             raise ValueError(f"config.{key}={values[key]}: not > 0 and finite")
+
+
+def _check_optimizer(config: ConfigDict) -> None:
+    optimizer = config.optimizer
+    for key in ("multipliers", "decay_multipliers"):
+        for part, factor in optimizer[key].items():
+            number = isinstance(factor, int | float) and not isinstance(factor, bool)
+            if not number or not 0 <= factor < math.inf:
+                raise ValueError(
+                    f"config.optimizer.{key}: the factor of {part!r} is {factor!r}; it must be a"
+                    " number, 0 or more"
+                )
+    if optimizer.function and (optimizer.decay_multipliers or not optimizer.decay_norm_and_bias):
+        raise ValueError(
+            f"config.optimizer.function={optimizer.function!r} does its own weight decay:"
+            " decay_multipliers and decay_norm_and_bias have no effect on it; leave them out"
+        )
+    chosen = "schedule_function" if optimizer.schedule_function else "schedule"
+    has_start = optimizer.schedule_function or optimizer.schedule == "one_cycle"
+    if has_start and optimizer.warmup_steps:
+        raise ValueError(
+            f"config.optimizer.{chosen}={optimizer[chosen]!r} has its own start, and"
+            f" config.optimizer.warmup_steps={optimizer.warmup_steps} would change it: set"
+            " warmup_steps to 0"
+        )
+
+
+def _check_patience(config: ConfigDict) -> None:
+    evaluation = config.eval
+    if not evaluation.patience:
+        return
+    if not config.data.eval_split or not (evaluation.every_steps or evaluation.every_epochs):
+        raise ValueError(
+            f"config.eval.patience={evaluation.patience} needs evaluations during the run: set"
+            " config.data.eval_split, and config.eval.every_steps or config.eval.every_epochs"
+        )
 
 
 def _check_crop(config: ConfigDict) -> None:
@@ -283,7 +328,8 @@ def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
         raise ValueError(
             f"{workdir} holds a run with another configuration:\n  "
             + "\n  ".join(differing)
-            + "\nGive another --workdir, or the same values to continue that run."
+            + "\nGive another --workdir, or the same values to continue that run; with another"
+            f" --workdir, --config.init_from={workdir} starts from its weights."
         )
 
 

@@ -7,6 +7,7 @@ that needs no compilation, `start` restores the state and compiles the step, `ta
 import contextlib
 import dataclasses
 import logging
+import math
 import time
 from typing import Any
 
@@ -19,7 +20,7 @@ from hrnet_jax.checkpoints.store import CheckpointStore, SaveError
 from hrnet_jax.data.sources.source import Source
 from hrnet_jax.models import HRNetModel
 from hrnet_jax.runtime import distributed, run_lock, sharding
-from hrnet_jax.train import build, nan_diagnosis, preemption, summary
+from hrnet_jax.train import build, early_stopping, extend, nan_diagnosis, preemption, summary
 from hrnet_jax.train.config import (
     check_class_weights,
     check_config,
@@ -27,12 +28,15 @@ from hrnet_jax.train.config import (
     check_same_config,
     same_everywhere,
 )
+from hrnet_jax.train.extend import Epochs
 from hrnet_jax.train.metric_log import NonFiniteError, Pace, RunLog, duration
 from hrnet_jax.train.step import TrainState
 from hrnet_jax.train.tasks import task_of
 from hrnet_jax.train.teacher import Teacher
 
 logger = logging.getLogger(__name__)
+
+_PATIENCE = "--config.eval.patience=0 trains to the last step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Run:
       mesh: the devices.
       train_source: what to train on.
       eval_source: what to evaluate on, or None.
-      steps_per_epoch: not rounded.
+      epochs: which epoch a step is in.
       timetable: when to evaluate, save and log.
       model: the network.
       schedule: step -> learning rate.
@@ -84,7 +88,7 @@ class Run:
       teacher: the network to learn from, or None.
       store: the checkpoints in `workdir`.
       metadata: what each checkpoint says about itself.
-      progress: of the newest checkpoint, from `Pace.history`; None for a new run.
+      progress: of the newest checkpoint: `Pace.history` and "evaluations"; None for a new run.
     """
 
     config: ConfigDict
@@ -92,7 +96,7 @@ class Run:
     mesh: Mesh
     train_source: Source
     eval_source: Source | None
-    steps_per_epoch: float
+    epochs: Epochs
     timetable: Timetable
     model: HRNetModel
     schedule: optax.Schedule
@@ -140,7 +144,6 @@ def _train(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch
     """Trains in a folder that no other process uses; see `train`."""
     started = time.perf_counter()
     run = prepare(config, workdir, mesh)
-    num_steps = run.timetable.num_steps
     state, step_function = start(run, started)
     start_step = int(state.step)
     # The program ended between saving a step and evaluating it: the evaluation comes first now.
@@ -148,20 +151,27 @@ def _train(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch
         run.timetable.evaluates(start_step) and start_step > 0 and not run.store.metric(start_step)
     )
     log = RunLog(workdir, start_step, evaluated=not resumes_evaluation)
+    evaluations = past_evaluations(run, start_step)
     try:
         if resumes_evaluation:
-            evaluate(run, state, log, watch)
-        if step_function is None:
-            logger.info("the run is complete: nothing to do")
+            evaluations.append(evaluate(run, state, log, watch))
+        if reason := early_stopping.reason_to_stop(evaluations, config.eval.patience):
+            logger.info("the run has ended early at step %d: %s; %s", start_step, reason, _PATIENCE)
             return state
-        state = take_steps(run, state, step_function, log, watch)
+        if step_function is None:
+            logger.info(
+                "the run is complete: nothing to do. A larger --config.num_steps or"
+                " --config.num_epochs with --config.extend trains on"
+            )
+            return state
+        state = take_steps(run, state, step_function, log, watch, evaluations)
         run.store.wait()
     except NonFiniteError as error:
         raise explained(run, error, state) from None
     finally:
         log.close()
         run.store.close()
-    logger.info("done: %d steps in %s", num_steps, duration(time.perf_counter() - started))
+    logger.info("done: %d steps in %s", int(state.step), duration(time.perf_counter() - started))
     return state
 
 
@@ -179,25 +189,34 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
             f"{train_source.name}: {len(train_source)} images are fewer than the"
             f" {jax.process_count()} processes"
         )
-    num_steps, steps_per_epoch = build.run_length(config, len(train_source))
-    schedule, optimizer = build.make_optimizer(config, num_steps, steps_per_epoch)
     model = build.make_model(config, train_source.classes.num_classes)
-    initial_variables = build.load_initial_variables(config, model)
+    build.check_groups(config, model)
+    build.check_own_loss(config, model.num_classes)
     classes = train_source.classes
     teacher = build.load_teacher(config, classes.num_classes, classes.names)
     distributed.check_same("teachers", teacher.to_json() if teacher else {})
     metadata = build.make_metadata(config, model, train_source, teacher)
     store = CheckpointStore(workdir)
-    saved = store.metadata()
-    check_same_config(saved, metadata, workdir)
+    saved, step = store.metadata(), max(store.steps(), default=0)
+    changed = extend.changes(saved, metadata)
+    check_same_config(extend.accept(saved, changed), metadata, workdir)
+    extend.check_allowed(changed, config.extend, workdir)
+    if history := extend.history_of(saved, changed, step):
+        metadata["history"] = history
+    num_steps, epochs = build.run_length(config, len(train_source), history)
+    schedule, optimizer = build.make_optimizer(
+        config, num_steps, epochs.steps_per_epoch, epochs.step_at
+    )
+    initial_variables = build.load_initial_variables(config, model, train_source.classes.names)
     # The pipeline checks its part of the configuration when it is built: now, not after compiling.
     build.make_batches(config, train_source, 0, mesh)
 
     summary.log_setting(config, mesh, train_source, eval_source, num_steps)
     logger.info("%s", task_of(config.head).audit(train_source))
+    extend.log_changes(changed, step, num_steps, epochs, schedule)
     timetable = Timetable(
         num_steps,
-        evaluate_every=build.steps_per_evaluation(config, steps_per_epoch),
+        evaluate_every=build.steps_per_evaluation(config, epochs.steps_per_epoch),
         has_eval_split=eval_source is not None,
         save_every=config.checkpoint_every_steps,
         log_every=config.log_every_steps,
@@ -208,7 +227,7 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
         mesh,
         train_source,
         eval_source,
-        steps_per_epoch,
+        epochs,
         timetable,
         model,
         schedule,
@@ -232,11 +251,15 @@ def start(run: Run, started: float) -> tuple[TrainState, Any]:
     cache = sharding.use_compilation_cache(config.compilation_cache)
     state = build.make_state(config, run.model, run.optimizer, run.initial_variables, run.mesh)
     logger.info("%s", summary.parameter_table(state.params))
+    if groups := build.make_groups(config).describe(state.params):
+        logger.info("%s", groups)
     restored = run.store.restore(state)
     if restored is not None:
         state = restored
         logger.info("continuing at step %d of %d", int(state.step), num_steps)
-    if int(state.step) >= num_steps:
+    step = int(state.step)
+    past = past_evaluations(run, step)
+    if step >= num_steps or early_stopping.reason_to_stop(past, config.eval.patience):
         return state, None
     logger.info("compiling the training step (compilation cache: %s)", cache)
     step_function, seconds = build.compile_step(
@@ -247,10 +270,32 @@ def start(run: Run, started: float) -> tuple[TrainState, Any]:
     return state, step_function
 
 
+def past_evaluations(run: Run, step: int) -> list[early_stopping.Evaluation]:
+    """The evaluations of the run up to the checkpoint of this step, which it continues."""
+    before = (run.progress or {}).get("evaluations", [])
+    evaluations = [(number, metric) for number, metric in before]
+    if newest := run.store.metric(step):
+        evaluations.append((step, newest[0]))
+    return evaluations
+
+
 def take_steps(
-    run: Run, state: TrainState, step_function, log: RunLog, watch: preemption.Watch
+    run: Run,
+    state: TrainState,
+    step_function,
+    log: RunLog,
+    watch: preemption.Watch,
+    evaluations: list[early_stopping.Evaluation],
 ) -> TrainState:
     """Trains from the state's step to the last one; logs, saves and evaluates on the way.
+
+    Args:
+      run: the run.
+      state: the state to go on from.
+      step_function: from `start`.
+      log: of the run.
+      watch: for signals.
+      evaluations: those of the run so far.
 
     Raises:
       NonFiniteError, SaveError, Preempted: as `train`.
@@ -265,7 +310,9 @@ def take_steps(
         history=run.progress,
     )
     pending = None  # the step whose metrics the device may still be computing
-    batches = iter(build.make_batches(config, run.train_source, start_step, mesh))
+    batches = iter(
+        build.make_batches(config, run.train_source, start_step, mesh, run.epochs.sample_offset)
+    )
     watch.save_first()
     for step in range(start_step + 1, num_steps + 1):
         with pace.waiting():
@@ -284,22 +331,29 @@ def take_steps(
             pending = None
         if logs or first:
             scalars = pace.scalars()
-            logger.info("%s", pace.line(step / run.steps_per_epoch))
+            logger.info("%s", pace.line(run.epochs.at(step)))
         if logs:
-            log.scalars(step, {"epoch": step / run.steps_per_epoch, **scalars})
+            log.scalars(step, {"epoch": run.epochs.at(step), **scalars})
             pace.clear()
         if saves or signal:
-            store.save(state, {**run.metadata, "progress": pace.history()})
+            progress = {**pace.history(), "evaluations": list(evaluations)}
+            store.save(state, {**run.metadata, "progress": progress})
         if signal and step < num_steps:
             store.wait()
             raise preemption.Preempted(f"{signal}: saved step {step} of {num_steps} and ended")
         if timetable.evaluates(step):
             store.wait()  # a signal during the evaluation may end the process at once
-            evaluate(run, state, log, watch)
+            evaluations.append(evaluate(run, state, log, watch))
+            reason = early_stopping.reason_to_stop(evaluations, config.eval.patience)
+            if reason and step < num_steps:
+                logger.info("ending early at step %d of %d: %s", step, num_steps, reason)
+                break
     return state
 
 
-def evaluate(run: Run, state: TrainState, log: RunLog, watch: preemption.Watch) -> None:
+def evaluate(
+    run: Run, state: TrainState, log: RunLog, watch: preemption.Watch
+) -> early_stopping.Evaluation:
     """Evaluates the weights that a checkpoint of this state gives, and records the metric with it.
 
     Everything is saved already, so a signal ends the process at once meanwhile.
@@ -319,6 +373,7 @@ def evaluate(run: Run, state: TrainState, log: RunLog, watch: preemption.Watch) 
             " with averaged weights" if state.ema is not None else "",
         )
     run.store.set_metric(step, result.metric)
+    return step, result.metric if math.isfinite(result.metric) else None
 
 
 def explained(run: Run, error: NonFiniteError, state: TrainState) -> NonFiniteError:

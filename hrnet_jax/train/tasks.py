@@ -62,7 +62,8 @@ class Task:
       mix: (config, source of the training split) -> what to train on.
       audit: source -> what was found in its labels or images, as text; raises ValueError for
         data that cannot be trained on.
-      dataset: (config, source, start_step, shard) -> endless batches of "image" and "label".
+      dataset: (config, source, start_step, shard, sample_offset) -> endless batches of "image" and
+        "label".
       label_shape: config -> shape of one image's label, and its type.
       ignore_label: label of the pixels or images that are left out.
       evaluate: (config, model, variables, source, mesh) -> Evaluation.
@@ -73,7 +74,7 @@ class Task:
     open: Callable[[ConfigDict, str], Any]
     mix: Callable[[ConfigDict, Any], Any]
     audit: Callable[[Any], str]
-    dataset: Callable[[ConfigDict, Any, int, Shard], tf.data.Dataset]
+    dataset: Callable[[ConfigDict, Any, int, Shard, int], tf.data.Dataset]
     label_shape: Callable[[ConfigDict], tuple[tuple[int, ...], Any]]
     ignore_label: int
     evaluate: Callable[[ConfigDict, Any, Any, Any, Mesh], Evaluation]
@@ -99,11 +100,12 @@ def augmentation_of(data: ConfigDict, kind: type[_Settings]) -> _Settings:
     return kind(**{field.name: data[field.name] for field in dataclasses.fields(kind)})
 
 
-def _batch_plan(config: ConfigDict, start_step: int, shard: Shard) -> BatchPlan:
+def _batch_plan(config: ConfigDict, start_step: int, shard: Shard, sample_offset: int) -> BatchPlan:
     return BatchPlan(
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
+        sample_offset=sample_offset,
         shard=shard,
         threads=config.data.threads,
         prefetch=config.data.prefetch,
@@ -142,11 +144,11 @@ def _audit_split(source) -> str:
 
 
 def _segmentation_dataset(
-    config: ConfigDict, source, start_step: int, shard: Shard
+    config: ConfigDict, source, start_step: int, shard: Shard, sample_offset: int
 ) -> tf.data.Dataset:
     augmentation = augmentation_of(config.data, Augmentation)
     return segmentation_data.train_dataset(
-        source, augmentation, _batch_plan(config, start_step, shard)
+        source, augmentation, _batch_plan(config, start_step, shard, sample_offset)
     )
 
 
@@ -204,12 +206,12 @@ def _audit_classification(source) -> str:
 
 
 def _classification_dataset(
-    config: ConfigDict, source, start_step: int, shard: Shard
+    config: ConfigDict, source, start_step: int, shard: Shard, sample_offset: int
 ) -> tf.data.Dataset:
     augmentation = augmentation_of(config.data, classification_data.CropAugmentation)
     classification_data.check_center(augmentation.crop_size, config.data.eval_short_side)
     return classification_data.train_dataset(
-        source, augmentation, _batch_plan(config, start_step, shard)
+        source, augmentation, _batch_plan(config, start_step, shard, sample_offset)
     )
 
 

@@ -14,6 +14,7 @@ import hrnet_jax
 from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.checkpoints.store import CheckpointStore
 from hrnet_jax.configs import camvid, common, fake_data, imagenet
+from hrnet_jax.data.sources.cityscapes import CLASSES
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import create_model
 from hrnet_jax.pytorch import convert
@@ -22,6 +23,9 @@ from hrnet_jax.runtime import run_lock
 from hrnet_jax.train import build, loop
 from hrnet_jax.train.config import check_config, check_same_config
 from hrnet_jax.train.tasks import task_of
+
+CITYSCAPES = CLASSES.names
+LETTERS = tuple("abcdefg")
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +112,10 @@ def test_run_resume_and_load(tmp_path, streets, quick, caplog):
 
     # And its weights can start another run.
     start = {"init_from": str(tmp_path / "whole")}
-    started = build.load_initial_variables(_config(streets, **start), _tiny_model(19))
+    started = build.load_initial_variables(_config(streets, **start), _tiny_model(19), CITYSCAPES)
     _equal(started, checkpoint.variables)
     with caplog.at_level("INFO"):
-        started = build.load_initial_variables(_config(streets, **start), _tiny_model(7))
+        started = build.load_initial_variables(_config(streets, **start), _tiny_model(7), LETTERS)
     assert "random: head/classifier; left out: head/classifier" in caplog.text
     old, new = checkpoint.variables["params"], started["params"]
     _equal(new["backbone"], old["backbone"])
@@ -119,9 +123,9 @@ def test_run_resume_and_load(tmp_path, streets, quick, caplog):
     assert new["head"]["classifier"]["kernel"].shape == (1, 1, 60, 7)
     wide = build.make_model(_config("x", variant="w18_small_v1"), 7)
     with pytest.raises(ValueError, match=r"does not fit the backbone.*batch_stats/backbone/"):
-        build.load_initial_variables(_config(streets, **start), wide)
+        build.load_initial_variables(_config(streets, **start), wide, LETTERS)
     with pytest.raises(FileNotFoundError, match="no such file"):
-        build.load_initial_variables(_config(streets, init_from="/none"), _tiny_model(7))
+        build.load_initial_variables(_config(streets, init_from="/none"), _tiny_model(7), LETTERS)
 
 
 def test_imagenet_weights_start_a_segmentation_network(tmp_path, caplog):
@@ -131,7 +135,7 @@ def test_imagenet_weights_start_a_segmentation_network(tmp_path, caplog):
     path = tmp_path / "imagenet.pth"
     torch_files.write_tensors(path, convert.to_torch(imagenet, variables))
     config = _config("x", variant="w18_small_v1", init_from=str(path))
-    started = build.load_initial_variables(config, build.make_model(config, 19))
+    started = build.load_initial_variables(config, build.make_model(config, 19), CITYSCAPES)
     for collection in ("params", "batch_stats"):
         _equal(started[collection]["backbone"], variables[collection]["backbone"])
     assert "random: head/classifier, head/hidden; left out: head/classifier, head/" in caplog.text

@@ -37,7 +37,7 @@ FREE_KEYS = (
     "extend", "init_from", "log_every_steps", "checkpoint_every_steps", "compilation_cache",
     "data.root", "data.class_file", "data.threads", "data.prefetch", "data.service",
     "data.eval_split", "data.eval_short_side", "mesh.data", "mesh.space",
-    "distill.teacher",  # compared by its weights
+    "distill.teacher",  # compared by its hash
     "model.remat", "model.scan",
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
     "eval.patience",
@@ -309,7 +309,7 @@ def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
         flatten(
             {
                 "classes": m["classes"]["names"],
-                "hash of the weights of distill.teacher": m.get("teacher", {}).get("hash", ""),
+                "hash of distill.teacher": m.get("teacher", {}).get("hash", ""),
                 **m["config"],
             }
         )

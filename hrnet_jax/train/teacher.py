@@ -1,6 +1,7 @@
 """Reads the trained network of `config.distill.teacher` and checks that it can teach."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ class Teacher:
       name: as the configuration gives it.
       model: the network.
       variables: {"params", "batch_stats"}.
-      fingerprint: a hash of the variables as they were read.
+      fingerprint: a hash of all that decides its predictions: network, weights, order of classes.
       class_order: see `distill.Distillation`.
     """
 
@@ -90,7 +91,7 @@ def load(
         )
     order = _class_order(what, about["num_classes"], names, num_classes, class_names)
     model = create_model(**about, **model_options)
-    fingerprint = fingerprint_of(variables)
+    fingerprint = fingerprint_of({**about, "class_order": order}, variables)
     variables = jax.tree.map(lambda x: jnp.asarray(x, model.policy.param_dtype), dict(variables))
     logger.info("teacher: %s, %s with head %s", path, about["variant"], about["head"])
     return Teacher(path, model, variables, fingerprint, order)
@@ -120,10 +121,13 @@ def _class_order(what, count, names, num_classes, class_names):
     return order
 
 
-def fingerprint_of(variables: Mapping[str, Any]) -> str:
-    """A hash of names, shapes and values in float32: the same from a file of float16 weights and
-    from a checkpoint of the same values."""
-    digest = xxhash.xxh3_128()
+def fingerprint_of(about: Mapping[str, Any], variables: Mapping[str, Any]) -> str:
+    """A hash of a description (JSON values) and of all names, shapes and values.
+
+    Values are taken in float32: a file of float16 weights and a checkpoint of the same values
+    have the same hash.
+    """
+    digest = xxhash.xxh3_128(json.dumps(about, sort_keys=True).encode())
     for name, value in sorted(traverse_util.flatten_dict(dict(variables), sep="/").items()):
         array = np.ascontiguousarray(value, np.float32)
         digest.update(f"{name} {array.shape}\n".encode())

@@ -1,5 +1,7 @@
 """Reading a teacher: which networks can teach, and what a run records of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from hrnet_jax.train.config import check_config
 NAMES = ("sky", "road", "car")
 
 
+@functools.cache
 def _variables(head="segmentation", classes=3, seed=5):
     model = create_model("tiny", classes, head)
     return model, model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)))
@@ -46,12 +49,16 @@ def test_a_teacher_and_what_is_recorded_of_it(tmp_path, quick):
     found = _load(path, head="ocr", dtype=jnp.bfloat16)
     assert (found.class_order, found.model.policy.dtype) == (None, jnp.bfloat16)
     assert found.to_json() == {"name": path, "hash": found.fingerprint}
-    _, variables = _variables()
-    assert found.fingerprint == teacher.fingerprint_of(variables)
+    model, variables = _variables()
+    about = {**model.to_json(), "class_order": None}
+    assert found.fingerprint == teacher.fingerprint_of(about, variables)
+    assert found.fingerprint != teacher.fingerprint_of(
+        {**about, "image_statistics": 0.1}, variables
+    )
     leaves, structure = jax.tree.flatten(variables)
     leaves[-1] = leaves[-1] * 1.000001  # the smallest change counts
     changed = jax.tree.unflatten(structure, leaves)
-    assert found.fingerprint != teacher.fingerprint_of(changed)
+    assert found.fingerprint != teacher.fingerprint_of(about, changed)
 
 
 def test_classes_in_another_order_are_mapped(tmp_path, quick):
@@ -121,10 +128,10 @@ def test_a_run_with_images_without_labels(tmp_path, quick, streets):
     config.distill.teacher = _write(tmp_path / "copy.safetensors", names)
     loop.train(config, str(tmp_path / "run"))
     config.distill.teacher = _write(tmp_path / "b.safetensors", names, seed=6)
-    with pytest.raises(ValueError, match=r"hash of the weights of distill\.teacher: saved '"):
+    with pytest.raises(ValueError, match=r"hash of distill\.teacher: saved '"):
         loop.train(config, str(tmp_path / "run"))
     config.distill.teacher, config.data.mix = "", ()
-    with pytest.raises(ValueError, match=r"hash of the weights of distill\.teacher.*now ''"):
+    with pytest.raises(ValueError, match=r"hash of distill\.teacher.*now ''"):
         loop.train(config, str(tmp_path / "run"))
 
 

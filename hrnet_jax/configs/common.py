@@ -76,6 +76,10 @@ def get_config() -> Config:
     data.class_file = ""  # for name="folder" only; "": classes.json in root
     data.train_split = "train"  # "train+val": several at once
     data.eval_split = "val"  # "": no evaluation
+    # Labels of each split whose ids are counted before the first step, spread evenly; 0: all of
+    # them. Of classification: images that are decoded; 0: 500.
+    data.audit_images = 0
+    data.allow_odd_labels = False  # train also on labels that hardly mean what the class list says
     data.crop_size = (512, 1024)  # height, width
     data.allow_any_crop = False  # True: also sizes that are not multiples of 32
     # Segmentation: each image is scaled by a random factor of this range before it is cropped.

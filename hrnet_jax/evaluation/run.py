@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from jax.experimental import multihost_utils
 from hrnet_jax.checkpoints import foreign, weights_file
 from hrnet_jax.checkpoints.load import Checkpoint, load_checkpoint
 from hrnet_jax.data import open_images
+from hrnet_jax.data.pipeline import audit, odd_labels
+from hrnet_jax.data.pipeline.survey import Team
 from hrnet_jax.data.sources.image_folder import ImageClasses
 from hrnet_jax.data.sources.source import Classes, Source
 from hrnet_jax.evaluation import classification, metrics, report, segmentation, submission
@@ -89,6 +92,7 @@ class SegmentationRun:
         options: how.
         source: the split.
         compared: the checkpoint to compare with; None for an earlier evaluation or no comparison.
+        doubts: what may be wrong in the labels.
     """
 
     def __init__(self, checkpoint: Checkpoint, options: Options):
@@ -110,6 +114,8 @@ class SegmentationRun:
                 self.compared = load_checkpoint(options.compare, **options.pytorch_file)
                 _check_classes(self.compared, self.source)
         self._gallery = report.Gallery()
+        # A damaged file or an unknown id would end a long evaluation late.
+        self.doubts = _audit(self.source)
 
     def evaluate(self) -> segmentation.EvalResult:
         """Evaluates the split; writes predictions and submission.zip where the options say so."""
@@ -233,6 +239,16 @@ class SegmentationRun:
 def _open_split(checkpoint: Checkpoint, options: Options) -> Source:
     data = checkpoint.metadata["config"]["data"]
     split = options.split or data["eval_split"]
+    trained_on = data.get("train_split", "").split("+")
+    # After a training on several splits at once; the training split alone is known as such.
+    if len(trained_on) > 1 and (common := sorted(set(trained_on) & set(split.split("+")))):
+        warnings.warn(
+            f"{checkpoint.path} was trained on {'+'.join(trained_on)}: metrics of"
+            f" {'+'.join(common)} say how well training images are remembered, not how good the"
+            " network is",
+            UserWarning,
+            stacklevel=2,
+        )
     source = segmentation.open_split(data, root=options.data_root, split=split)
     return segmentation.spread(source, options.max_images)
 
@@ -256,6 +272,19 @@ def _check_labels(source: Source, options: Options) -> None:
         )
     if options.compare:
         raise ValueError(f"--compare: split {source.split!r} has no labels to compare on")
+
+
+def _audit(source: Source) -> tuple[str, ...]:
+    """Reads all headers and label ids, raises ValueError for bad ones; what may be wrong in them.
+
+    The labels of a split are read once, see `survey`.
+    """
+    if not source.has_labels:
+        return ()
+    team = Team(jax.process_index(), jax.process_count(), distributed.gather)
+    found = audit.audit_labels(source, team=team)
+    doubts = odd_labels.reasons_to_stop(found) or odd_labels.reasons_to_doubt([found], None)
+    return tuple(doubts)
 
 
 def _evaluator(

@@ -55,8 +55,9 @@ class Writer:
 def _problem(path: epath.Path, size: tuple[int, int], label_ids: Sequence[int]) -> str:
     """What is wrong with the PNG of a prediction, or ""; size is (width, height)."""
     with Image.open(io.BytesIO(storage.read_bytes(str(path)))) as image:
-        if image.mode != "L":
-            return f"{path}: mode {image.mode!r}, must be 'L' (8-bit gray)"
+        mode, kind = ("L", "8-bit gray") if max(label_ids) <= 255 else ("I;16", "16-bit gray")
+        if image.mode != mode:
+            return f"{path}: mode {image.mode!r}, must be {mode!r} ({kind})"
         if image.size != size:
             found = f"{image.width}x{image.height}"
             return f"{path}: {found} pixels, but its image has {size[0]}x{size[1]}"
@@ -67,8 +68,9 @@ def _problem(path: epath.Path, size: tuple[int, int], label_ids: Sequence[int]) 
 def check(folder: str | os.PathLike, source: Source) -> None:
     """Checks predictions for what a test server would reject or count as wrong.
 
-    Every sample needs one 8-bit gray PNG with the name of `file_name`, the size of its image and
-    label ids of the classes (not train ids). The folder may contain nothing else.
+    Every sample needs one gray PNG (8 bits, 16 for ids above 255) with the name of `file_name`, the
+    size of its image and label ids of the classes (not train ids). The folder may contain nothing
+    else.
 
     Raises:
         ValueError: naming the first files that are missing, unexpected or wrong.
@@ -90,7 +92,7 @@ def check(folder: str | os.PathLike, source: Source) -> None:
     for index, sample_id in enumerate(source.ids):
         height, width = source.records.size(index)
         path = folder / file_name(sample_id)
-        if problem := _problem(path, (width, height), source.classes.label_ids):
+        if problem := _problem(path, (width, height), source.classes.first_ids):
             raise ValueError(problem)
 
 

@@ -57,13 +57,16 @@ def color_labels(labels: np.ndarray, classes: Classes) -> np.ndarray:
 
 
 def to_label_ids(labels: np.ndarray, classes: Classes) -> np.ndarray:
-    """Train ids -> uint8 raw label ids, as in the dataset's own label files and on test servers.
+    """Train ids -> raw label ids, as in the dataset's own label files and on test servers.
+
+    Of several ids of a class it is the first. The type is uint8, or uint16 for ids above 255.
 
     Args:
         labels: integers of any shape, 0 .. num_classes - 1; predictions have no ignored pixels.
         classes: its `label_ids` are used.
     """
-    return np.asarray(classes.label_ids, np.uint8)[labels]
+    ids = classes.first_ids
+    return np.asarray(ids, np.uint8 if max(ids) <= 255 else np.uint16)[labels]
 
 
 def overlay(

@@ -24,6 +24,7 @@ from absl import flags
 from rich.console import Console
 
 from hrnet_jax.checkpoints.load import Checkpoint, load_checkpoint
+from hrnet_jax.data.pipeline.odd_labels import framed
 from hrnet_jax.evaluation import metrics, report
 from hrnet_jax.evaluation.run import Options, SegmentationRun, classify
 from hrnet_jax.runtime import distributed, memory, sharding
@@ -102,6 +103,11 @@ def evaluate_classifier(checkpoint: Checkpoint, chosen: Options) -> None:
     )
 
 
+def print_doubts(doubts: tuple[str, ...]) -> None:
+    for text in doubts if jax.process_index() == 0 else ():
+        print(framed(text), flush=True)
+
+
 def evaluate_segmentation(checkpoint: Checkpoint, chosen: Options) -> None:
     work = SegmentationRun(checkpoint, chosen)
     source = work.source
@@ -111,6 +117,7 @@ def evaluate_segmentation(checkpoint: Checkpoint, chosen: Options) -> None:
         f"{len(source)} images, checkpoint {checkpoint.path}",
         flush=True,
     )
+    print_doubts(work.doubts)
     result = work.evaluate()
     if work.compared:
         print(f"comparing with checkpoint {work.compared.path}", flush=True)
@@ -124,6 +131,7 @@ def evaluate_segmentation(checkpoint: Checkpoint, chosen: Options) -> None:
         console.print(report.class_table(result, intervals))
         if comparison:
             console.print(report.comparison_table(comparison))
+        print_doubts(work.doubts)  # again, beside the metrics
     written = work.write(result, intervals, comparison)
     if not source.has_labels:
         print(f"Split {source.split!r} has no labels, so there are no metrics.")

@@ -1,6 +1,7 @@
 """From a configuration to the parts of a run: sources, model, optimizer, state, compiled step."""
 
 import functools
+import hashlib
 import json
 import logging
 import time
@@ -17,8 +18,9 @@ from ml_collections import ConfigDict
 import hrnet_jax
 from hrnet_jax.checkpoints import manifest
 from hrnet_jax.data.pipeline.batches import iterate
+from hrnet_jax.data.pipeline.mixture import Mixture
 from hrnet_jax.data.pipeline.order import Shard
-from hrnet_jax.data.sources.source import Source
+from hrnet_jax.data.sources.source import UNKNOWN_LABEL, Source
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import HRNetModel, create_model
 from hrnet_jax.runtime import sharding, storage
@@ -65,6 +67,12 @@ def open_sources(config: ConfigDict) -> tuple[Source, Source | None]:
     ]
     if opened[0] is None:
         raise ValueError("config.data.train_split is empty")
+    if opened[0].classes.num_classes < 2:
+        raise ValueError(
+            f"{opened[0].name!r} has one class only, {opened[0].classes.names[0]!r}: every pixel"
+            " would be that class, with loss 0 and mIoU 1. Give the rest a class, too, as in"
+            f' {{"names": ["background", "{opened[0].classes.names[0]}"]}}'
+        )
     _warn_of_overlap(data)
     if opened[1] is not None and not opened[1].has_labels:
         raise ValueError(
@@ -300,6 +308,23 @@ def make_metadata(
     if teacher is not None:
         metadata["teacher"] = teacher.to_json()
     return json.loads(json.dumps(metadata))  # as it will be read back: tuples are lists
+
+
+def describe_images(source: Source | Mixture) -> list[dict[str, Any]]:
+    """What decides, beside the configuration, which sample comes when; one entry for each source.
+
+    A run is continued only with the same: another number or order of images changes the sequence
+    of all samples after it.
+    """
+    described = []
+    for part in source.sources if isinstance(source, Mixture) else (source,):
+        names = hashlib.sha256("\n".join(part.ids).encode()).hexdigest()[:16]
+        about = {"split": part.split, "number": len(part), "names": names}
+        if described:  # the first source has the class list of the checkpoint
+            table = part.lookup().tolist()
+            about["ids"] = {str(i): k for i, k in enumerate(table) if k != UNKNOWN_LABEL}
+        described.append(about)
+    return described
 
 
 def make_batches(

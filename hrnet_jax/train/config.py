@@ -34,14 +34,18 @@ RENAMED_VALUES = {"optimizer.schedule": {"staircase": "multistep"}}
 
 # Keys that may change when a run is continued, because they do not affect what is learned.
 FREE_KEYS = (
-    "extend", "init_from", "log_every_steps", "checkpoint_every_steps", "compilation_cache",
-    "data.root", "data.class_file", "data.threads", "data.prefetch", "data.service",
-    "data.eval_split", "data.eval_short_side", "mesh.data", "mesh.space",
+    "log_every_steps", "checkpoint_every_steps", "compilation_cache", "init_from", "data.root",
+    "data.class_file", "data.threads", "data.prefetch", "data.service", "data.eval_split",
+    "data.audit_images", "data.allow_odd_labels",
+    "data.eval_short_side", "mesh.data", "mesh.space",
     "distill.teacher",  # compared by its hash
     "model.remat", "model.scan",
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
-    "eval.patience",
+    "extend", "eval.patience",
 )  # fmt: skip
+
+# Keys whose value is a dictionary with keys of the user's choice.
+DICTIONARY_KEYS = ("optimizer.multipliers", "optimizer.decay_multipliers")
 
 # Keys that runs of earlier versions do not have, with the values that those runs used.
 LATER_KEYS = {
@@ -52,6 +56,13 @@ LATER_KEYS = {
     "optimizer.clip_norm": 0.0, "optimizer.function": "", "optimizer.schedule_function": "",
     "optimizer.rise_fraction": 0.3,
 }  # fmt: skip
+
+# Of a class list, what else decides what its labels and images mean. Names are always compared,
+# colors where the label files hold them; categories are for reports. Keys with their default value
+# are not in the list.
+CLASS_KEYS = ("label_ids", "ignore_ids", "label_type", "ignore_colors", "image_range")
+# Of the entries of data.mix, what may change as data.root and data.class_file may.
+FREE_MIX_KEYS = ("root", "class_file")
 
 # Numbers and their inclusive limits. An upper limit of infinity does not allow infinity itself.
 RANGES = (
@@ -72,6 +83,7 @@ RANGES = (
     ("optimizer.gamma", 0, 1),
     ("data.color_jitter", 0, 1),
     ("data.class_mix", 0, 1),
+    ("data.audit_images", 0, math.inf),
     ("model.image_statistics", 0, 1),
     ("loss.label_smoothing", 0, 1),
     ("loss.ohem_threshold", 0, 1),
@@ -201,12 +213,12 @@ def _check_numbers(config: ConfigDict) -> None:
 
 def _check_optimizer(config: ConfigDict) -> None:
     optimizer = config.optimizer
-    for key in ("multipliers", "decay_multipliers"):
-        for part, factor in optimizer[key].items():
+    for name in ("multipliers", "decay_multipliers"):
+        for part, factor in optimizer[name].items():
             number = isinstance(factor, int | float) and not isinstance(factor, bool)
             if not number or not 0 <= factor < math.inf:
                 raise ValueError(
-                    f"config.optimizer.{key}: the factor of {part!r} is {factor!r}; it must be a"
+                    f"config.optimizer.{name}: the factor of {part!r} is {factor!r}; it must be a"
                     " number, 0 or more"
                 )
     if optimizer.function and (optimizer.decay_multipliers or not optimizer.decay_norm_and_bias):
@@ -292,11 +304,12 @@ def check_class_weights(config: ConfigDict, source: Source) -> None:
 
 
 def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
-    """Checks that a run is continued with its own configuration.
+    """Checks that a run is continued with its own configuration, classes and images.
 
     Args:
       old: metadata of the newest checkpoint in `workdir`, None if there is none. Earlier names of
-        keys and values count as those of today; a warning lists them.
+        keys and values count as those of today; a warning lists them. What earlier versions did not
+        record is not compared.
       new: metadata of the run that starts now.
       workdir: the run's folder, for the message.
 
@@ -305,10 +318,12 @@ def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
     """
     if old is None:
         return
+    images = "images" in old  # earlier versions did not record them
     flat = [
         flatten(
             {
-                "classes": m["classes"]["names"],
+                **_classes_of(m),
+                **(_images_of(m) if images else {}),
                 "hash of distill.teacher": m.get("teacher", {}).get("hash", ""),
                 **m["config"],
             }
@@ -319,18 +334,40 @@ def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
     if renamed:
         logger.warning("%s was written with earlier names: %s", workdir, ", ".join(renamed))
     before, now = LATER_KEYS | before, LATER_KEYS | now
+    for values in (before, now):
+        values["data.mix"] = [_without(e, FREE_MIX_KEYS) for e in values.get("data.mix") or ()]
     differing = [
         f"{key}: saved {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
         if key not in FREE_KEYS and before.get(key) != now.get(key)
     ]
     if differing:
+        other = "images" if all(line.startswith("images") for line in differing) else "values"
         raise ValueError(
             f"{workdir} holds a run with another configuration:\n  "
             + "\n  ".join(differing)
-            + "\nGive another --workdir, or the same values to continue that run; with another"
-            f" --workdir, --config.init_from={workdir} starts from its weights."
+            + f"\nGive another --workdir (and --config.init_from={workdir} to start from its"
+            f" weights), or the same {other} to continue that run."
         )
+
+
+def _classes_of(metadata: dict) -> dict[str, Any]:
+    """What is compared of a class list; `flatten` leaves it as it is."""
+    classes = metadata["classes"]
+    keys = (*CLASS_KEYS, "colors") if classes.get("label_type") == "colors" else CLASS_KEYS
+    found = {f"classes.{key}": classes[key] for key in keys if key in classes}
+    if isinstance(ignored := found.get("classes.ignore_ids"), list):
+        found["classes.ignore_ids"] = sorted(ignored)
+    return {"classes": classes["names"], **found}
+
+
+def _images_of(metadata: dict) -> dict[str, Any]:
+    """What is compared of the images trained on (`build.describe_images`), by their sources."""
+    return {f"images[{k}]": about for k, about in enumerate(metadata["images"])}
+
+
+def _without(entry: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in keys}
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

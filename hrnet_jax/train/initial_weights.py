@@ -40,7 +40,7 @@ def load(path: str, model: HRNetModel, class_names: Sequence[str], seed: int) ->
     fresh = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)))
     fresh, given = (traverse_util.flatten_dict(tree, sep="/") for tree in (fresh, variables))
     if names is not None and tuple(names) != tuple(class_names):
-        given = given | _by_class(given, fresh, names, class_names)
+        given = given | rows_by_class(given, fresh, names, class_names)
     fitting = {k for k in fresh.keys() & given.keys() if fresh[k].shape == np.shape(given[k])}
     _check_backbone(path, model, fresh, given, fitting)
     parts = [
@@ -100,7 +100,7 @@ def _is_classifier(path: str) -> bool:
     return path.split("/")[-2].endswith("classifier")
 
 
-def _by_class(
+def rows_by_class(
     given: dict[str, Any], fresh: dict[str, Any], old: Sequence[str], new: Sequence[str]
 ) -> dict[str, Any]:
     """The classifiers' arrays for the classes `new`: known classes keep their rows, others have

@@ -17,6 +17,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hrnet_jax.checkpoints.store import CheckpointStore, SaveError
+from hrnet_jax.data.pipeline.odd_labels import framed
+from hrnet_jax.data.pipeline.survey import Team
 from hrnet_jax.data.sources.source import Source
 from hrnet_jax.models import HRNetModel
 from hrnet_jax.runtime import distributed, run_lock, sharding
@@ -89,6 +91,7 @@ class Run:
       store: the checkpoints in `workdir`.
       metadata: what each checkpoint says about itself.
       progress: of the newest checkpoint: `Pace.history` and "evaluations"; None for a new run.
+      warnings: what may be wrong in the data.
     """
 
     config: ConfigDict
@@ -106,6 +109,7 @@ class Run:
     store: CheckpointStore
     metadata: dict[str, Any]
     progress: dict[str, Any] | None
+    warnings: tuple[str, ...] = ()
 
 
 def train(config: ConfigDict, workdir: str) -> TrainState:
@@ -172,6 +176,7 @@ def _train(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch
         log.close()
         run.store.close()
     logger.info("done: %d steps in %s", int(state.step), duration(time.perf_counter() - started))
+    log_warnings(run.warnings)  # again: those before the first step are far above
     return state
 
 
@@ -196,6 +201,7 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
     teacher = build.load_teacher(config, classes.num_classes, classes.names)
     distributed.check_same("teachers", teacher.to_json() if teacher else {})
     metadata = build.make_metadata(config, model, train_source, teacher)
+    metadata["images"] = build.describe_images(train_source)
     store = CheckpointStore(workdir)
     saved, step = store.metadata(), max(store.steps(), default=0)
     changed = extend.changes(saved, metadata)
@@ -208,11 +214,8 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
         config, num_steps, epochs.steps_per_epoch, epochs.step_at
     )
     initial_variables = build.load_initial_variables(config, model, train_source.classes.names)
-    # The pipeline checks its part of the configuration when it is built: now, not after compiling.
-    build.make_batches(config, train_source, 0, mesh)
-
     summary.log_setting(config, mesh, train_source, eval_source, num_steps)
-    logger.info("%s", task_of(config.head).audit(train_source))
+    warnings = check_data(config, train_source, eval_source, mesh)
     extend.log_changes(changed, step, num_steps, epochs, schedule)
     timetable = Timetable(
         num_steps,
@@ -237,7 +240,35 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
         store,
         metadata,
         progress=saved and saved.get("progress"),
+        warnings=warnings,
     )
+
+
+def check_data(
+    config: ConfigDict, train_source: Source, eval_source: Source | None, mesh: Mesh
+) -> tuple[str, ...]:
+    """Looks at the files of both splits and logs what they hold; returns what may be wrong.
+
+    Raises:
+      ValueError, FileNotFoundError: as `train`.
+    """
+    # The pipeline checks its part of the configuration when it is built: now, not after compiling,
+    # and before the labels are read, unless it counts their classes itself.
+    if not config.data.class_uniform:
+        build.make_batches(config, train_source, 0, mesh)
+    team = Team(jax.process_index(), jax.process_count(), distributed.gather)
+    found = task_of(config.head).audit(config, train_source, eval_source, team)
+    if config.data.class_uniform:
+        build.make_batches(config, train_source, 0, mesh)
+    logger.info("%s", found.text)
+    log_warnings(found.warnings)
+    return found.warnings
+
+
+def log_warnings(warnings: tuple[str, ...]) -> None:
+    """Logs them, once for all processes, so that they are seen."""
+    for text in warnings if jax.process_index() == 0 else ():
+        logger.warning("%s", framed(text))
 
 
 def start(run: Run, started: float) -> tuple[TrainState, Any]:
@@ -289,26 +320,15 @@ def take_steps(
 ) -> TrainState:
     """Trains from the state's step to the last one; logs, saves and evaluates on the way.
 
-    Args:
-      run: the run.
-      state: the state to go on from.
-      step_function: from `start`.
-      log: of the run.
-      watch: for signals.
-      evaluations: those of the run so far.
+    `evaluations` holds those of the run so far, and gets the new ones.
 
     Raises:
       NonFiniteError, SaveError, Preempted: as `train`.
     """
     config, mesh, timetable, store = run.config, run.mesh, run.timetable, run.store
     start_step, num_steps = int(state.step), timetable.num_steps
-    pace = Pace(
-        config.batch_size,
-        start_step,
-        num_steps,
-        skip_nonfinite=config.optimizer.skip_nonfinite,
-        history=run.progress,
-    )
+    skips = config.optimizer.skip_nonfinite
+    pace = Pace(config.batch_size, start_step, num_steps, skips, history=run.progress)
     pending = None  # the step whose metrics the device may still be computing
     batches = iter(
         build.make_batches(config, run.train_source, start_step, mesh, run.epochs.sample_offset)

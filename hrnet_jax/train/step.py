@@ -112,8 +112,7 @@ def make_train_step(
       color_jitter: 0..1, see `augment.color_factors`; 0 leaves the images alone.
       class_mix: fraction of the images that get classes of others, see `augment.mix_classes`.
       clip_norm: gradients with a larger norm are scaled to this one, see `_clipped`; 0: never.
-      groups: which parameters are frozen. They are not differentiated; the metrics and the norm
-        leave them out.
+      groups: which parameters are frozen: not differentiated, and not part of the norm.
       segmentation_loss: `losses.segmentation_loss`, maybe with its options for auxiliary logits.
       distillation: the teacher and its loss, or None. With parts, each part has its own mean.
     """
@@ -124,14 +123,10 @@ def make_train_step(
     def train_step(state, batch, teacher=None):
         forward = functools.partial(_forward, model, loss_of, ignore_label, distillation, teacher)
         params, frozen = groups.split(state.params)
-        gradient_function = jax.grad(
-            lambda params, *others: forward(param_groups.merge(params, frozen), *others),
-            has_aux=True,
-        )
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         batch = _augmented(batch, seed, state.step, color_jitter, class_mix, ignore_label)
         gradients, batch_stats, metrics = _accumulated_gradients(
-            gradient_function,
+            _gradient_function(forward, frozen),
             params,
             state.batch_stats,
             batch,
@@ -140,20 +135,22 @@ def make_train_step(
             unroll,
         )
         metrics |= _gradient_metrics(gradients, frozen, batch_stats)
+        metrics["learning_rate"] = jnp.asarray(schedule(state.step))
         if clip_norm:
             gradients = _clipped(gradients, metrics["grad_norm"], clip_norm)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, params)
-        new = TrainState(
-            step=state.step + 1,
-            params=param_groups.merge(optax.apply_updates(params, updates), frozen),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        )
-        new = new.replace(ema=_averaged(state, new, ema_decay, groups))
-        metrics["learning_rate"] = jnp.asarray(schedule(state.step))
+        new = _updated(state, gradients, batch_stats, optimizer, ema_decay, groups)
         return _where_finite(metrics, new, state) if skip_nonfinite else new, metrics
 
     return train_step
+
+
+def _gradient_function(forward, frozen):
+    """Like `forward`, but of the trained parameters; returns the gradient and the rest."""
+
+    def of_trained(params, *others):
+        return forward(param_groups.merge(params, frozen), *others)
+
+    return jax.grad(of_trained, has_aux=True)
 
 
 def _forward(model, loss_of, ignore_label, distillation, teacher, params, batch_stats, batch, key):
@@ -230,6 +227,15 @@ def _clipped(gradients, norm, limit):
     """
     factor = jnp.minimum(1, limit / (norm + 1e-6))
     return jax.tree.map(lambda g: (g * factor).astype(g.dtype), gradients)
+
+
+def _updated(state, gradients, batch_stats, optimizer, ema_decay, groups):
+    """The state after the optimizer's step and the update of the moving averages."""
+    params, frozen = groups.split(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+    params = param_groups.merge(optax.apply_updates(params, updates), frozen)
+    new = TrainState(state.step + 1, params, batch_stats, opt_state)
+    return new.replace(ema=_averaged(state, new, ema_decay, groups))
 
 
 def _averaged(state, new, ema_decay, groups):

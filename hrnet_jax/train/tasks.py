@@ -13,21 +13,22 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hrnet_jax.data import IMAGE_SOURCES, SOURCES, open_images, open_source
-from hrnet_jax.data.pipeline import audit
+from hrnet_jax.data.pipeline import audit, odd_labels
 from hrnet_jax.data.pipeline import classification as classification_data
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.augment import Augmentation
 from hrnet_jax.data.pipeline.batches import BatchPlan
 from hrnet_jax.data.pipeline.mixture import Mixture, open_mixture
 from hrnet_jax.data.pipeline.order import Shard
+from hrnet_jax.data.pipeline.survey import Team
 from hrnet_jax.data.sources.source import IGNORE_LABEL
 from hrnet_jax.data.sources.unlabeled import is_unlabeled
 from hrnet_jax.evaluation import classification, segmentation
 from hrnet_jax.inference import visualize
 from hrnet_jax.inference.multi_scale import SEGMENTATION_HEADS
 
-# Labels or images looked at before the first step.
-AUDITED_IMAGES = 500
+# Images of classification that are decoded before the first step: there may be millions.
+DECODED_IMAGES = 500
 # Panels of image, label and prediction that TensorBoard gets from each evaluation.
 NUM_IMAGES = 3
 
@@ -52,6 +53,19 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Findings:
+    """What was found in the data before the first step.
+
+    Attributes:
+      text: for the log.
+      warnings: what may be wrong in it.
+    """
+
+    text: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """One kind of training.
 
@@ -60,8 +74,8 @@ class Task:
       losses: the values of config.loss.name that the task allows.
       open: (config, split) -> source.
       mix: (config, source of the training split) -> what to train on.
-      audit: source -> what was found in its labels or images, as text; raises ValueError for
-        data that cannot be trained on.
+      audit: (config, what to train on, what to evaluate on or None, the processes) -> Findings;
+        raises ValueError for data that cannot be trained on, the same in all processes.
       dataset: (config, source, start_step, shard, sample_offset) -> endless batches of "image" and
         "label".
       label_shape: config -> shape of one image's label, and its type.
@@ -73,7 +87,7 @@ class Task:
     losses: tuple[str, ...]
     open: Callable[[ConfigDict, str], Any]
     mix: Callable[[ConfigDict, Any], Any]
-    audit: Callable[[Any], str]
+    audit: Callable[[ConfigDict, Any, Any, Team], Findings]
     dataset: Callable[[ConfigDict, Any, int, Shard, int], tf.data.Dataset]
     label_shape: Callable[[ConfigDict], tuple[tuple[int, ...], Any]]
     ignore_label: int
@@ -130,17 +144,36 @@ def _mix_segmentation(config: ConfigDict, source):
     )
 
 
-def _audit_segmentation(source) -> str:
+def _audit_segmentation(config: ConfigDict, source, eval_source, team: Team) -> Findings:
     mixture = Mixture.of(source)
-    tables = [_audit_split(source) for source in mixture.sources]
-    return "\n".join([f"training on {mixture.describe()}", *tables])
+    count = config.data.audit_images
+    train = [
+        audit.audit_labels(s, max_images=count, team=team)
+        for s in mixture.sources
+        if not is_unlabeled(s)
+    ]
+    unlabeled = [_check_unlabeled(s) for s in mixture.sources if is_unlabeled(s)]
+    val = eval_source and audit.audit_labels(eval_source, max_images=count, team=team)
+    stops = odd_labels.reasons_to_stop(train[0]) if train else []
+    if stops and not config.data.allow_odd_labels:
+        raise ValueError(
+            "\n".join(stops) + "\nIf the labels are correct, --config.data.allow_odd_labels=True"
+            " trains on them"
+        )
+    for other in (*train[1:], *([val] if val else [])):
+        stops += odd_labels.reasons_to_stop(other)
+    doubts = odd_labels.reasons_to_doubt(train, val) if train else []
+    tables = (*(a.table() for a in train), *unlabeled)
+    return Findings(
+        "\n".join([f"training on {mixture.describe()}", *tables])
+        + (f"\nevaluating on:\n{val.table()}" if val else ""),
+        (*stops, *doubts),
+    )
 
 
-def _audit_split(source) -> str:
-    if is_unlabeled(source):
-        audit.check_images(source)
-        return f"{source.name} {source.split}: no labels, learned from the teacher alone"
-    return audit.audit_labels(source, max_images=AUDITED_IMAGES).table()
+def _check_unlabeled(source) -> str:
+    audit.check_images(source)
+    return f"{source.name} {source.split}: no labels, learned from the teacher alone"
 
 
 def _segmentation_dataset(
@@ -201,8 +234,10 @@ def _mix_classification(config: ConfigDict, source):
     return source
 
 
-def _audit_classification(source) -> str:
-    return classification_data.audit_images(source, AUDITED_IMAGES)
+def _audit_classification(config: ConfigDict, source, eval_source, team: Team) -> Findings:
+    count = config.data.audit_images or DECODED_IMAGES
+    sources = [s for s in (source, eval_source) if s is not None]
+    return Findings("\n".join(classification_data.audit_images(s, count) for s in sources))
 
 
 def _classification_dataset(

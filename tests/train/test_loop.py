@@ -1,7 +1,9 @@
 """Whole runs with a tiny network on a synthetic set: files, resuming, refusals, NaN."""
 
+import dataclasses
 import json
 import logging
+import shutil
 import time
 
 import jax
@@ -22,7 +24,7 @@ from hrnet_jax.pytorch import files as torch_files
 from hrnet_jax.runtime import run_lock
 from hrnet_jax.train import build, loop
 from hrnet_jax.train.config import check_config, check_same_config
-from hrnet_jax.train.tasks import task_of
+from hrnet_jax.train.tasks import Evaluation, task_of
 
 CITYSCAPES = CLASSES.names
 LETTERS = tuple("abcdefg")
@@ -145,6 +147,89 @@ def _tiny_model(num_classes):
     return build.make_model(_config("x"), num_classes)
 
 
+def test_a_frozen_run_ends_early_and_continues_bit_for_bit(
+    tmp_path, streets, quick, monkeypatch, caplog
+):
+    """Metrics in place of evaluations: the best one is that of step 2."""
+    caplog.set_level(logging.INFO, "hrnet_jax")
+    metrics = {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.3, 5: 0.1, 6: 0.0}
+    steps = iter(())
+
+    def evaluate(*_):
+        return Evaluation(metrics[next(steps)], {}, "")
+
+    task = dataclasses.replace(task_of("segmentation"), evaluate=evaluate)
+    monkeypatch.setattr(loop, "task_of", lambda head: task)
+    config = _config(streets, **{
+        "num_steps": 6, "checkpoint_every_steps": 1, "eval.every_steps": 1, "eval.patience": 2,
+        "optimizer.multipliers": {"backbone": 0.0}, "optimizer.ema_decay": 0.9,
+    })  # fmt: skip
+    steps = iter((1, 2, 3, 4))
+    whole = loop.train(config, str(tmp_path / "whole"))
+    assert int(whole.step) == 4
+    assert "learning rate: backbone x 0" in caplog.text
+    assert "early at step 4 of 6: 2 evaluations in a row are not above 0.3000 of step 2" in (
+        caplog.text
+    )
+    assert len(jax.tree.leaves(whole.opt_state)) == 1 + len(jax.tree.leaves(whole.params["head"]))
+    _equal(whole.ema["params"]["backbone"], whole.params["backbone"])
+
+    steps = iter((1, 2, 3, 4))
+    with stopped_at(4):
+        loop.train(config, str(tmp_path / "parts"))
+    resumed = loop.train(config, str(tmp_path / "parts"))
+    _equal(resumed, whole)
+    assert not any(steps)
+
+    # It is finished, until more patience is given.
+    caplog.clear()
+    _equal(loop.train(config, str(tmp_path / "parts")), whole)
+    assert "has ended early at step 4" in caplog.text
+    assert "compiling" not in caplog.text
+    steps, config.eval.patience = iter((5, 6)), 5
+    assert int(loop.train(config, str(tmp_path / "parts")).step) == 6
+
+
+def test_a_finished_run_is_extended(tmp_path, streets, quick, caplog):
+    """To another length and batch size; the same commands give the same bits."""
+    caplog.set_level(logging.INFO, "hrnet_jax")
+    short = {"num_steps": 2, "eval.every_steps": 0, "data.eval_split": "", "log_every_steps": 1}
+    longer = short | {"num_steps": 4, "batch_size": 4}
+    loop.train(_config(streets, **short), str(tmp_path / "a"))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(
+        ValueError, match=r"(?s)batch_size: saved 2, now 4.*--config.extend to go on"
+    ):
+        loop.train(_config(streets, **longer), str(tmp_path / "a"))
+    whole = loop.train(_config(streets, extend=True, **longer), str(tmp_path / "a"))
+    assert int(whole.step) == 4
+    assert "extending the run at step 2: num_steps 2 -> 4, batch_size 2 -> 4" in caplog.text
+    lines = _log(tmp_path / "a")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["train/epoch"] for line in lines] == pytest.approx([0.4, 0.8, 1.6, 2.4])
+    rates = [line["train/learning_rate"] for line in lines[2:]]
+    np.testing.assert_allclose(rates, [0.01 * (1 - k / 4) ** 0.9 for k in (2, 3)], rtol=1e-6)
+
+    with stopped_at(4):
+        long = _config(streets, extend=True, **longer, checkpoint_every_steps=1)
+        loop.train(long, str(tmp_path / "b"))
+    resumed = loop.train(_config(streets, **longer), str(tmp_path / "b"))  # a plain command
+    _equal(resumed, whole)
+    history = load_checkpoint(tmp_path / "b").metadata["history"]
+    assert history == [{"step": 2, "changed": {"num_steps": [2, 4], "batch_size": [2, 4]}}]
+    loop.train(_config(streets, extend=True, **longer), str(tmp_path / "b"))
+    assert "nothing to do. A larger --config.num_steps" in caplog.text
+
+    # The data went on where they were.
+    source, _ = build.open_sources(_config(streets, **short))
+    before = build.make_batches(_config(streets, **short), source, 2)
+    after = build.make_batches(_config(streets, **longer), source, 2, sample_offset=-4)
+    expected = [next(before), next(before)]
+    np.testing.assert_array_equal(
+        next(after)["image"], np.concatenate([batch["image"] for batch in expected])
+    )
+
+
 def test_nan_stops_the_run_and_names_the_step(tmp_path, streets, quick, monkeypatch):
     def poisoned(*args, make_batches=build.make_batches, **kwargs):
         for number, batch in enumerate(make_batches(*args, **kwargs)):
@@ -202,6 +287,12 @@ BAD_CONFIGS = [
     ("loss.class_weights", (1.0, 2.0), "has 2 values, 'cityscapes' has 19 classes"),
     ("mesh.data", 16, "needs 16 devices, there are 8"),
     ("init_from", "/none", "init_from='/none'"),
+    ("optimizer.multipliers", {"neck": 0.1}, "unknown part 'neck'; known: backbone, "),
+    ("optimizer.clip_norm", -1.0, "config.optimizer.clip_norm=-1.0: must be at least 0"),
+    ("optimizer.schedule", "cosin", r"did you mean 'cosine'"),
+    ("model.frozen_norm", "affine", r"known: \['all', 'none', 'statistics'\]"),
+    ("loss.function", "nowhere:loss", "'nowhere' cannot be imported"),
+    ("eval.patience", -1, "config.eval.patience=-1: must be at least 0"),
 ]
 
 

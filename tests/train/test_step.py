@@ -15,6 +15,8 @@ from hrnet_jax.models import normalize
 from hrnet_jax.models.layers import ConvBN, Policy
 from hrnet_jax.runtime import sharding
 from hrnet_jax.train import augment, distill, losses, optimizers
+from hrnet_jax.train import step as step_module
+from hrnet_jax.train.param_groups import ParameterGroups
 from hrnet_jax.train.step import create_state, make_train_step
 
 SIZE = (32, 64)
@@ -262,3 +264,60 @@ def test_bfloat16_keeps_float32_parameters(model):
     assert {x.dtype for x in kept} == {jnp.dtype("float32"), jnp.dtype("int32")}
     _, reference = _compiled(model)(_state(model), _batch(2))
     assert float(metrics["loss"]) == pytest.approx(float(reference["loss"]), rel=0.05)
+
+
+def test_frozen_parts_stay_and_the_others_learn_as_their_groups_say(model):
+    """One step of plain SGD by hand, with the gradient's norm clipped; in parts, too."""
+    groups = ParameterGroups(multipliers={"layer0": 0, "last": 0.5}, decay_norm_and_bias=False)
+    frozen = Small(Policy(frozen_norm=tuple(groups.frozen_norm_parts().items())))
+    optimizer = optimizers.make_optimizer(SCHEDULE, weight_decay=0.5, groups=groups)
+    state, batch = create_state(frozen, optimizer, seed=3, ema=True), _batch(2)
+    size = len(jax.tree.leaves(state.params)) - len(jax.tree.leaves(state.params["layer0"]))
+    assert len(jax.tree.leaves(state.opt_state)) == size + 1  # and the step's counter
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            out, _ = frozen.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                normalize.normalize(batch["image"]), train=True, mutable=["batch_stats"],
+            )  # fmt: skip
+            return losses.segmentation_loss(
+                out, batch["label"], losses.cross_entropy, align_corners=False
+            )[0]
+
+        return jax.grad(loss)(params)
+
+    gradients = gradient(state.params)
+    norm = float(optax.tree.norm({k: v for k, v in gradients.items() if k != "layer0"}))
+    step = make_train_step(
+        frozen, optimizer, SCHEDULE, losses.cross_entropy, seed=0, ema_decay=0.5,
+        groups=groups, clip_norm=norm / 2,
+    )  # fmt: skip
+    new, metrics = jax.jit(step, compiler_options=sharding.compiler_options())(state, batch)
+    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)  # before clipping
+    assert metrics["probe"]["gradients"].shape == (len(jax.tree.leaves(state.params)),)
+    for old, kept in ((state.params, new.params), (state.batch_stats, new.batch_stats)):
+        _equal(kept["layer0"], old["layer0"])
+    for kind, tree in (("params", new.params), ("batch_stats", new.batch_stats)):
+        _equal(new.ema[kind]["layer0"], tree["layer0"])
+    for name, factor in (("layer1", 1.0), ("last", 0.5)):
+        expected = jax.tree_util.tree_map_with_path(
+            lambda path, p, g, factor=factor: (
+                p - 0.1 * factor * (0.5 * g + (0.5 * p if path[-1].key == "kernel" else 0))
+            ),
+            state.params[name],
+            gradients[name],
+        )
+        _close(new.params[name], expected, atol=2e-5)
+        assert not np.array_equal(
+            new.batch_stats[name]["bn"]["mean"], state.batch_stats[name]["bn"]["mean"]
+        )
+
+
+def test_clipping_is_pytorchs():
+    """Values of torch.nn.utils.clip_grad_norm_, torch 2.13: norm 5, limit 2; limit 7: unchanged."""
+    gradients = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    clipped = step_module._clipped(gradients, jnp.float32(5.0), 2.0)
+    _close(clipped, {"a": np.array([1.1999998]), "b": np.array([1.5999997])}, rtol=1e-6)
+    _equal(step_module._clipped(gradients, jnp.float32(5.0), 7.0), gradients)

@@ -69,22 +69,15 @@ def parse_header(data: bytes, name: str) -> Header:
 
 
 def check_label_header(header: Header, name: str) -> None:
-    """Rejects label files whose pixels cannot be class ids.
+    """Rejects label files whose format cannot hold class ids.
 
     Raises:
         ValueError: naming the file and how to correct it.
     """
     if header.format != "png":
-        raise ValueError(f"label {name} is a {header.format.upper()} file: labels must be PNG")
-    if header.kind not in ("grey", "palette"):
         raise ValueError(
-            f"label {name} is a color image ({header.kind}): labels must be single-channel PNG "
-            "with class ids as values; convert the colors to ids first"
-        )
-    if header.kind == "grey" and header.bits != 8:
-        raise ValueError(
-            f"label {name} has {header.bits} bits per pixel: labels must be 8-bit PNG; save it as "
-            "uint8"
+            f"label {name} is a {header.format.upper()} file, whose compression changes values: "
+            "labels must be PNG"
         )
 
 

@@ -55,12 +55,15 @@ CLASSES = Classes(
 )
 
 
-def open_cityscapes(root: str | os.PathLike, split: str, *, coarse: bool = False) -> Source:
+def open_cityscapes(
+    root: str | os.PathLike, split: str, classes: Classes = CLASSES, *, coarse: bool = False
+) -> Source:
     """The images of `split` with their labels ("test" comes without labels).
 
     Args:
         root: the dataset's folder.
         split: of SPLITS or COARSE_SPLITS.
+        classes: what the labels mean.
         coarse: take the coarse labels instead of the fine ones.
 
     Raises:
@@ -86,4 +89,4 @@ def open_cityscapes(root: str | os.PathLike, split: str, *, coarse: bool = False
             label = f"{root / kind / part}/{city}/{stem}{suffix}"
             pairs.append(Pair(f"{city}/{stem}", image, label))
     # The official test labels are dummies: nothing may be trained on or scored against them.
-    return source_of_pairs(name, split, CLASSES, pairs, layout=layout, has_labels=split != "test")
+    return source_of_pairs(name, split, classes, pairs, layout=layout, has_labels=split != "test")

@@ -1,5 +1,6 @@
 """Samples that are an image file and a label file each."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from etils import epath
 
 from hrnet_jax.data.images import decode
 from hrnet_jax.data.images.headers import parse_header, read_header
+from hrnet_jax.data.sources import label_values
 from hrnet_jax.data.sources.source import (
     Classes,
     Records,
@@ -29,12 +31,14 @@ class EncodedSample:
         label_data: a PNG file, or None.
         image_name: what errors call the image.
         label_name: what errors call the label.
+        classes: how the files are read; None: labels are ids of one byte.
     """
 
     image_data: bytes
     label_data: bytes | None
     image_name: str
     label_name: str
+    classes: Classes | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -51,9 +55,9 @@ class EncodedSample:
                 f"label {self.label_name} is {size[0]}x{size[1]} but its image {self.image_name} "
                 f"is {self.size[0]}x{self.size[1]}"
             )
-        if window is None:
-            return decode.decode_label(self.label_data, self.label_name)
-        return decode.decode_label(self.label_data, self.label_name, window[0].stop)[window]
+        rows = None if window is None else window[0].stop
+        label = read_label(self.label_data, self.label_name, self.classes, rows)
+        return label if window is None else label[window]
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Files(Records[Sample]):
     Attributes:
         image_paths: one per sample.
         label_paths: one per sample; empty if the split has no labels.
+        classes: how the files are read; None: labels are ids of one byte.
 
     Raises:
         ValueError: if the numbers of files differ.
@@ -70,6 +75,7 @@ class Files(Records[Sample]):
 
     image_paths: tuple[str, ...] = field()  # without the default of `Records`
     label_paths: tuple[str, ...] = ()
+    classes: Classes | None = None
 
     def __post_init__(self):
         if self.label_paths and len(self.label_paths) != len(self.image_paths):
@@ -94,7 +100,7 @@ class Files(Records[Sample]):
     def open(self, index: int) -> EncodedSample:
         label = storage.read_bytes(self.label_paths[index]) if self.label_paths else None
         image = storage.read_bytes(self.image_paths[index])
-        return EncodedSample(image, label, self.name(index), self.label_name(index))
+        return EncodedSample(image, label, self.name(index), self.label_name(index), self.classes)
 
     def size(self, index: int) -> tuple[int, int]:
         return read_header(self.image_paths[index]).size
@@ -102,11 +108,30 @@ class Files(Records[Sample]):
     def label(self, index: int) -> np.ndarray:
         # Counting the ids of a split needs no images, which are ten times as large.
         path = self.label_paths[index]
-        return decode.decode_label(storage.read_bytes(path), path)
+        return read_label(storage.read_bytes(path), path, self.classes)
 
     def take(self, indices: Sequence[int]) -> "Files":
         pick = lambda paths: tuple(paths[i] for i in indices) if paths else ()  # noqa: E731
-        return Files(pick(self.image_paths), pick(self.label_paths))
+        return Files(pick(self.image_paths), pick(self.label_paths), self.classes)
+
+
+def read_label(
+    data: bytes, name: str, classes: Classes | None, rows: int | None = None
+) -> np.ndarray:
+    """A label file as `Records.label` gives it, uint8 [H, W].
+
+    Args:
+        data: the file's bytes.
+        name: what errors call it.
+        classes: the class list; None: labels are ids of one byte.
+        rows: how many are needed, from the top; more may come.
+
+    Raises:
+        ValueError: naming the file, if it is damaged or holds what the class list does not know.
+    """
+    colors = classes is not None and classes.label_type == "colors"
+    values = decode.decode_label(data, name, rows, colors=colors)
+    return label_values.to_bytes(values, classes, name)
 
 
 class Pair(NamedTuple):
@@ -182,8 +207,9 @@ def source_of_pairs(
     if not has_labels:
         labels = ()
     if missing := storage.missing(labels):
+        folder = storage.path(os.path.dirname(missing[0]))
         raise FileNotFoundError(
-            f"{len(missing)} of {len(labels)} images of {name} {split!r} have no label; the first "
-            f"one looked for is {missing[0]} (layout: {layout})"
+            f"{len(missing)} of {len(labels)} images of {name} {split!r} have no label; looked for "
+            f"{', '.join(missing[:3])}; {describe_folder(folder)} (layout: {layout})"
         )
-    return Source(name, split, classes, ids, Files(images, labels))
+    return Source(name, split, classes, ids, Files(images, labels, classes))

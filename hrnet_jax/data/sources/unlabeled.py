@@ -49,6 +49,9 @@ class BlankLabels(Records[Sample]):
     def name(self, index: int) -> str:
         return self.images.name(index)
 
+    def files(self, index: int) -> tuple[str, ...]:
+        return self.images.files(index)
+
     def open(self, index: int) -> BlankSample:
         return BlankSample(self.images.open(index))
 

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,84 @@ def test_images(rgb, ids):
 
 def test_labels_keep_their_values(ids):
     np.testing.assert_array_equal(decode.decode_label(encoded(ids), "a.png"), ids)
+
+
+def png_file(width, bits, color, *rows, palette=b"", transparent=b""):
+    """A PNG file from its raw bytes, of kinds that Pillow does not write."""
+
+    def chunk(kind, body):
+        checksum = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, len(rows), bits, color, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    data += chunk(b"PLTE", palette) if palette else b""
+    data += chunk(b"tRNS", transparent) if transparent else b""
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return data + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
+SIXTEEN = struct.pack
+
+
+@pytest.mark.parametrize(
+    ("data", "ids"),
+    [
+        (png_file(8, 1, GREY, b"\x53"), [0, 1, 0, 1, 0, 0, 1, 1]),
+        (png_file(4, 2, GREY, b"\x1b"), [0, 1, 2, 3]),
+        (png_file(4, 4, GREY, b"\x01\x7f"), [0, 1, 7, 15]),
+        (png_file(3, 16, GREY, SIXTEEN(">3H", 7, 300, 65535)), [7, 300, 65535]),
+        # Id 4 is declared transparent.
+        (png_file(2, 16, GREY, SIXTEEN(">2H", 300, 4), transparent=b"\0\4"), [300, 4]),
+        (png_file(8, 1, PALETTE, b"\x53", palette=bytes(6)), [0, 1, 0, 1, 0, 0, 1, 1]),
+        (png_file(4, 2, PALETTE, b"\x1b", palette=bytes(12), transparent=b"\0"), [0, 1, 2, 3]),
+        (png_file(2, 8, GREY_ALPHA, bytes([3, 255, 4, 255])), [3, 4]),
+        (png_file(2, 16, GREY_ALPHA, SIXTEEN(">4H", 300, 65535, 4, 65535)), [300, 4]),
+        (png_file(2, 8, RGB, bytes([3, 3, 3, 200, 200, 200])), [3, 200]),
+        (png_file(2, 16, RGB, SIXTEEN(">6H", 300, 300, 300, 4, 4, 4)), [300, 4]),
+        (png_file(2, 8, RGBA, bytes([3, 3, 3, 255, 4, 4, 4, 255])), [3, 4]),
+    ],
+)
+def test_every_png_of_whole_numbers_is_ids(data, ids):
+    label = decode.decode_label(data, "a.png")
+    assert label.tolist() == [ids]
+    assert label.dtype == (np.uint16 if data[24] == 16 else np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (png_file(1, 8, RGB, bytes([3, 3, 4])), r'a.png is a color image \(rgb\).*"label_type"'),
+        (png_file(2, 8, GREY_ALPHA, bytes([3, 255, 4, 0])), "a.png has transparent pixels"),
+        (png_file(1, 16, RGBA, SIXTEEN(">4H", 3, 3, 3, 9)), "a.png has transparent pixels"),
+        (png_file(4, 2, GREY, b"\x1b")[:-20], "a.png is damaged"),
+    ],
+)
+def test_labels_without_clear_ids(data, message):
+    with pytest.raises(ValueError, match=message):
+        decode.decode_label(data, "a.png")
+
+
+@pytest.mark.parametrize(
+    ("data", "colors"),
+    [
+        (png_file(2, 8, RGB, bytes([3, 4, 5, 200, 0, 9])), [[3, 4, 5], [200, 0, 9]]),
+        (png_file(1, 8, RGBA, bytes([3, 4, 5, 255])), [[3, 4, 5]]),
+        (png_file(4, 2, PALETTE, b"\x40", palette=bytes([0, 1, 2, 3, 4, 5])),
+         [[3, 4, 5], *[[0, 1, 2]] * 3]),
+        # Grey is a color, too: a mask of black and white.
+        (png_file(2, 8, GREY, bytes([0, 255])), [[0] * 3, [255] * 3]),
+        (png_file(2, 1, GREY, b"\x40"), [[0] * 3, [255] * 3]),
+    ],
+)  # fmt: skip
+def test_colors_of_labels(data, colors):
+    assert decode.decode_label(data, "a.png", colors=True).tolist() == [colors]
+
+
+def test_colors_of_classes_have_8_bits():
+    with pytest.raises(ValueError, match=r"a.png has 16 bits per channel"):
+        decode.decode_label(png_file(1, 16, RGB, bytes(6)), "a.png", colors=True)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

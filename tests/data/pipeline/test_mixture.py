@@ -117,7 +117,7 @@ def test_samples_by_class_hold_it_wherever_it_is(make_source, tmp_path, monkeypa
     hit = [(b["label"] == 2).any((1, 2)) for b in chosen]
     assert np.sum(hit) >= 20  # two classes in turn
     # Counted once: the second time the labels are not read.
-    assert len(list((tmp_path / "cache").rglob("class_counts_*.npy"))) == 1
+    assert len(list((tmp_path / "cache").rglob("survey_*.npz"))) == 1
     again = crops(Mixture((source,), class_uniform=1.0), 1, scale_min=0.8)
     np.testing.assert_array_equal(again[0]["image"], chosen[0]["image"])
 

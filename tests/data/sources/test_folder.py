@@ -38,7 +38,7 @@ def test_other_class_file(folder, tmp_path):
         ('{"names": []}', "classes.json: need 1..254 classes"),
         ('{"names": [1]}', "classes.json: need"),
         ('{"names": ["a"], "ids": [1]}', r"unknown keys \['ids'\]"),
-        ('{"names": ["a"], "label_ids": [300]}', "label id 300"),
+        ('{"names": ["a"], "label_ids": [70000]}', "label id 70000"),
     ],
 )
 def test_bad_class_files(folder, text, message):
@@ -54,7 +54,7 @@ def test_errors(folder):
     with pytest.raises(FileNotFoundError, match=r"1 of 2 images .*labels/train/b/two.png"):
         open_source("folder", root=folder, split="train")
     (folder / "images/train/a/one.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"nothing but their suffix: \['a/one'\]"):
+    with pytest.raises(ValueError, match=r"nothing but their suffix: \['a/one.jpg', 'a/one.png'\]"):
         open_source("folder", root=folder, split="train")
     (folder / "classes.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no class file .*classes.json"):

@@ -137,11 +137,11 @@ def get_config() -> Config:
     optimizer.beta2 = 0.999  # of AdamW
     optimizer.weight_decay = 5e-4  # on all parameters, biases and BatchNorm included
     optimizer.decay_norm_and_bias = True  # False: no decay on biases and BatchNorm's parameters
-    # Factors of the learning rate and of the weight decay for parts of the network, such as
-    # {"backbone": 0.1, "backbone/stem": 0}; the longest name that fits counts. A part with learning
-    # rate 0 is frozen: it costs no gradient, and its BatchNorm works as in evaluation.
+    # Factors of the learning rate for parts of the network, such as {"backbone": 0.1,
+    # "backbone/stem": 0}; the longest name that fits counts. 0 freezes: no gradient, no state of
+    # the optimizer, and BatchNorm as in evaluation.
     optimizer.multipliers = Config({})
-    optimizer.decay_multipliers = Config({})
+    optimizer.decay_multipliers = Config({})  # factors of the weight decay, in the same way
     optimizer.clip_norm = 0.0  # gradients with a larger norm are scaled to this one; 0: never
     # "module:function" of your own in place of name, momentum, beta2, weight_decay and nesterov:
     # docs/finetune.md.

@@ -91,14 +91,15 @@ def open_sources(config: ConfigDict) -> tuple[Source, Source | None]:
 
 def _warn_of_overlap(data: ConfigDict) -> None:
     """Warns if images of the evaluation are trained on, too."""
-    parts = [set(split.split("+")) for split in (data.train_split, data.eval_split)]
-    if common := sorted(set.intersection(*parts)):
+    same = [m for m in data.mix if (m.get("name"), m.get("root")) == (data.name, data.root)]
+    trained_on = "+".join([data.train_split, *(m.get("split", "") for m in same)])
+    if common := sorted(set(trained_on.split("+")) & set(filter(None, data.eval_split.split("+")))):
         logger.warning(
-            "config.data.eval_split=%r is also in config.data.train_split=%r: the metric of %s"
-            " says how well training images are remembered, not how good the network is. Do not"
-            " choose checkpoints or stop a run by it; config.data.eval_split='' skips it",
+            "config.data.eval_split=%r is trained on, too (%s): the metric of %s says how well"
+            " training images are remembered, not how good the network is. Do not choose"
+            " checkpoints or stop a run by it; config.data.eval_split='' skips it",
             data.eval_split,
-            data.train_split,
+            trained_on,
             "+".join(common),
         )
 
@@ -133,11 +134,17 @@ def make_groups(config: ConfigDict) -> ParameterGroups:
 
 
 def check_groups(config: ConfigDict, model: HRNetModel) -> None:
-    """Raises ValueError for parts that the network does not have."""
+    """Raises ValueError for parts that the network does not have; warns of random frozen ones."""
     groups = make_groups(config)
-    if groups != param_groups.ALL_ALIKE:
-        images = jnp.zeros((1, 64, 64, 3))
-        groups.check(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
+    if groups == param_groups.ALL_ALIKE:
+        return
+    images = jnp.zeros((1, 64, 64, 3))
+    groups.check(jax.eval_shape(model.init, jax.random.key(0), images)["params"])
+    if groups.frozen_norm_parts() and not config.init_from:
+        logger.warning(
+            "parts of the network or its normalization are frozen, but config.init_from is empty:"
+            " frozen random weights and statistics learn nothing"
+        )
 
 
 def make_optimizer(

@@ -4,7 +4,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,13 +19,15 @@ import hrnet_jax
 from hrnet_jax.checkpoints import foreign, manifest, weights_file
 from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.data.pipeline.batches import iterate
+from hrnet_jax.data.pipeline.mixture import Mixture
 from hrnet_jax.data.pipeline.order import Shard
 from hrnet_jax.data.sources.source import Source
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import HRNetModel, create_model
 from hrnet_jax.pytorch import convert, hub
 from hrnet_jax.runtime import sharding, storage
-from hrnet_jax.train import losses, optimizers
+from hrnet_jax.train import class_weights, losses, optimizers
+from hrnet_jax.train.config import class_weights_rule, loss_terms
 from hrnet_jax.train.step import TrainState, create_state, make_train_step
 from hrnet_jax.train.tasks import task_of
 
@@ -218,6 +220,37 @@ def make_metadata(config: ConfigDict, model: HRNetModel, source: Source) -> dict
     return json.loads(json.dumps(metadata))  # as it will be read back: tuples are lists
 
 
+def compute_class_weights(
+    config: ConfigDict, source: Source | Mixture, saved: dict | None
+) -> tuple[float, ...]:
+    """The class weights by the rule that `config.loss.class_weights` names; logs them.
+
+    Args:
+      config: its class_weights is a rule of `class_weights.RULES`.
+      source: the training data.
+      saved: metadata of the newest checkpoint. A continued run has the weights that it started
+        with, even if labels have changed since.
+    """
+    rule, names = class_weights_rule(config), source.classes.names
+    if saved and (weights := saved.get("class_weights")):
+        text = class_weights.table(names, None, weights)
+        logger.info("class weights (%s), as the run was started with:\n%s", rule, text)
+        return tuple(weights)
+    weights, fractions = class_weights.from_labels(source, rule, config.loss.class_weights_beta)
+    text = class_weights.table(names, fractions, weights)
+    logger.info("class weights (%s), mean over the labeled pixels 1:\n%s", rule, text)
+    if without := [name for name, f in zip(names, fractions, strict=True) if f == 0]:
+        logger.warning("no labeled pixel of %s: weight 1", ", ".join(without))
+    return weights
+
+
+def with_class_weights(config: ConfigDict, weights: Sequence[float]) -> ConfigDict:
+    """A copy of the configuration with these numbers as class weights."""
+    config = config.copy_and_resolve_references()
+    config.loss.class_weights = tuple(weights)
+    return config
+
+
 def make_batches(
     config: ConfigDict, source: Source, start_step: int, mesh: Mesh | None = None
 ) -> Iterator[dict]:
@@ -265,6 +298,9 @@ def lower_step(
         skip_nonfinite=config.optimizer.skip_nonfinite > 0,
         color_jitter=config.data.color_jitter,
         class_mix=config.data.class_mix,
+        photometric=config.data.photometric,
+        blur=config.data.blur,
+        erasing=config.data.erasing,
         segmentation_loss=make_segmentation_loss(config),
     )
     label_shape, label_type = task_of(config.head).label_shape(config)
@@ -286,34 +322,51 @@ def lower_step(
 
 
 def make_loss(config: ConfigDict) -> losses.LossFunction:
-    """The loss of the main output."""
-    if config.loss.name == "cross_entropy":
-        return _cross_entropy(config)
-    return functools.partial(
-        losses.ohem_cross_entropy,
-        threshold=config.loss.ohem_threshold,
-        min_kept=config.loss.ohem_min_kept,
-        **_loss_options(config),
-    )
+    """The loss of the main output: one function, or the weighted sum of several."""
+    terms = loss_terms(config)
+    functions = {name: _loss_function(config, name) for name in terms}
+    if terms == {(name := next(iter(terms))): 1.0}:
+        return functions[name]
+    pairs = tuple((functions[name], weight) for name, weight in sorted(terms.items()) if weight)
+    return functools.partial(losses.weighted_sum, terms=pairs)
+
+
+def _loss_function(config: ConfigDict, name: str) -> losses.LossFunction:
+    """The loss of this name with its options."""
+    loss = config.loss
+    options = {
+        "ignore_label": task_of(config.head).ignore_label,
+        "class_weights": loss.class_weights,
+    }
+    smoothed = options | {"label_smoothing": loss.label_smoothing}
+    functions = {
+        "cross_entropy": functools.partial(losses.cross_entropy, **smoothed),
+        "ohem": functools.partial(
+            losses.ohem_cross_entropy,
+            threshold=loss.ohem_threshold,
+            min_kept=loss.ohem_min_kept,
+            **smoothed,
+        ),
+        "focal": functools.partial(losses.focal, gamma=loss.focal_gamma, **options),
+        "boundary": functools.partial(
+            losses.boundary_cross_entropy,
+            radius=loss.boundary_radius,
+            extra_weight=loss.boundary_extra_weight,
+            **options,
+        ),
+        "dice": functools.partial(losses.dice, **options),
+        "lovasz": functools.partial(
+            losses.lovasz_softmax, per_image=loss.lovasz_per_image, **options
+        ),
+    }
+    return functions[name]
 
 
 def make_segmentation_loss(config: ConfigDict) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """`losses.segmentation_loss` with its options: cross-entropy for the auxiliary output."""
     return functools.partial(
         losses.segmentation_loss,
-        aux_loss_function=_cross_entropy(config),
+        aux_loss_function=_loss_function(config, "cross_entropy"),
         aux_weight=config.loss.aux_weight,
         main_weight=config.loss.main_weight,
     )
-
-
-def _cross_entropy(config: ConfigDict) -> losses.LossFunction:
-    return functools.partial(losses.cross_entropy, **_loss_options(config))
-
-
-def _loss_options(config: ConfigDict) -> dict[str, Any]:
-    return {
-        "ignore_label": task_of(config.head).ignore_label,
-        "class_weights": config.loss.class_weights,
-        "label_smoothing": config.loss.label_smoothing,
-    }

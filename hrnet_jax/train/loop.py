@@ -25,6 +25,7 @@ from hrnet_jax.train.config import (
     check_config,
     check_divisible,
     check_same_config,
+    class_weights_rule,
     same_everywhere,
 )
 from hrnet_jax.train.metric_log import NonFiniteError, Pace, RunLog, duration
@@ -189,6 +190,10 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
 
     summary.log_setting(config, mesh, train_source, eval_source, num_steps)
     logger.info("%s", task_of(config.head).audit(train_source))
+    if class_weights_rule(config):
+        weights = build.compute_class_weights(config, train_source, saved)
+        metadata["class_weights"] = list(weights)
+        config = build.with_class_weights(config, weights)
     timetable = Timetable(
         num_steps,
         evaluate_every=build.steps_per_evaluation(config, steps_per_epoch),

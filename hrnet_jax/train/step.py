@@ -81,6 +81,9 @@ def make_train_step(
     skip_nonfinite: bool = False,
     color_jitter: float = 0.0,
     class_mix: float = 0.0,
+    photometric: float = 0.0,
+    blur: float = 0.0,
+    erasing: float = 0.0,
     segmentation_loss: Callable[..., tuple[jax.Array, jax.Array]] = losses.segmentation_loss,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
     """Builds the pure function (state, batch) -> (state, metrics).
@@ -94,7 +97,7 @@ def make_train_step(
       optimizer: from `make_optimizer`.
       schedule: the learning rate in it, for the metrics.
       loss_function: maps logits and labels at full size to a scalar.
-      seed: of dropout, color jitter and class mixing, together with the step.
+      seed: of dropout and the augmentation on the device, together with the step.
       gradient_accumulation: number of parts of the batch, see `_accumulated_gradients`.
       unroll: writes the parts out one by one instead of as a loop. XLA CPU's convolutions are
         slow inside a loop; elsewhere a loop compiles faster.
@@ -103,17 +106,23 @@ def make_train_step(
       skip_nonfinite: if the loss or the gradient's norm is not finite, only counters change.
       color_jitter: 0..1, see `augment.color_factors`; 0 leaves the images alone.
       class_mix: fraction of the images that get classes of others, see `augment.mix_classes`.
+      photometric: 0..1, see `augment.photometric_numbers`.
+      blur: largest standard deviation in pixels, see `augment.blur_sigmas`.
+      erasing: fraction of the images with an erased rectangle, see `augment.erased_boxes`.
       segmentation_loss: `losses.segmentation_loss`, maybe with its options for auxiliary logits.
     """
     loss_of = functools.partial(
         segmentation_loss, loss_function=loss_function, align_corners=model.align_corners
     )
-    forward = functools.partial(_forward, model, loss_of, ignore_label)
+    settings = augment.Settings(color_jitter, class_mix, photometric, blur, erasing)
+    forward = functools.partial(_forward, model, loss_of, ignore_label, settings)
     gradient_function = jax.grad(forward, has_aux=True)
 
     def train_step(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        batch = _augmented(batch, seed, state.step, color_jitter, class_mix, ignore_label)
+        # The whole batch is mixed before it is split into parts. Other changes are made part by
+        # part, since they make the images float32.
+        batch = augment.draw(settings, batch, seed, state.step, ignore_label)
         gradients, batch_stats, metrics = _accumulated_gradients(
             gradient_function, state, batch, key, gradient_accumulation, unroll
         )
@@ -125,11 +134,9 @@ def make_train_step(
     return train_step
 
 
-def _forward(model, loss_of, ignore_label, params, batch_stats, batch, key):
+def _forward(model, loss_of, ignore_label, settings, params, batch_stats, batch, key):
     """The loss, and as auxiliary output the new batch statistics and the metrics."""
-    images = batch["image"]
-    if "color" in batch:
-        images = augment.adjust_color(images, batch["color"])
+    images = augment.apply(settings, batch)
     outputs, updated = model.apply(
         {"params": params, "batch_stats": batch_stats},
         normalize.normalize(images, model.policy.dtype),
@@ -140,22 +147,6 @@ def _forward(model, loss_of, ignore_label, params, batch_stats, batch, key):
     loss, logits = loss_of(outputs, batch["label"])
     accuracy = losses.pixel_accuracy(lax.stop_gradient(logits), batch["label"], ignore_label)
     return loss, (updated["batch_stats"], {"loss": loss, "pixel_accuracy": accuracy})
-
-
-def _augmented(batch, seed, step, color_jitter, class_mix, ignore_label):
-    """The batch after class mixing; "color" holds the factors of the color jitter, if there is any.
-
-    The whole batch is mixed before it is split into parts. Colors are adjusted part by part, since
-    that makes the images float32.
-    """
-    batch = dict(batch)
-    if class_mix:
-        batch["image"], batch["label"] = augment.mix_classes(
-            batch["image"], batch["label"], seed, step, class_mix, ignore_label
-        )
-    if color_jitter:
-        batch["color"] = augment.color_factors(seed, step, len(batch["image"]), color_jitter)
-    return batch
 
 
 def _accumulated_gradients(gradient_function, state, batch, key, parts, unroll):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from hrnet_jax.train.losses.likelihood import (
@@ -200,7 +201,7 @@ def _largest_around(values, radius):
     for axis in (values.ndim - 2, values.ndim - 1):
         window = [1] * values.ndim
         window[axis] = 2 * radius + 1
-        lowest = jnp.iinfo(values.dtype).min
+        lowest = np.array(np.iinfo(values.dtype).min, values.dtype)
         values = lax.reduce_window(values, lowest, lax.max, window, [1] * values.ndim, "SAME")
     return values
 

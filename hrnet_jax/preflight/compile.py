@@ -31,7 +31,7 @@ from hrnet_jax.preflight.report import Report
 from hrnet_jax.preflight.topology import Topology
 from hrnet_jax.runtime import sharding, storage
 from hrnet_jax.train import build
-from hrnet_jax.train.config import check_config, check_divisible
+from hrnet_jax.train.config import check_config, check_divisible, class_weights_rule
 from hrnet_jax.train.step import create_state
 from hrnet_jax.train.tasks import task_of
 
@@ -85,6 +85,9 @@ def inspect(
     check_config(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space, topology.devices)
     check_divisible(config, mesh)
+    if class_weights_rule(config):
+        # Their values are known only with the labels, and do not change the program.
+        config = build.with_class_weights(config, (1.0,) * num_classes)
     lowered, sizes, scan = _lower(config, mesh, program, num_classes)
     start = time.perf_counter()
     try:

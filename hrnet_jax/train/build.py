@@ -24,8 +24,17 @@ from hrnet_jax.data.sources.source import UNKNOWN_LABEL, Source
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import HRNetModel, create_model
 from hrnet_jax.runtime import sharding, storage
-from hrnet_jax.train import extend, hooks, initial_weights, losses, optimizers, param_groups
+from hrnet_jax.train import (
+    class_weights,
+    extend,
+    hooks,
+    initial_weights,
+    losses,
+    optimizers,
+    param_groups,
+)
 from hrnet_jax.train import teacher as teachers
+from hrnet_jax.train.config import class_weights_rule, loss_terms
 from hrnet_jax.train.distill import Distillation
 from hrnet_jax.train.extend import Epochs
 from hrnet_jax.train.param_groups import ParameterGroups
@@ -334,6 +343,37 @@ def describe_images(source: Source | Mixture) -> list[dict[str, Any]]:
     return described
 
 
+def compute_class_weights(
+    config: ConfigDict, source: Source | Mixture, saved: dict | None
+) -> tuple[float, ...]:
+    """The class weights by the rule that `config.loss.class_weights` names; logs them.
+
+    Args:
+      config: its class_weights is a rule of `class_weights.RULES`.
+      source: the training data.
+      saved: metadata of the newest checkpoint. A continued run has the weights that it started
+        with, even if labels have changed since.
+    """
+    rule, names = class_weights_rule(config), source.classes.names
+    if saved and (weights := saved.get("class_weights")):
+        text = class_weights.table(names, None, weights)
+        logger.info("class weights (%s), as the run was started with:\n%s", rule, text)
+        return tuple(weights)
+    weights, fractions = class_weights.from_labels(source, rule, config.loss.class_weights_beta)
+    text = class_weights.table(names, fractions, weights)
+    logger.info("class weights (%s), mean over the labeled pixels 1:\n%s", rule, text)
+    if without := [name for name, f in zip(names, fractions, strict=True) if f == 0]:
+        logger.warning("no labeled pixel of %s: weight 1", ", ".join(without))
+    return weights
+
+
+def with_class_weights(config: ConfigDict, weights: Sequence[float]) -> ConfigDict:
+    """A copy of the configuration with these numbers as class weights."""
+    config = config.copy_and_resolve_references()
+    config.loss.class_weights = tuple(weights)
+    return config
+
+
 def make_batches(
     config: ConfigDict,
     source: Source,
@@ -417,6 +457,9 @@ def lower_step(
         class_mix=config.data.class_mix,
         clip_norm=config.optimizer.clip_norm,
         groups=make_groups(config),
+        photometric=config.data.photometric,
+        blur=config.data.blur,
+        erasing=config.data.erasing,
         segmentation_loss=make_segmentation_loss(config),
         distillation=make_distillation(config, teacher),
     )
@@ -447,6 +490,8 @@ def lower_step(
 def check_own_loss(config: ConfigDict, num_classes: int) -> None:
     """Raises ValueError if `loss.function` does not map logits and labels to one number."""
     if config.loss.function:
+        if class_weights_rule(config):  # the weights are not known yet
+            config = with_class_weights(config, (1.0,) * num_classes)
         label_shape, label_type = task_of(config.head).label_shape(config)
         hooks.check_loss(
             config.loss.function,
@@ -457,7 +502,7 @@ def check_own_loss(config: ConfigDict, num_classes: int) -> None:
 
 
 def make_loss(config: ConfigDict) -> losses.LossFunction:
-    """The loss of the main output.
+    """The loss of the main output: one function, or the weighted sum of several.
 
     Raises:
       ValueError: for a function of the user's own that cannot be used, see `hooks`.
@@ -468,33 +513,50 @@ def make_loss(config: ConfigDict) -> losses.LossFunction:
             ignore_label=task_of(config.head).ignore_label,
             class_weights=config.loss.class_weights,
         )
-    if config.loss.name == "cross_entropy":
-        return _cross_entropy(config)
-    return functools.partial(
-        losses.ohem_cross_entropy,
-        threshold=config.loss.ohem_threshold,
-        min_kept=config.loss.ohem_min_kept,
-        **_loss_options(config),
-    )
+    terms = loss_terms(config)
+    functions = {name: _loss_function(config, name) for name in terms}
+    if terms == {(name := next(iter(terms))): 1.0}:
+        return functions[name]
+    pairs = tuple((functions[name], weight) for name, weight in sorted(terms.items()) if weight)
+    return functools.partial(losses.weighted_sum, terms=pairs)
+
+
+def _loss_function(config: ConfigDict, name: str) -> losses.LossFunction:
+    """The loss of this name with its options."""
+    loss = config.loss
+    options = {
+        "ignore_label": task_of(config.head).ignore_label,
+        "class_weights": loss.class_weights,
+    }
+    smoothed = options | {"label_smoothing": loss.label_smoothing}
+    functions = {
+        "cross_entropy": functools.partial(losses.cross_entropy, **smoothed),
+        "ohem": functools.partial(
+            losses.ohem_cross_entropy,
+            threshold=loss.ohem_threshold,
+            min_kept=loss.ohem_min_kept,
+            **smoothed,
+        ),
+        "focal": functools.partial(losses.focal, gamma=loss.focal_gamma, **options),
+        "boundary": functools.partial(
+            losses.boundary_cross_entropy,
+            radius=loss.boundary_radius,
+            extra_weight=loss.boundary_extra_weight,
+            **options,
+        ),
+        "dice": functools.partial(losses.dice, **options),
+        "lovasz": functools.partial(
+            losses.lovasz_softmax, per_image=loss.lovasz_per_image, **options
+        ),
+    }
+    return functions[name]
 
 
 def make_segmentation_loss(config: ConfigDict) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """`losses.segmentation_loss` with its options: cross-entropy for the auxiliary output."""
     return functools.partial(
         losses.segmentation_loss,
-        aux_loss_function=_cross_entropy(config),
+        aux_loss_function=_loss_function(config, "cross_entropy"),
         aux_weight=config.loss.aux_weight,
         main_weight=config.loss.main_weight,
     )
-
-
-def _cross_entropy(config: ConfigDict) -> losses.LossFunction:
-    return functools.partial(losses.cross_entropy, **_loss_options(config))
-
-
-def _loss_options(config: ConfigDict) -> dict[str, Any]:
-    return {
-        "ignore_label": task_of(config.head).ignore_label,
-        "class_weights": config.loss.class_weights,
-        "label_smoothing": config.loss.label_smoothing,
-    }

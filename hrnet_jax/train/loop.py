@@ -28,6 +28,7 @@ from hrnet_jax.train.config import (
     check_config,
     check_divisible,
     check_same_config,
+    class_weights_rule,
     same_everywhere,
 )
 from hrnet_jax.train.extend import Epochs
@@ -216,6 +217,10 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
     initial_variables = build.load_initial_variables(config, model, train_source.classes.names)
     summary.log_setting(config, mesh, train_source, eval_source, num_steps)
     warnings = check_data(config, train_source, eval_source, mesh)
+    if class_weights_rule(config):
+        weights = build.compute_class_weights(config, train_source, saved)
+        metadata["class_weights"] = list(weights)
+        config = build.with_class_weights(config, weights)
     extend.log_changes(changed, step, num_steps, epochs, schedule)
     timetable = Timetable(
         num_steps,

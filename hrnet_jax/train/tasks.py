@@ -26,13 +26,18 @@ from hrnet_jax.data.sources.unlabeled import is_unlabeled
 from hrnet_jax.evaluation import classification, segmentation
 from hrnet_jax.inference import visualize
 from hrnet_jax.inference.multi_scale import SEGMENTATION_HEADS
+from hrnet_jax.train import augment
 
 # Images of classification that are decoded before the first step: there may be millions.
 DECODED_IMAGES = 500
+# Losses of segmentation: the values of config.loss.name and the keys of config.loss.terms.
+LOSSES = ("cross_entropy", "ohem", "focal", "boundary", "dice", "lovasz")
 # Panels of image, label and prediction that TensorBoard gets from each evaluation.
 NUM_IMAGES = 3
 
-_Settings = TypeVar("_Settings", Augmentation, classification_data.CropAugmentation)
+_Settings = TypeVar(
+    "_Settings", Augmentation, classification_data.CropAugmentation, augment.Settings
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Task:
 
     Attributes:
       sources: the values of config.data.name that have its kind of labels.
-      losses: the values of config.loss.name that the task allows.
+      losses: the values of config.loss.name and keys of config.loss.terms that it allows.
       open: (config, split) -> source.
       mix: (config, source of the training split) -> what to train on.
       audit: (config, what to train on, what to evaluate on or None, the processes) -> Findings;
@@ -228,7 +233,8 @@ def _open_classification(config: ConfigDict, split: str):
 
 
 def _mix_classification(config: ConfigDict, source):
-    for key in ("mix", "class_uniform", "class_mix", "service"):
+    warps = ("rotation", "shear", "perspective")
+    for key in ("mix", "class_uniform", "class_mix", "service", *warps):
         if config.data[key]:
             raise ValueError(f"config.data.{key}={config.data[key]!r} is for segmentation only")
     return source
@@ -276,7 +282,7 @@ def _speed(images: int, seconds: float) -> str:
 
 _SEGMENTATION = Task(
     sources=("fake", *SOURCES),  # "fake" is replaced before it is opened
-    losses=("cross_entropy", "ohem"),
+    losses=LOSSES,
     open=_open_segmentation,
     mix=_mix_segmentation,
     audit=_audit_segmentation,

@@ -10,7 +10,10 @@ from hrnet_jax.models import VARIANTS
 from hrnet_jax.train import build
 from hrnet_jax.train.config import check_config, flatten
 
-NAMES = ("cityscapes", "camvid", "imagenet", "demo", "fake_data")
+NAMES = (
+    "cityscapes", "camvid", "imagenet", "demo", "fake_data", "finetune", "few_images",
+    "thin_classes",
+)  # fmt: skip
 
 
 def _get(name, arg=None):

@@ -88,9 +88,21 @@ def get_config() -> Config:
     data.scale_step = 0.1  # distance of the factors; 0: any factor between min and max
     data.flip = True  # horizontally, every second image on average
     data.brightness = 0  # largest shift of the pixel values, 0..255
+    # Segmentation, in the same resampling as scale and crop. What is seen from outside of the
+    # image is ignored.
+    data.rotation = 0.0  # largest angle in degrees to either side, 0..180
+    data.shear = 0.0  # largest angle in degrees by which vertical lines lean, 0..60
+    data.perspective = 0.0  # largest move of each corner, as a fraction of the crop, 0..0.2
     # Brightness, contrast and saturation of each image are multiplied by random factors in
     # 1 +- this, 0..1, on the device (train.augment.adjust_color). The official recipes have 0.
     data.color_jitter = 0.0
+    # mmsegmentation's photometric distortion: brightness, contrast, saturation and hue, each for
+    # half of the images. 1: its ranges, 0.5: half of them (train.augment.distort_colors).
+    data.photometric = 0.0
+    # Half of the images are blurred with a standard deviation of up to so many pixels, 0..10.
+    data.blur = 0.0
+    # Fraction of the images in which a random rectangle is erased and ignored, 0..1.
+    data.erasing = 0.0
     # Fraction of the samples that get some classes of the next sample of the batch pasted, 0..1, on
     # the device (train.augment.mix_classes). The official recipes have 0.
     data.class_mix = 0.0
@@ -163,16 +175,42 @@ def get_config() -> Config:
     optimizer.skip_nonfinite = 0
 
     config.loss = loss = Config()
-    loss.name = "cross_entropy"  # or "ohem"
+    # "cross_entropy", "ohem", "focal", "boundary", "dice" or "lovasz".
+    loss.name = "cross_entropy"
     loss.function = ""  # "module:function" of your own for the main output: docs/finetune.md
-    loss.class_weights = config_dict.placeholder(tuple)  # one per class; None: all are 1
-    loss.label_smoothing = 0.0  # fraction of each label that is spread over all classes, 0..1
+    # A weighted sum in place of loss.name: the weight of each loss in it; None: not in it.
+    loss.terms = terms = Config()
+    terms.cross_entropy = config_dict.placeholder(float)
+    terms.ohem = config_dict.placeholder(float)
+    terms.focal = config_dict.placeholder(float)
+    terms.boundary = config_dict.placeholder(float)
+    terms.dice = config_dict.placeholder(float)
+    terms.lovasz = config_dict.placeholder(float)
+    # One weight per class; None: all are 1. Or computed from the labels: "inverse_frequency",
+    # "median_frequency", "effective_number", or "auto", which is the last one.
+    loss.class_weights = config_dict.placeholder(tuple)
+    loss.class_weights_beta = 0.999  # of "effective_number", 0..1; 0 gives equal weights
+    # Fraction of each label that is spread over all classes, 0..1; in cross_entropy and ohem.
+    loss.label_smoothing = 0.0
     # Heads with an auxiliary output (ocr): weights of both losses. The auxiliary one is always
-    # cross-entropy, as in the official code; loss.name is that of the main output.
+    # cross-entropy, as in the official code; loss.name and loss.terms are for the main output.
     loss.main_weight = 1.0
     loss.aux_weight = 0.4
     loss.ohem_threshold = 0.9  # pixels whose class has a lower probability are kept
     loss.ohem_min_kept = 131072  # pixels of a batch, or of its part with gradient accumulation
+    loss.focal_gamma = 2.0  # 0 or more; the larger, the less do easy pixels count
+    loss.boundary_radius = 3  # pixels so near to another class count more
+    loss.boundary_extra_weight = 4.0  # by so much: 1 + this times as much
+    loss.lovasz_per_image = False  # True: sorts within images, which needs no gathering
+
+    # Knowledge distillation: learns from the class probabilities of a trained network, too.
+    config.distill = distill = Config()
+    # A run's folder, a weights file, a PyTorch file or the name of shipped weights; "": none.
+    distill.teacher = ""
+    distill.temperature = 1.0  # of both networks' softmax; higher: improbable classes weigh more
+    distill.weight = 1.0  # of the divergence from the teacher; the loss on labels has weight 1
+    # Pixels where the teacher's largest probability is lower do not count, 0..1.
+    distill.min_confidence = 0.0
 
     # Devices along the batch and along the height of the images; -1: all that are left.
     config.mesh = Config({"data": -1, "space": 1})

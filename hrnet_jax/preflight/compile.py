@@ -31,7 +31,7 @@ from hrnet_jax.preflight.report import Report
 from hrnet_jax.preflight.topology import Topology
 from hrnet_jax.runtime import sharding, storage
 from hrnet_jax.train import build
-from hrnet_jax.train.config import check_config, check_divisible
+from hrnet_jax.train.config import check_config, check_divisible, class_weights_rule
 from hrnet_jax.train.step import create_state
 from hrnet_jax.train.tasks import task_of
 
@@ -85,6 +85,9 @@ def inspect(
     check_config(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space, topology.devices)
     check_divisible(config, mesh)
+    if class_weights_rule(config):
+        # Their values are known only with the labels, and do not change the program.
+        config = build.with_class_weights(config, (1.0,) * num_classes)
     lowered, sizes, scan = _lower(config, mesh, program, num_classes)
     start = time.perf_counter()
     try:
@@ -249,7 +252,8 @@ def _lower(config: ConfigDict, mesh: Mesh, program: str, num_classes: int):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), state
     )
     if program == "train":
-        lowered = build.lower_step(config, model, optimizer, schedule, mesh, state)
+        teacher = build.load_teacher(config, num_classes, None, _platform(mesh))
+        lowered = build.lower_step(config, model, optimizer, schedule, mesh, state, teacher)
         batch_bytes = config.batch_size * _image_bytes(config) / mesh.size
         sizes = {
             "parameters": _bytes(state.params),
@@ -258,6 +262,8 @@ def _lower(config: ConfigDict, mesh: Mesh, program: str, num_classes: int):
             "average": _bytes(state.ema),
             "batch": math.ceil(batch_bytes),
         }
+        if teacher is not None:
+            sizes["teacher"] = _bytes(teacher.variables)
         return lowered, sizes, model.policy.scan
     batch_size = -(-config.eval.batch_size // mesh.shape["data"]) * mesh.shape["data"]
     size = tuple(config.data.crop_size)

@@ -3,7 +3,7 @@
 python -m hrnet_jax.tools.show_batch --config=configs/NAME.py --config.data.root=FOLDER
     --output=FILE.png [--step=N]
 
-The batch is that of step N, after scaling, cropping, flipping, class mixing and color jitter. If
+The batch is that of step N, after all augmentation, on the host and on the device. If
 --output is a folder, the image is written to FOLDER/batch_N.png.
 """
 
@@ -13,6 +13,7 @@ from absl import flags
 from hrnet_jax.inference import visualize
 from hrnet_jax.tools import config_flag, outputs, script
 from hrnet_jax.train import augment, build
+from hrnet_jax.train.tasks import augmentation_of
 
 _CONFIG = config_flag.define()
 _OUTPUT = flags.DEFINE_string(
@@ -27,13 +28,10 @@ def run() -> int:
     config = build.with_fake_data(_CONFIG.value, str(path.parent))
     source, _ = build.open_sources(config)
     batch = next(build.make_batches(config, source, _STEP.value))
-    images, labels = batch["image"], batch["label"]
-    if share := config.data.class_mix:
-        mixed = augment.mix_classes(images, labels, config.seed, _STEP.value, share)
-        images, labels = (np.asarray(x) for x in mixed)
-    if strength := config.data.color_jitter:
-        factors = augment.color_factors(config.seed, _STEP.value, len(images), strength)
-        images = np.asarray(augment.adjust_color(images, factors).round()).astype(np.uint8)
+    settings = augmentation_of(config.data, augment.Settings)
+    batch = augment.draw(settings, batch, config.seed, _STEP.value)
+    images = np.asarray(augment.apply(settings, batch)).round().astype(np.uint8)
+    labels = np.asarray(batch["label"])
     pairs = zip(images, labels, strict=True)
     panels = [
         visualize.panel(image, label, None, source.classes, title=f"step {_STEP.value}, slot {k}")

@@ -24,11 +24,23 @@ from hrnet_jax.data.sources.source import UNKNOWN_LABEL, Source
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import HRNetModel, create_model
 from hrnet_jax.runtime import sharding, storage
-from hrnet_jax.train import extend, hooks, initial_weights, losses, optimizers, param_groups
+from hrnet_jax.train import (
+    class_weights,
+    extend,
+    hooks,
+    initial_weights,
+    losses,
+    optimizers,
+    param_groups,
+)
+from hrnet_jax.train import teacher as teachers
+from hrnet_jax.train.config import class_weights_rule, loss_terms
+from hrnet_jax.train.distill import Distillation
 from hrnet_jax.train.extend import Epochs
 from hrnet_jax.train.param_groups import ParameterGroups
 from hrnet_jax.train.step import TrainState, create_state, make_train_step
 from hrnet_jax.train.tasks import task_of
+from hrnet_jax.train.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -227,25 +239,61 @@ def _make_schedule(
 
 def make_model(config: ConfigDict, num_classes: int, platform: str | None = None) -> HRNetModel:
     """The network, as it is best compiled for a platform (None: that of this machine)."""
+    return create_model(
+        config.variant,
+        num_classes,
+        config.head,
+        align_corners=config.model.align_corners,
+        init=config.model.init,
+        remat=config.model.remat,
+        image_statistics=config.model.image_statistics,
+        frozen_norm=make_groups(config).frozen_norm_parts(),
+        **_compiled_form(config, platform),
+    )
+
+
+def _compiled_form(config: ConfigDict, platform: str | None) -> dict[str, Any]:
+    """Options of `create_model` that do not change what a network computes, but for rounding."""
     platform = platform or jax.default_backend()
     scan = config.model.scan
     if scan == "auto":
         # XLA CPU's convolutions are slow inside loops. On GPU a loop's stacked arrays cost more
         # memory traffic than it saves in compilation (docs/scale.md); for TPU "blocks" is best.
         scan = "blocks" if platform == "tpu" else "none"
-    return create_model(
-        config.variant,
-        num_classes,
-        config.head,
-        align_corners=config.model.align_corners,
-        dtype=jnp.dtype(config.model.dtype),
-        param_dtype=jnp.float64 if config.model.dtype == "float64" else jnp.float32,
-        init=config.model.init,
-        remat=config.model.remat,
-        scan=scan,
-        lanes=128 if platform == "tpu" else 0,
-        image_statistics=config.model.image_statistics,
-        frozen_norm=make_groups(config).frozen_norm_parts(),
+    return {
+        "dtype": jnp.dtype(config.model.dtype),
+        "param_dtype": jnp.float64 if config.model.dtype == "float64" else jnp.float32,
+        "scan": scan,
+        "lanes": 128 if platform == "tpu" else 0,
+    }
+
+
+def load_teacher(
+    config: ConfigDict,
+    num_classes: int,
+    class_names: Sequence[str] | None,
+    platform: str | None = None,
+) -> Teacher | None:
+    """The network of `config.distill.teacher`, None without one; see `teacher.load`."""
+    if not config.distill.teacher:
+        return None
+    return teachers.load(
+        config.distill.teacher,
+        head=config.head,
+        num_classes=num_classes,
+        class_names=class_names,
+        **_compiled_form(config, platform),
+    )
+
+
+def make_distillation(config: ConfigDict, teacher: Teacher | None) -> Distillation | None:
+    """The loss on the teacher's predictions, None without one."""
+    return teacher and Distillation(
+        teacher.model,
+        teacher.class_order,
+        temperature=config.distill.temperature,
+        weight=config.distill.weight,
+        min_confidence=config.distill.min_confidence,
     )
 
 
@@ -262,7 +310,9 @@ def load_initial_variables(
     return initial_weights.load(config.init_from, model, class_names, config.seed)
 
 
-def make_metadata(config: ConfigDict, model: HRNetModel, source: Source) -> dict[str, Any]:
+def make_metadata(
+    config: ConfigDict, model: HRNetModel, source: Source, teacher: Teacher | None = None
+) -> dict[str, Any]:
     """What a checkpoint says about itself; see `checkpoints.load.Checkpoint`."""
     metadata = {
         "format_version": manifest.FORMAT_VERSION,
@@ -271,6 +321,8 @@ def make_metadata(config: ConfigDict, model: HRNetModel, source: Source) -> dict
         "config": config.to_dict(),
         "version": hrnet_jax.__version__,
     }
+    if teacher is not None:
+        metadata["teacher"] = teacher.to_json()
     return json.loads(json.dumps(metadata))  # as it will be read back: tuples are lists
 
 
@@ -289,6 +341,37 @@ def describe_images(source: Source | Mixture) -> list[dict[str, Any]]:
             about["ids"] = {str(i): k for i, k in enumerate(table) if k != UNKNOWN_LABEL}
         described.append(about)
     return described
+
+
+def compute_class_weights(
+    config: ConfigDict, source: Source | Mixture, saved: dict | None
+) -> tuple[float, ...]:
+    """The class weights by the rule that `config.loss.class_weights` names; logs them.
+
+    Args:
+      config: its class_weights is a rule of `class_weights.RULES`.
+      source: the training data.
+      saved: metadata of the newest checkpoint. A continued run has the weights that it started
+        with, even if labels have changed since.
+    """
+    rule, names = class_weights_rule(config), source.classes.names
+    if saved and (weights := saved.get("class_weights")):
+        text = class_weights.table(names, None, weights)
+        logger.info("class weights (%s), as the run was started with:\n%s", rule, text)
+        return tuple(weights)
+    weights, fractions = class_weights.from_labels(source, rule, config.loss.class_weights_beta)
+    text = class_weights.table(names, fractions, weights)
+    logger.info("class weights (%s), mean over the labeled pixels 1:\n%s", rule, text)
+    if without := [name for name, f in zip(names, fractions, strict=True) if f == 0]:
+        logger.warning("no labeled pixel of %s: weight 1", ", ".join(without))
+    return weights
+
+
+def with_class_weights(config: ConfigDict, weights: Sequence[float]) -> ConfigDict:
+    """A copy of the configuration with these numbers as class weights."""
+    config = config.copy_and_resolve_references()
+    config.loss.class_weights = tuple(weights)
+    return config
 
 
 def make_batches(
@@ -325,18 +408,38 @@ def make_state(config: ConfigDict, model: HRNetModel, optimizer, initial, mesh: 
 
 
 def compile_step(
-    config: ConfigDict, model: HRNetModel, optimizer, schedule, mesh: Mesh, state: TrainState
+    config: ConfigDict,
+    model: HRNetModel,
+    optimizer,
+    schedule,
+    mesh: Mesh,
+    state: TrainState,
+    teacher: Teacher | None = None,
 ):
-    """Compiles the step ahead of time; returns it and the seconds that took."""
+    """Compiles the step ahead of time; returns (state, batch) -> (state, metrics) and the seconds
+    that took."""
     start = time.perf_counter()
-    lowered = lower_step(config, model, optimizer, schedule, mesh, state)
-    return lowered.compile(), time.perf_counter() - start
+    compiled = lower_step(config, model, optimizer, schedule, mesh, state, teacher).compile()
+    seconds = time.perf_counter() - start
+    if teacher is None:
+        return compiled, seconds
+    variables = sharding.place_replicated(teacher.variables, mesh)
+    return (lambda state, batch: compiled(state, batch, variables)), seconds
 
 
 def lower_step(
-    config: ConfigDict, model: HRNetModel, optimizer, schedule, mesh: Mesh, state: TrainState
+    config: ConfigDict,
+    model: HRNetModel,
+    optimizer,
+    schedule,
+    mesh: Mesh,
+    state: TrainState,
+    teacher: Teacher | None = None,
 ):
-    """The step for the mesh's devices, not compiled yet. `state` may be abstract."""
+    """The step for the mesh's devices, not compiled yet. `state` may be abstract.
+
+    With a teacher, its variables are the step's third argument, a copy on every device.
+    """
     make_groups(config).check(state.params)
     platform = mesh.devices.flat[0].platform
     step = make_train_step(
@@ -354,7 +457,11 @@ def lower_step(
         class_mix=config.data.class_mix,
         clip_norm=config.optimizer.clip_norm,
         groups=make_groups(config),
+        photometric=config.data.photometric,
+        blur=config.data.blur,
+        erasing=config.data.erasing,
         segmentation_loss=make_segmentation_loss(config),
+        distillation=make_distillation(config, teacher),
     )
     label_shape, label_type = task_of(config.head).label_shape(config)
     image_shape = (config.batch_size, *config.data.crop_size, 3)
@@ -371,12 +478,20 @@ def lower_step(
         out_shardings=sharding.replicated(mesh),
         compiler_options=sharding.compiler_options(platform),
     )
-    return jitted.lower(state, batch)
+    if teacher is None:
+        return jitted.lower(state, batch)
+    where = sharding.replicated(mesh)
+    variables = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), teacher.variables
+    )
+    return jitted.lower(state, batch, variables)
 
 
 def check_own_loss(config: ConfigDict, num_classes: int) -> None:
     """Raises ValueError if `loss.function` does not map logits and labels to one number."""
     if config.loss.function:
+        if class_weights_rule(config):  # the weights are not known yet
+            config = with_class_weights(config, (1.0,) * num_classes)
         label_shape, label_type = task_of(config.head).label_shape(config)
         hooks.check_loss(
             config.loss.function,
@@ -387,7 +502,7 @@ def check_own_loss(config: ConfigDict, num_classes: int) -> None:
 
 
 def make_loss(config: ConfigDict) -> losses.LossFunction:
-    """The loss of the main output.
+    """The loss of the main output: one function, or the weighted sum of several.
 
     Raises:
       ValueError: for a function of the user's own that cannot be used, see `hooks`.
@@ -398,33 +513,50 @@ def make_loss(config: ConfigDict) -> losses.LossFunction:
             ignore_label=task_of(config.head).ignore_label,
             class_weights=config.loss.class_weights,
         )
-    if config.loss.name == "cross_entropy":
-        return _cross_entropy(config)
-    return functools.partial(
-        losses.ohem_cross_entropy,
-        threshold=config.loss.ohem_threshold,
-        min_kept=config.loss.ohem_min_kept,
-        **_loss_options(config),
-    )
+    terms = loss_terms(config)
+    functions = {name: _loss_function(config, name) for name in terms}
+    if terms == {(name := next(iter(terms))): 1.0}:
+        return functions[name]
+    pairs = tuple((functions[name], weight) for name, weight in sorted(terms.items()) if weight)
+    return functools.partial(losses.weighted_sum, terms=pairs)
+
+
+def _loss_function(config: ConfigDict, name: str) -> losses.LossFunction:
+    """The loss of this name with its options."""
+    loss = config.loss
+    options = {
+        "ignore_label": task_of(config.head).ignore_label,
+        "class_weights": loss.class_weights,
+    }
+    smoothed = options | {"label_smoothing": loss.label_smoothing}
+    functions = {
+        "cross_entropy": functools.partial(losses.cross_entropy, **smoothed),
+        "ohem": functools.partial(
+            losses.ohem_cross_entropy,
+            threshold=loss.ohem_threshold,
+            min_kept=loss.ohem_min_kept,
+            **smoothed,
+        ),
+        "focal": functools.partial(losses.focal, gamma=loss.focal_gamma, **options),
+        "boundary": functools.partial(
+            losses.boundary_cross_entropy,
+            radius=loss.boundary_radius,
+            extra_weight=loss.boundary_extra_weight,
+            **options,
+        ),
+        "dice": functools.partial(losses.dice, **options),
+        "lovasz": functools.partial(
+            losses.lovasz_softmax, per_image=loss.lovasz_per_image, **options
+        ),
+    }
+    return functions[name]
 
 
 def make_segmentation_loss(config: ConfigDict) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """`losses.segmentation_loss` with its options: cross-entropy for the auxiliary output."""
     return functools.partial(
         losses.segmentation_loss,
-        aux_loss_function=_cross_entropy(config),
+        aux_loss_function=_loss_function(config, "cross_entropy"),
         aux_weight=config.loss.aux_weight,
         main_weight=config.loss.main_weight,
     )
-
-
-def _cross_entropy(config: ConfigDict) -> losses.LossFunction:
-    return functools.partial(losses.cross_entropy, **_loss_options(config))
-
-
-def _loss_options(config: ConfigDict) -> dict[str, Any]:
-    return {
-        "ignore_label": task_of(config.head).ignore_label,
-        "class_weights": config.loss.class_weights,
-        "label_smoothing": config.loss.label_smoothing,
-    }

@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 import hrnet_jax
 from hrnet_jax.data import IMAGE_SOURCES, SOURCES
-from hrnet_jax.data.sources.source import Source
+from hrnet_jax.data.sources.source import IGNORE_LABEL, Source
 from hrnet_jax.models import HEADS, get_variant
 from hrnet_jax.models.layers import REMAT, SCAN
 from hrnet_jax.runtime import sharding
-from hrnet_jax.train import optimizers, param_groups
-from hrnet_jax.train.tasks import task_of
+from hrnet_jax.train import class_weights, optimizers, param_groups
+from hrnet_jax.train.tasks import LOSSES, Task, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ FREE_KEYS = (
     "data.class_file", "data.threads", "data.prefetch", "data.service", "data.eval_split",
     "data.audit_images", "data.allow_odd_labels",
     "data.eval_short_side", "mesh.data", "mesh.space",
+    "distill.teacher",  # compared by its hash
     "model.remat", "model.scan",
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
     "extend", "eval.patience",
@@ -49,10 +50,16 @@ DICTIONARY_KEYS = ("optimizer.multipliers", "optimizer.decay_multipliers")
 # Keys that runs of earlier versions do not have, with the values that those runs used.
 LATER_KEYS = {
     "data.color_jitter": 0.0, "data.class_mix": 0.0, "loss.label_smoothing": 0.0,
+    "data.photometric": 0.0, "data.blur": 0.0, "data.erasing": 0.0,
+    "data.rotation": 0.0, "data.shear": 0.0, "data.perspective": 0.0,
     "model.image_statistics": 0.0, "loss.aux_weight": 0.4, "loss.main_weight": 1.0,
+    "distill.temperature": 1.0, "distill.weight": 1.0, "distill.min_confidence": 0.0,
     "loss.function": "", "model.frozen_norm": "none", "optimizer.decay_norm_and_bias": True,
     "optimizer.clip_norm": 0.0, "optimizer.function": "", "optimizer.schedule_function": "",
     "optimizer.rise_fraction": 0.3,
+    "loss.focal_gamma": 2.0, "loss.boundary_radius": 3, "loss.boundary_extra_weight": 4.0,
+    "loss.lovasz_per_image": False, "loss.class_weights_beta": 0.999,
+    **{f"loss.terms.{term}": None for term in LOSSES},
 }  # fmt: skip
 
 # Of a class list, what else decides what its labels and images mean. Names are always compared,
@@ -82,17 +89,30 @@ RANGES = (
     ("data.color_jitter", 0, 1),
     ("data.class_mix", 0, 1),
     ("data.audit_images", 0, math.inf),
+    ("data.photometric", 0, 1),
+    ("data.blur", 0, 10),
+    ("data.erasing", 0, 1),
+    ("data.rotation", 0, 180),
+    ("data.shear", 0, 60),
+    ("data.perspective", 0, 0.2),
     ("model.image_statistics", 0, 1),
     ("loss.label_smoothing", 0, 1),
+    ("loss.class_weights_beta", 0, 1),
+    ("loss.focal_gamma", 0, math.inf),
+    ("loss.boundary_radius", 1, math.inf),
+    ("loss.boundary_extra_weight", 0, math.inf),
     ("loss.ohem_threshold", 0, 1),
     ("loss.main_weight", 0, math.inf),
     ("loss.aux_weight", 0, math.inf),
+    ("distill.min_confidence", 0, 1),
     ("eval.every_steps", 0, math.inf),
     ("eval.every_epochs", 0, math.inf),
     ("eval.batch_size", 1, math.inf),
     ("eval.num_images", 0, math.inf),
     ("eval.patience", 0, math.inf),
 )
+# Numbers that must be larger than 0, and finite.
+POSITIVE = ("optimizer.learning_rate", "distill.temperature", "distill.weight")
 
 
 class Config(ConfigDict):
@@ -100,7 +120,7 @@ class Config(ConfigDict):
 
     An earlier name works wherever the new one does and causes a `FutureWarning` that names the new
     one. Setting a key that holds a tuple to None empties the tuple; a key that may be None
-    (`config_dict.placeholder`) becomes None.
+    (`config_dict.placeholder`) becomes None. A text in place of a tuple is a tuple of one.
     """
 
     def __getitem__(self, key):
@@ -112,6 +132,8 @@ class Config(ConfigDict):
             value = Config(value)
         if value is None and isinstance(self._fields.get(key), tuple):
             value = ()
+        if isinstance(value, str) and key in self._fields and self.get_type(key) is tuple:
+            value = (value,)  # as on the command line, where one value is a tuple of one
         super().__setitem__(key, self._current_value(key, value))
 
     def get_type(self, key):
@@ -186,12 +208,44 @@ def _check_choices(config: ConfigDict) -> None:
             f" known for it: {sorted(task.sources)}"
         )
     check_choice("loss.name", config.loss.name, task.losses)
+    _check_terms(config, task)
     check_choice("optimizer.name", config.optimizer.name, optimizers.OPTIMIZERS)
     check_choice("optimizer.schedule", config.optimizer.schedule, optimizers.SCHEDULES)
     check_choice("model.dtype", config.model.dtype, DTYPES)
     check_choice("model.remat", config.model.remat, REMAT)
     check_choice("model.frozen_norm", config.model.frozen_norm, param_groups.FROZEN_NORM)
     check_choice("model.scan", config.model.scan, ("auto", *SCAN))
+
+
+def _check_terms(config: ConfigDict, task: Task) -> None:
+    """Checks that the losses exist for the task and that their weights add to something."""
+    terms = loss_terms(config)
+    for name, weight in terms.items():
+        check_choice("loss.terms", name, task.losses)
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"config.loss.terms.{name}={weight!r}: must be at least 0 and finite")
+    if not sum(terms.values()) > 0:
+        raise ValueError(
+            f"config.loss.terms={terms} add to nothing: give one of them a weight above 0, or set"
+            f" all to None for config.loss.name={config.loss.name!r} alone"
+        )
+    if config.head == "ocr" and not config.loss.main_weight + config.loss.aux_weight > 0:
+        raise ValueError(
+            "config.loss.main_weight and config.loss.aux_weight are both 0: nothing would be"
+            " learned; the official recipe has 1 and 0.4"
+        )
+    smoothed = [name for name in ("cross_entropy", "ohem") if terms.get(name)]
+    if config.loss.label_smoothing and not smoothed:
+        raise ValueError(
+            f"config.loss.label_smoothing={config.loss.label_smoothing} is for cross_entropy and"
+            f" ohem; the losses of this run are {sorted(terms)}: set it to 0 or add one of the two"
+        )
+
+
+def loss_terms(config: ConfigDict) -> dict[str, float]:
+    """The losses of the main output with their weights: those of loss.terms, else loss.name."""
+    terms = {name: w for name, w in config.loss.terms.to_dict().items() if w is not None}
+    return terms or {config.loss.name: 1.0}
 
 
 def _check_numbers(config: ConfigDict) -> None:
@@ -201,10 +255,9 @@ def _check_numbers(config: ConfigDict) -> None:
         if not low <= value <= high or value == math.inf:
             limit = f"in {low}..{high}" if high < math.inf else f"at least {low}"
             raise ValueError(f"config.{key}={value!r}: must be {limit}")
-    if not 0 < config.optimizer.learning_rate < math.inf:
-        raise ValueError(
-            f"config.optimizer.learning_rate={config.optimizer.learning_rate}: not > 0 and finite"
-        )
+    for key in POSITIVE:
+        if not 0 < values[key] < math.inf:
+            raise ValueError(f"config.{key}={values[key]}: not > 0 and finite")
 
 
 def _check_optimizer(config: ConfigDict) -> None:
@@ -288,15 +341,37 @@ def check_divisible(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def check_class_weights(config: ConfigDict, source: Source) -> None:
-    """Raises ValueError unless there is one positive weight per class, or none at all."""
+    """Checks `config.loss.class_weights` against the classes of the training data.
+
+    Raises:
+      ValueError: unless there is one positive weight per class, the name of a way to compute them,
+        or None.
+    """
     weights, count = config.loss.class_weights, source.classes.num_classes
     if weights is None:
         return
-    if len(weights) != count or not all(math.isfinite(w) and w > 0 for w in weights):
+    if rule := class_weights_rule(config):
+        check_choice("loss.class_weights", rule, class_weights.RULES)
+        if task_of(config.head).ignore_label != IGNORE_LABEL:
+            raise ValueError(
+                f"config.loss.class_weights={rule!r} is for segmentation only: give the weights as"
+                " numbers, or None"
+            )
+        return
+    numbers = [w for w in weights if isinstance(w, (int, float)) and math.isfinite(w) and w > 0]
+    if len(weights) != count or len(numbers) != count:
         raise ValueError(
             f"config.loss.class_weights has {len(weights)} values, {source.name!r} has {count}"
-            " classes; one positive weight for each is needed, or None"
+            " classes; one positive weight for each is needed, or None, or one of"
+            f" {', '.join(class_weights.RULES)}"
         )
+
+
+def class_weights_rule(config: ConfigDict) -> str:
+    """The rule by which the class weights are computed from the labels; "" if there is none."""
+    weights = config.loss.class_weights
+    one_name = weights is not None and len(weights) == 1 and isinstance(weights[0], str)
+    return weights[0] if one_name else ""
 
 
 def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
@@ -316,7 +391,14 @@ def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
         return
     images = "images" in old  # earlier versions did not record them
     flat = [
-        flatten({**_classes_of(m), **(_images_of(m) if images else {}), **m["config"]})
+        flatten(
+            {
+                **_classes_of(m),
+                **(_images_of(m) if images else {}),
+                "hash of distill.teacher": m.get("teacher", {}).get("hash", ""),
+                **m["config"],
+            }
+        )
         for m in (old, new)
     ]
     (before, renamed), (now, _) = map(current_names, flat)

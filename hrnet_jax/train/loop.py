@@ -28,12 +28,14 @@ from hrnet_jax.train.config import (
     check_config,
     check_divisible,
     check_same_config,
+    class_weights_rule,
     same_everywhere,
 )
 from hrnet_jax.train.extend import Epochs
 from hrnet_jax.train.metric_log import NonFiniteError, Pace, RunLog, duration
 from hrnet_jax.train.step import TrainState
 from hrnet_jax.train.tasks import task_of
+from hrnet_jax.train.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ class Run:
       schedule: step -> learning rate.
       optimizer: with the schedule in it.
       initial_variables: the variables to start from, None for random ones.
+      teacher: the network to learn from, or None.
       store: the checkpoints in `workdir`.
       metadata: what each checkpoint says about itself.
       progress: of the newest checkpoint: `Pace.history` and "evaluations"; None for a new run.
@@ -103,6 +106,7 @@ class Run:
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     initial_variables: Any
+    teacher: Teacher | None
     store: CheckpointStore
     metadata: dict[str, Any]
     progress: dict[str, Any] | None
@@ -194,7 +198,10 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
     model = build.make_model(config, train_source.classes.num_classes)
     build.check_groups(config, model)
     build.check_own_loss(config, model.num_classes)
-    metadata = build.make_metadata(config, model, train_source)
+    classes = train_source.classes
+    teacher = build.load_teacher(config, classes.num_classes, classes.names)
+    distributed.check_same("teachers", teacher.to_json() if teacher else {})
+    metadata = build.make_metadata(config, model, train_source, teacher)
     metadata["images"] = build.describe_images(train_source)
     store = CheckpointStore(workdir)
     saved, step = store.metadata(), max(store.steps(), default=0)
@@ -211,6 +218,10 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
     initial_variables = build.load_initial_variables(config, model, train_source.classes.names)
     summary.log_setting(config, mesh, train_source, eval_source, num_steps)
     warnings = check_data(config, train_source, eval_source, mesh)
+    if class_weights_rule(config):
+        weights = build.compute_class_weights(config, train_source, saved)
+        metadata["class_weights"] = list(weights)
+        config = build.with_class_weights(config, weights)
     timetable = Timetable(
         num_steps,
         evaluate_every=build.steps_per_evaluation(config, epochs.steps_per_epoch),
@@ -230,6 +241,7 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
         schedule,
         optimizer,
         initial_variables,
+        teacher,
         store,
         metadata,
         progress=saved and saved.get("progress"),
@@ -287,7 +299,7 @@ def start(run: Run, started: float) -> tuple[TrainState, Any]:
         return state, None
     logger.info("compiling the training step (compilation cache: %s)", cache)
     step_function, seconds = build.compile_step(
-        config, run.model, run.optimizer, run.schedule, run.mesh, state
+        config, run.model, run.optimizer, run.schedule, run.mesh, state, run.teacher
     )
     ready = time.perf_counter() - started
     logger.info("compiled in %.0f s, ready after %.0f s", seconds, ready)

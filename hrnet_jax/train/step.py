@@ -12,7 +12,7 @@ import optax
 from jax import lax
 
 from hrnet_jax.models import normalize
-from hrnet_jax.train import augment, losses, param_groups
+from hrnet_jax.train import augment, distill, losses, param_groups
 from hrnet_jax.train.param_groups import ParameterGroups
 
 Metrics = dict[str, jax.Array]
@@ -84,9 +84,17 @@ def make_train_step(
     class_mix: float = 0.0,
     clip_norm: float = 0.0,
     groups: ParameterGroups = param_groups.ALL_ALIKE,
+    photometric: float = 0.0,
+    blur: float = 0.0,
+    erasing: float = 0.0,
     segmentation_loss: Callable[..., tuple[jax.Array, jax.Array]] = losses.segmentation_loss,
-) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
+    distillation: distill.Distillation | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds the pure function (state, batch) -> (state, metrics).
+
+    With distillation it is (state, batch, teacher's variables) -> (state, metrics): as an input
+    they are no constants of the program. The metrics get "distill_loss" and "distill_pixels", the
+    fraction of the pixels that count in it; "loss" is the sum that is minimized.
 
     The batch holds "image" uint8 [N, H, W, 3] and "label" [N, H, W] train ids, or [N] classes of
     whole images. The metrics are the scalars loss, pixel_accuracy, grad_norm and learning_rate
@@ -97,7 +105,7 @@ def make_train_step(
       optimizer: from `make_optimizer`.
       schedule: the learning rate in it, for the metrics.
       loss_function: maps logits and labels at full size to a scalar.
-      seed: of dropout, color jitter and class mixing, together with the step.
+      seed: of dropout and the augmentation on the device, together with the step.
       gradient_accumulation: number of parts of the batch, see `_accumulated_gradients`.
       unroll: writes the parts out one by one instead of as a loop. XLA CPU's convolutions are
         slow inside a loop; elsewhere a loop compiles faster.
@@ -108,17 +116,26 @@ def make_train_step(
       class_mix: fraction of the images that get classes of others, see `augment.mix_classes`.
       clip_norm: gradients with a larger norm are scaled to this one, see `_clipped`; 0: never.
       groups: which parameters are frozen: not differentiated, and not part of the norm.
+      photometric: 0..1, see `augment.photometric_numbers`.
+      blur: largest standard deviation in pixels, see `augment.blur_sigmas`.
+      erasing: fraction of the images with an erased rectangle, see `augment.erased_boxes`.
       segmentation_loss: `losses.segmentation_loss`, maybe with its options for auxiliary logits.
+      distillation: the teacher and its loss, or None. With parts, each part has its own mean.
     """
     loss_of = functools.partial(
         segmentation_loss, loss_function=loss_function, align_corners=model.align_corners
     )
-    forward = functools.partial(_forward, model, loss_of, ignore_label)
+    settings = augment.Settings(color_jitter, class_mix, photometric, blur, erasing)
 
-    def train_step(state, batch):
+    def train_step(state, batch, teacher=None):
+        forward = functools.partial(
+            _forward, model, loss_of, ignore_label, settings, distillation, teacher
+        )
         params, frozen = groups.split(state.params)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        batch = _augmented(batch, seed, state.step, color_jitter, class_mix, ignore_label)
+        # The whole batch is mixed before it is split into parts. Other changes are made part by
+        # part, since they make the images float32.
+        batch = augment.draw(settings, batch, seed, state.step, ignore_label)
         gradients, batch_stats, metrics = _accumulated_gradients(
             _gradient_function(forward, frozen),
             params,
@@ -147,37 +164,28 @@ def _gradient_function(forward, frozen):
     return jax.grad(of_trained, has_aux=True)
 
 
-def _forward(model, loss_of, ignore_label, params, batch_stats, batch, key):
+def _forward(
+    model, loss_of, ignore_label, settings, distillation, teacher, params, batch_stats, batch, key
+):
     """The loss, and as auxiliary output the new batch statistics and the metrics."""
-    images = batch["image"]
-    if "color" in batch:
-        images = augment.adjust_color(images, batch["color"])
+    images = augment.apply(settings, batch)
+    inputs = normalize.normalize(images, model.policy.dtype)
     outputs, updated = model.apply(
         {"params": params, "batch_stats": batch_stats},
-        normalize.normalize(images, model.policy.dtype),
+        inputs,
         train=True,
         mutable=["batch_stats"],
         rngs={"dropout": key},
     )
     loss, logits = loss_of(outputs, batch["label"])
     accuracy = losses.pixel_accuracy(lax.stop_gradient(logits), batch["label"], ignore_label)
-    return loss, (updated["batch_stats"], {"loss": loss, "pixel_accuracy": accuracy})
-
-
-def _augmented(batch, seed, step, color_jitter, class_mix, ignore_label):
-    """The batch after class mixing; "color" holds the factors of the color jitter, if there is any.
-
-    The whole batch is mixed before it is split into parts. Colors are adjusted part by part, since
-    that makes the images float32.
-    """
-    batch = dict(batch)
-    if class_mix:
-        batch["image"], batch["label"] = augment.mix_classes(
-            batch["image"], batch["label"], seed, step, class_mix, ignore_label
-        )
-    if color_jitter:
-        batch["color"] = augment.color_factors(seed, step, len(batch["image"]), color_jitter)
-    return batch
+    metrics = {"pixel_accuracy": accuracy}
+    if distillation is not None:
+        padding = distill.padding_of(batch["image"], batch["label"], ignore_label)
+        distance, kept = distillation.loss(teacher, inputs, outputs["logits"], padding)
+        metrics |= {"distill_loss": distance, "distill_pixels": kept}
+        loss += distillation.weight * distance
+    return loss, (updated["batch_stats"], {"loss": loss, **metrics})
 
 
 def _accumulated_gradients(gradient_function, params, batch_stats, batch, key, parts, unroll):

@@ -22,16 +22,22 @@ from hrnet_jax.data.pipeline.mixture import Mixture, open_mixture
 from hrnet_jax.data.pipeline.order import Shard
 from hrnet_jax.data.pipeline.survey import Team
 from hrnet_jax.data.sources.source import IGNORE_LABEL
+from hrnet_jax.data.sources.unlabeled import is_unlabeled
 from hrnet_jax.evaluation import classification, segmentation
 from hrnet_jax.inference import visualize
 from hrnet_jax.inference.multi_scale import SEGMENTATION_HEADS
+from hrnet_jax.train import augment
 
 # Images of classification that are decoded before the first step: there may be millions.
 DECODED_IMAGES = 500
+# Losses of segmentation: the values of config.loss.name and the keys of config.loss.terms.
+LOSSES = ("cross_entropy", "ohem", "focal", "boundary", "dice", "lovasz")
 # Panels of image, label and prediction that TensorBoard gets from each evaluation.
 NUM_IMAGES = 3
 
-_Settings = TypeVar("_Settings", Augmentation, classification_data.CropAugmentation)
+_Settings = TypeVar(
+    "_Settings", Augmentation, classification_data.CropAugmentation, augment.Settings
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Task:
 
     Attributes:
       sources: the values of config.data.name that have its kind of labels.
-      losses: the values of config.loss.name that the task allows.
+      losses: the values of config.loss.name and keys of config.loss.terms that it allows.
       open: (config, split) -> source.
       mix: (config, source of the training split) -> what to train on.
       audit: (config, what to train on, what to evaluate on or None, the processes) -> Findings;
@@ -135,15 +141,25 @@ def _open_segmentation(config: ConfigDict, split: str):
 
 
 def _mix_segmentation(config: ConfigDict, source):
-    return open_mixture(source, config.data.mix, config.data.class_uniform)
+    return open_mixture(
+        source,
+        config.data.mix,
+        config.data.class_uniform,
+        unlabeled=bool(config.distill.teacher),
+    )
 
 
 def _audit_segmentation(config: ConfigDict, source, eval_source, team: Team) -> Findings:
     mixture = Mixture.of(source)
     count = config.data.audit_images
-    train = [audit.audit_labels(s, max_images=count, team=team) for s in mixture.sources]
+    train = [
+        audit.audit_labels(s, max_images=count, team=team)
+        for s in mixture.sources
+        if not is_unlabeled(s)
+    ]
+    unlabeled = [_check_unlabeled(s) for s in mixture.sources if is_unlabeled(s)]
     val = eval_source and audit.audit_labels(eval_source, max_images=count, team=team)
-    stops = odd_labels.reasons_to_stop(train[0])
+    stops = odd_labels.reasons_to_stop(train[0]) if train else []
     if stops and not config.data.allow_odd_labels:
         raise ValueError(
             "\n".join(stops) + "\nIf the labels are correct, --config.data.allow_odd_labels=True"
@@ -151,11 +167,18 @@ def _audit_segmentation(config: ConfigDict, source, eval_source, team: Team) -> 
         )
     for other in (*train[1:], *([val] if val else [])):
         stops += odd_labels.reasons_to_stop(other)
+    doubts = odd_labels.reasons_to_doubt(train, val) if train else []
+    tables = (*(a.table() for a in train), *unlabeled)
     return Findings(
-        "\n".join([f"training on {mixture.describe()}", *(a.table() for a in train)])
+        "\n".join([f"training on {mixture.describe()}", *tables])
         + (f"\nevaluating on:\n{val.table()}" if val else ""),
-        (*stops, *odd_labels.reasons_to_doubt(train, val)),
+        (*stops, *doubts),
     )
+
+
+def _check_unlabeled(source) -> str:
+    audit.check_images(source)
+    return f"{source.name} {source.split}: no labels, learned from the teacher alone"
 
 
 def _segmentation_dataset(
@@ -210,7 +233,8 @@ def _open_classification(config: ConfigDict, split: str):
 
 
 def _mix_classification(config: ConfigDict, source):
-    for key in ("mix", "class_uniform", "class_mix", "service"):
+    warps = ("rotation", "shear", "perspective")
+    for key in ("mix", "class_uniform", "class_mix", "service", *warps):
         if config.data[key]:
             raise ValueError(f"config.data.{key}={config.data[key]!r} is for segmentation only")
     return source
@@ -258,7 +282,7 @@ def _speed(images: int, seconds: float) -> str:
 
 _SEGMENTATION = Task(
     sources=("fake", *SOURCES),  # "fake" is replaced before it is opened
-    losses=("cross_entropy", "ohem"),
+    losses=LOSSES,
     open=_open_segmentation,
     mix=_mix_segmentation,
     audit=_audit_segmentation,

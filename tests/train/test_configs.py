@@ -12,6 +12,7 @@ from hrnet_jax.train.config import check_config, flatten
 
 NAMES = (
     "cityscapes", "camvid", "ade20k", "mapillary", "bdd100k", "imagenet", "demo", "fake_data",
+    "finetune", "few_images", "thin_classes",
 )  # fmt: skip
 
 

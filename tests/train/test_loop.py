@@ -258,7 +258,17 @@ BAD_CONFIGS = [
         "segmentatoin",
         r"unknown config.head='segmentatoin' \(did you mean 'segmentation'\?\)",
     ),
-    ("loss.name", "dice", r"known: \['cross_entropy', 'ohem'\]"),
+    ("loss.name", "jaccard", r"known: \['boundary', 'cross_entropy', 'dice', .*'ohem'\]"),
+    ("loss.terms", {"ohemm": 1.0}, r"unknown config.loss.terms='ohemm' \(did you mean 'ohem'"),
+    ("loss.terms", {"dice": 0.0}, r"terms=\{'dice': 0.0\} add to nothing: give one of them"),
+    ("loss.terms", {"dice": -1.0}, r"config.loss.terms.dice=-1.0: must be at least 0"),
+    ("loss.terms", {"dice": float("nan")}, r"config.loss.terms.dice=nan: must be at least 0"),
+    ("loss.focal_gamma", -0.5, r"config.loss.focal_gamma=-0.5: must be at least 0"),
+    ("loss.boundary_radius", 0, r"config.loss.boundary_radius=0: must be at least 1"),
+    ("loss.class_weights", "inverse", r"unknown config.loss.class_weights='inverse' \(did you"),
+    ("loss.class_weights_beta", 1.1, r"config.loss.class_weights_beta=1.1: must be in 0..1"),
+    ("data.rotation", 200.0, r"config.data.rotation=200.0: must be in 0..180"),
+    ("data.photometric", 2.0, r"config.data.photometric=2.0: must be in 0..1"),
     ("model.dtype", "int8", "unknown config.model.dtype='int8'"),
     ("model.dtype", "float64", "JAX_ENABLE_X64=1"),
     ("model.init", "zero", "unknown initialization 'zero'"),
@@ -316,6 +326,26 @@ def test_mixing_needs_images_with_classes_and_another_one():
     config.data.class_mix = 0.5
     with pytest.raises(ValueError, match=r"class_mix=0\.5 is for segmentation only"):
         task_of(config.head).mix(config, None)
+    config = imagenet.get_config()
+    config.data.rotation = 5.0
+    with pytest.raises(ValueError, match=r"rotation=5\.0 is for segmentation only"):
+        task_of(config.head).mix(config, None)
+
+
+def test_losses_that_cannot_be_meant_are_refused():
+    config = imagenet.get_config()
+    config.loss.terms.dice = 1.0
+    with pytest.raises(ValueError, match=r"loss.terms='dice'; known: \['cross_entropy'\]"):
+        check_config(config)
+    config = common.get_config()
+    config.loss.name, config.loss.label_smoothing = "dice", 0.1
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.1 is for cross_entropy and ohem"):
+        check_config(config)
+    config.loss.terms = {"dice": 1.0, "ohem": 0.5}
+    check_config(config)
+    config.head, config.loss.main_weight, config.loss.aux_weight = "ocr", 0.0, 0.0
+    with pytest.raises(ValueError, match="are both 0: nothing would be learned"):
+        check_config(config)
 
 
 def test_a_folder_in_use_is_refused(tmp_path, streets, quick):

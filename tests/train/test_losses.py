@@ -106,23 +106,39 @@ def test_other_ignore_label():
     assert float(losses.cross_entropy(logits, signed, ignore_label=-1)) == float(expected)
 
 
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ohem_cross_entropy])
+# The whole list for what every loss has to do.
+ALL = [
+    losses.cross_entropy,
+    losses.ohem_cross_entropy,
+    losses.focal,
+    losses.boundary_cross_entropy,
+    losses.dice,
+    losses.lovasz_softmax,
+    functools.partial(losses.lovasz_softmax, per_image=True),
+]
+
+
+# Compiled once, since several tests have the same shapes.
+COMPILED = [jax.jit(jax.value_and_grad(loss)) for loss in ALL]
+
+
+@pytest.mark.parametrize("loss", COMPILED)
 def test_nothing_valid_gives_zero_and_no_gradient(loss):
     logits, labels, _ = _batch()
-    value, gradient = jax.value_and_grad(loss)(logits, np.full_like(labels, 255))
+    value, gradient = loss(logits, np.full_like(labels, 255))
     assert float(value) == 0
     assert not np.any(np.asarray(gradient))
 
 
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ohem_cross_entropy])
+@pytest.mark.parametrize("loss", COMPILED)
 def test_bad_labels_and_logits_show_as_nan(loss):
     logits, labels, _ = _batch()
-    assert np.isnan(loss(logits, np.where(labels == 0, 254, labels)))
+    assert np.isnan(loss(logits, np.where(labels == 0, 254, labels))[0])
     logits[0, labels[0] != 255] = np.nan
-    assert np.isnan(loss(logits, labels))
+    assert np.isnan(loss(logits, labels)[0])
 
 
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ohem_cross_entropy])
+@pytest.mark.parametrize("loss", ALL)
 def test_shape_errors(loss):
     logits, labels, weights = _batch()
     with pytest.raises(ValueError, match="resize the logits"):
@@ -172,17 +188,22 @@ def test_kth_smallest_equals_sort(dtype):
             assert np.asarray(find(values, valid, k)) == expected[k]
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "ohem"])
+@pytest.mark.parametrize("name", ["cross_entropy", "ohem", "focal", "boundary", "dice", "lovasz"])
 def test_gradient_by_finite_differences(name):
     logits, labels, weights = _batch()
     with jax.enable_x64(True):
         loss = {
             "cross_entropy": losses.cross_entropy,
             "ohem": functools.partial(losses.ohem_cross_entropy, threshold=0.2, min_kept=12),
+            "focal": functools.partial(losses.focal, gamma=0.7),
+            "boundary": functools.partial(losses.boundary_cross_entropy, radius=1),
+            "dice": losses.dice,
+            "lovasz": losses.lovasz_softmax,
         }[name]
         loss = functools.partial(loss, labels=labels, class_weights=weights)
         logits, weights = jnp.asarray(logits, jnp.float64), weights.astype(np.float64)
-        gradient = jax.grad(loss)(logits)
+        loss = jax.jit(loss)
+        gradient = jax.jit(jax.grad(loss))(logits)
         assert gradient.dtype == jnp.float64
         direction = np.random.default_rng(2).standard_normal(logits.shape)
         step = 1e-6
@@ -190,23 +211,35 @@ def test_gradient_by_finite_differences(name):
         assert float(jnp.vdot(gradient, direction)) == pytest.approx(float(slope), rel=1e-6)
 
 
-def test_bfloat16_logits_are_promoted():
+@pytest.mark.parametrize("loss", COMPILED)
+def test_bfloat16_logits_are_promoted(loss):
     logits, labels, _ = _batch()
     low = jnp.asarray(logits, jnp.bfloat16)
-    value = losses.cross_entropy(low, labels)
-    assert value.dtype == jnp.float32
-    assert float(value) == float(losses.cross_entropy(low.astype(jnp.float32), labels))
+    value, gradient = loss(low, labels)
+    assert (value.dtype, gradient.dtype) == (jnp.float32, jnp.bfloat16)
+    assert float(value) == pytest.approx(float(loss(low.astype(jnp.float32), labels)[0]), rel=1e-6)
 
 
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ohem_cross_entropy])
+@pytest.mark.parametrize("loss", COMPILED)
+def test_extreme_logits_and_one_class_are_finite(loss):
+    """A certain network, right or wrong, and labels of a single class."""
+    logits, labels, _ = _batch()
+    logits[:] = np.where(np.arange(5) == 0, 3e4, -3e4)
+    for label in (0, 1):
+        value, gradient = loss(logits, np.full_like(labels, label))
+        assert np.isfinite(float(value))
+        assert np.all(np.isfinite(gradient))
+        assert (float(value) > 0.9) == (label == 1)
+
+
+@pytest.mark.parametrize("loss", ALL)
 def test_sharded_batch_gives_the_global_loss(loss):
     logits, labels, _ = _batch(shape=(4, 8, 6))
     labels[:2] = 255  # devices see very different numbers of valid pixels
     labels[0, 0, 0] = 1
-    function = (
-        functools.partial(loss, threshold=0.2, min_kept=20) if "ohem" in loss.__name__ else loss
-    )
-    one_loss, one_gradient = jax.value_and_grad(function)(logits, labels)
+    hard = functools.partial(losses.ohem_cross_entropy, threshold=0.2, min_kept=20)
+    function = hard if loss is losses.ohem_cross_entropy else loss
+    one_loss, one_gradient = jax.jit(jax.value_and_grad(function))(logits, labels)
     mesh = sharding.make_mesh(data=4, space=2)
     batch = sharding.place_batch({"logits": logits, "labels": labels}, mesh)
     step = jax.jit(jax.value_and_grad(function), compiler_options=sharding.compiler_options())
@@ -214,6 +247,145 @@ def test_sharded_batch_gives_the_global_loss(loss):
     assert float(value) == pytest.approx(float(one_loss), rel=1e-6)
     np.testing.assert_allclose(gradient, one_gradient, atol=1e-7)
     assert gradient.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 4)
+
+
+def _four_classes():
+    """The random numbers behind the expected values of other packages."""
+    rng = np.random.RandomState(7)
+    logits = 3 * rng.standard_normal((2, 5, 6, 4))
+    labels = rng.randint(0, 5, (2, 5, 6))
+    return logits, np.where(labels == 4, 255, labels)
+
+
+# Value and norm of the gradient in float64, by torch 2.13.0 and
+#   authors: the code of github.com/bermanmaxim/LovaszSoftmax with .float() read as .double()
+#   smp: segmentation_models_pytorch 0.6.0, DiceLoss("multiclass", smooth=0, eps=0)
+#   monai: MONAI 1.6.1, DiceLoss(softmax, batch, smooth 0) and FocalLoss(use_softmax), as means
+#     over the pixels; it computes in float32
+_ANOTHER = {  # labels: "ignored" as they are, "absent" without class 3, "full" with 0 for ignored
+    ("lovasz authors", "ignored"): (0.8660815805382983, 0.015505604647409976),
+    ("lovasz per_image authors", "ignored"): (0.8676089939747633, 0.015653169872953537),
+    ("lovasz authors", "absent"): (0.8512255811644692, 0.01814885322740878),
+    ("dice smp", "ignored"): (0.8076499322645088, 0.02355868647926631),
+    # smp divides by all four classes, of which one is absent.
+    ("dice smp", "absent"): (0.580641619964872 * 4 / 3, 0.020305038059628886 * 4 / 3),
+    ("dice monai", "full"): (0.8105489706394553, 0.019364355306235755),
+    ("focal 0.5 monai", "full"): (0.12343461811542511 * 30, 0.004955021489496869 * 30),
+    ("focal 2 monai", "full"): (0.11872191727161407 * 30, 0.005179794387324582 * 30),
+    ("focal 2 weighted monai", "full"): (0.1177196881127736 * 30, 0.0059446180694578965 * 30),
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), _ANOTHER)
+def test_equal_to_other_packages(name, kind):
+    logits, labels = _four_classes()
+    if kind == "absent":
+        labels = np.where(labels == 3, 255, labels)
+    if kind == "full":
+        labels = np.where(labels == 255, 0, labels)
+    loss = {
+        "lovasz": losses.lovasz_softmax,
+        "lovasz per_image": functools.partial(losses.lovasz_softmax, per_image=True),
+        "dice": losses.dice,
+        "focal 0.5": functools.partial(losses.focal, gamma=0.5),
+        "focal 2": losses.focal,
+        "focal 2 weighted": functools.partial(losses.focal, class_weights=(0.5, 1, 2, 1.5)),
+    }[name.rsplit(" ", 1)[0]]
+    value, norm = _ANOTHER[name, kind]
+    bound = 1e-7 if "focal" in name else 1e-12
+    with jax.enable_x64(True):
+        got, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(logits), labels)
+        assert float(got) == pytest.approx(value, rel=bound)
+        assert float(jnp.linalg.norm(gradient.ravel())) == pytest.approx(norm, rel=bound)
+
+
+# Probabilities of class 0 in four pixels, of which the last one is ignored.
+_P = np.array([0.9, 0.6, 0.2, 0.5])
+_LABELS = np.array([[0, 0, 1, 255]])
+_LOGITS = np.log(np.stack([_P, 1 - _P], -1))[None].astype(np.float32)
+
+
+def test_dice_by_hand():
+    # Class 0: overlap 0.9 + 0.6, sizes 1.7 and 2; class 1: overlap 0.8, sizes 1.3 and 1.
+    first, second = 1 - 2 * 1.5 / 3.7, 1 - 2 * 0.8 / 2.3
+    assert float(losses.dice(_LOGITS, _LABELS)) == pytest.approx((first + second) / 2, rel=1e-6)
+    got = losses.dice(_LOGITS, _LABELS, class_weights=(3.0, 1.0))
+    assert float(got) == pytest.approx((3 * first + second) / 4, rel=1e-6)
+    # Without class 1: sizes 1.5 and 2.
+    got = losses.dice(_LOGITS, np.where(_LABELS == 1, 255, _LABELS), class_weights=(3.0, 1.0))
+    assert float(got) == pytest.approx(1 - 3 / 3.5, rel=1e-6)
+
+
+def test_lovasz_by_hand():
+    # Class 0: errors .4 (true), .2 (false), .1 (true); Jaccard losses 1/2, 2/3, 1.
+    first = 0.4 / 2 + 0.2 * (2 / 3 - 1 / 2) + 0.1 * (1 - 2 / 3)
+    # Class 1: errors .4 (false), .2 (true), .1 (false); Jaccard losses 1/2, 1, 1.
+    second = 0.4 / 2 + 0.2 / 2
+    lovasz = jax.jit(losses.lovasz_softmax, static_argnames="per_image")
+    got = lovasz(_LOGITS, _LABELS)
+    assert float(got) == pytest.approx((first + second) / 2, rel=1e-6)
+    got = lovasz(_LOGITS, _LABELS, class_weights=(3.0, 1.0))
+    assert float(got) == pytest.approx((3 * first + second) / 4, rel=1e-6)
+    # A second image without labels does not count, per image as over the batch.
+    logits, labels = np.tile(_LOGITS, (2, 1, 1)), np.concatenate([_LABELS, 0 * _LABELS + 255])
+    for per_image in (False, True):
+        got = lovasz(logits, labels, per_image=per_image)
+        assert float(got) == pytest.approx((first + second) / 2, rel=1e-6)
+
+
+def test_lovasz_keeps_its_digits_in_single_precision():
+    """The derivatives are differences of Jaccard losses that are 1e-5 apart."""
+    rng = np.random.default_rng(3)
+    logits = rng.standard_normal((1, 200, 300, 2)).astype(np.float32)
+    labels = (rng.random((1, 200, 300)) < 0.3).astype(np.uint8)
+    gradient = jax.jit(jax.grad(losses.lovasz_softmax))
+    single = np.asarray(gradient(logits, labels))
+    with jax.enable_x64(True):
+        double = np.asarray(gradient(jnp.asarray(logits, jnp.float64), labels))
+    difference = np.linalg.norm(single - double) / np.linalg.norm(double)
+    assert difference < 2e-6
+
+
+def test_focal_by_hand():
+    nll = -np.log([0.9, 0.6, 0.8])
+    expected = (np.array([0.1, 0.4, 0.2]) ** 2 * nll).mean()
+    assert float(losses.focal(_LOGITS, _LABELS)) == pytest.approx(expected, rel=1e-5)
+    got = losses.focal(_LOGITS, _LABELS, gamma=0, class_weights=(3.0, 1.0))
+    plain = losses.cross_entropy(_LOGITS, _LABELS, class_weights=(3.0, 1.0))
+    assert float(got) == pytest.approx(float(plain), rel=1e-6)
+    with pytest.raises(ValueError, match="gamma must be 0 or more, got -1"):
+        losses.focal(_LOGITS, _LABELS, gamma=-1)
+
+
+def test_boundary_by_hand():
+    labels = np.array([[[0, 0, 0, 1, 255, 2], [0, 0, 0, 1, 255, 2]]])
+    near = losses.near_boundary(jnp.asarray(labels), jnp.asarray(labels != 255), 1)
+    # The ignored column belongs to no boundary and separates 1 from 2 at this radius.
+    assert np.asarray(near).astype(int).tolist() == [[[0, 0, 1, 1, 0, 0]] * 2]
+    near = losses.near_boundary(jnp.asarray(labels), jnp.asarray(labels != 255), 2)
+    assert np.asarray(near).astype(int).tolist() == [[[0, 1, 1, 1, 0, 1]] * 2]
+    logits = np.random.default_rng(0).standard_normal((1, 2, 6, 3)).astype(np.float32)
+    weights = np.where(np.arange(6) % 6 == 4, 0.0, np.array([1, 1, 5, 5, 0, 1.0])).repeat(2)
+    weights = weights.reshape(6, 2).T * np.array([1, 3, 0.5])[np.where(labels == 255, 0, labels)[0]]
+    nll = -np.log(_numpy_softmax(logits[0].astype(np.float64)))
+    nll = np.take_along_axis(nll, np.where(labels == 255, 0, labels)[0][..., None], -1)[..., 0]
+    got = losses.boundary_cross_entropy(
+        logits, labels, radius=1, extra_weight=4.0, class_weights=(1, 3, 0.5)
+    )
+    assert float(got) == pytest.approx((weights * nll).sum() / weights.sum(), rel=1e-6)
+    with pytest.raises(ValueError, match="radius must be 1 or more"):
+        losses.boundary_cross_entropy(logits, labels, radius=0)
+
+
+def test_near_boundary_is_scipys_filter():
+    from scipy import ndimage
+
+    labels = np.random.default_rng(0).integers(0, 3, (2, 9, 4)).repeat(3, 2)
+    for radius in (1, 2):
+        got = losses.near_boundary(jnp.asarray(labels), jnp.ones(labels.shape, bool), radius)
+        size = (1, 2 * radius + 1, 2 * radius + 1)
+        around = [f(labels, size) for f in (ndimage.maximum_filter, ndimage.minimum_filter)]
+        np.testing.assert_array_equal(got, around[0] != around[1])
 
 
 def test_segmentation_loss_resizes_and_adds_the_auxiliary_loss():

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hrnet_jax.data.images import headers
 from hrnet_jax.data.pipeline.class_counts import by_class
+from hrnet_jax.data.pipeline.parallel import parallel
 from hrnet_jax.data.pipeline.survey import ALONE, Team, spread_indices, survey
 from hrnet_jax.data.sources.source import IGNORE_LABEL, UNKNOWN_LABEL, Classes, Source
 from hrnet_jax.runtime import storage
@@ -117,6 +119,17 @@ def audit_labels(
     _check_different(source)
     chosen = spread_indices(len(source), max_images)
     return _summarize(source, {i: facts[i].ids for i in chosen})
+
+
+def check_images(source: Source, *, progress: bool = True) -> None:
+    """Checks the headers of all image files of a split without labels.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file.
+    """
+    check = lambda index: headers.read_header(source.image_paths[index])  # noqa: E731
+    for _ in parallel(check, range(len(source.image_paths)), "checking files", progress):
+        pass
 
 
 def _check_different(source: Source) -> None:

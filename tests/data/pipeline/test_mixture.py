@@ -52,6 +52,26 @@ def test_sources_must_share_their_classes(make_source, streets):
         Mixture((street, test), (1, 1))
 
 
+def test_splits_without_labels_for_a_teacher(streets):
+    street = open_source("cityscapes", root=streets, split="train")
+    other = {"name": "cityscapes", "root": str(streets), "split": "test", "weight": 0.5}
+    mixture = open_mixture(street, [other], 0.0, unlabeled=True)
+    blank = mixture.sources[1]
+    image, label = blank.read(0)
+    expected, none = open_source("cityscapes", root=streets, split="test").read(0)
+    np.testing.assert_array_equal(image, expected)
+    assert none is None
+    assert label.shape == image.shape[:2]
+    assert (label == 255).all()
+    assert blank.records.open(0).label((slice(2, 5), slice(1, 3))).shape == (3, 2)
+    assert len(blank.take([0]).image_paths) == 1
+    alone = open_mixture(open_source("cityscapes", root=streets, split="test"), [], 0.0,
+                         unlabeled=True)  # fmt: skip
+    assert alone.has_labels
+    with pytest.raises(ValueError, match=r"class_uniform=0\.5.*'test' of 'cityscapes' has none"):
+        open_mixture(street, [other], 0.5, unlabeled=True)
+
+
 def test_epoch_is_one_turn_of_the_first_source(streets):
     street = open_source("cityscapes", root=streets, split="train")
     mixture = Mixture((street, street.take([0, 1])), (0.7, 0.3))

@@ -1,0 +1,21 @@
+"""Poles, signs, lights: `finetune` for classes that are thin and rare.
+
+    python train.py --config=configs/thin_classes.py --config.data.root=DIR --workdir=OUT
+
+Cross-entropy alone is content with a network that never names a class of 1 % of the pixels. Here
+class weights are computed from the labels, Lovasz-softmax is added, which counts each class by its
+IoU, and half of the samples are crops around a pixel of a class drawn from all classes equally often.
+`:scratch`, `:runlocal` and variants are those of `finetune`. Measured in
+docs/experiments/finetuning.md.
+"""
+
+from hrnet_jax.configs import finetune
+
+
+def get_config(arg=None):
+    config = finetune.get_config(arg)
+    config.data.class_uniform = 0.5
+    config.loss.class_weights = ("auto",)
+    config.loss.terms.cross_entropy = 1.0
+    config.loss.terms.lovasz = 0.5
+    return config

@@ -33,9 +33,14 @@ OPSET = 18
 DTYPES = ("float32", "float16")
 OUTPUTS = ("labels", "probabilities", "logits")
 Sizes = tuple[tuple[int, int], tuple[int, int]]
-# Beginnings and parts of the names of nodes that stay in float32 when the others are quantized:
-# what is done with pixels and logits, and the statistics of each image.
-FLOAT_PREFIXES, FLOAT_PARTS = ("image/", "logits"), ("/bn/",)
+
+
+def stays_float(node: str) -> bool:
+    """Whether the node of this name stays in float32 when the graph is quantized.
+
+    What is done with pixels and logits, and the statistics of each image.
+    """
+    return node.startswith(("image/", "logits")) or "/bn/" in node
 
 
 class _Graph:

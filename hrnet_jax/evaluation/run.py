@@ -21,12 +21,14 @@ from hrnet_jax.checkpoints import foreign, weights_file
 from hrnet_jax.checkpoints.load import Checkpoint, load_checkpoint
 from hrnet_jax.data import open_images
 from hrnet_jax.data.pipeline import audit, odd_labels
+from hrnet_jax.data.pipeline.segmentation import sorted_by_size
 from hrnet_jax.data.pipeline.survey import Team
 from hrnet_jax.data.sources.image_folder import ImageClasses
 from hrnet_jax.data.sources.source import Classes, Source
 from hrnet_jax.evaluation import classification, metrics, report, segmentation, submission
 from hrnet_jax.inference import label_form
 from hrnet_jax.inference.multi_scale import SINGLE_SCALE, TestTimeAugmentation
+from hrnet_jax.inference.onnx_file import OnnxFile
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import distributed, sharding, storage
 
@@ -99,23 +101,32 @@ class SegmentationRun:
     All processes of a job take part in each step.
 
     Attributes:
-        checkpoint: what is evaluated.
+        checkpoint: what is evaluated; of `checkpoint_of` for an ONNX file.
         options: how.
+        file: the ONNX file that predicts in place of the checkpoint, or None.
         source: the split.
         compared: the checkpoint to compare with; None for an earlier evaluation or no comparison.
         doubts: what may be wrong in the labels.
     """
 
-    def __init__(self, checkpoint: Checkpoint, options: Options):
+    def __init__(self, checkpoint: Checkpoint, options: Options, file: OnnxFile | None = None):
         """Opens the split and checks everything that can be checked before the network runs.
 
         Raises:
             FileNotFoundError, ValueError: for a dataset, split, classes or comparison that do not
                 exist or do not fit.
         """
-        self.checkpoint, self.options = checkpoint, options
+        self.checkpoint, self.options, self.file = checkpoint, options, file
         self.source = _open_split(checkpoint, options)
-        self._evaluate = _evaluator(checkpoint, self.source, options)
+        if file is None:
+            self._evaluate = _evaluator(checkpoint, self.source, options)
+        else:
+            _check_classes(checkpoint, self.source)
+            check_file(file, options)
+            _check_sizes(file, self.source)
+            self._evaluate = functools.partial(
+                segmentation.evaluate_function, file.predict_labels, batch_size=options.batch_size
+            )
         _check_labels(self.source, options)
         self.compared: Checkpoint | None = None
         self._other_counts: np.ndarray | None = None
@@ -219,7 +230,7 @@ class SegmentationRun:
             title=f"{about['variant']} on {self.source.name} {self.source.split}",
             subtitle=f"step {checkpoint.step:,} of {checkpoint.path}; {self.options.tta}; "
             f"{f'image_statistics={statistics:g}; ' if statistics else ''}"
-            f"{result.seconds:.0f} s on {jax.device_count()} {jax.default_backend()} device(s)",
+            f"{result.seconds:.0f} s on {self._where()}",
             result=result,
             classes=self.source.classes,
             intervals=intervals,
@@ -228,6 +239,12 @@ class SegmentationRun:
             thumbnails=thumbnails,
             curves=report.read_log(storage.path(checkpoint.path).parent.parent / "log.jsonl"),
         )
+
+    def _where(self) -> str:
+        """What has computed the predictions."""
+        if self.file is not None:
+            return f"{self.file.runtime}, {self.file.about['dtype']}"
+        return f"{jax.device_count()} {jax.default_backend()} device(s)"
 
     def _save_overlays(self, result: segmentation.EvalResult, chosen: dict[str, int]) -> None:
         """Predicts the chosen images again; each process draws the images that it has loaded."""
@@ -249,6 +266,54 @@ class SegmentationRun:
 
         if images:
             self._evaluate(source.take(images), on_batch=save, progress=False)
+
+
+def checkpoint_of(file: OnnxFile) -> Checkpoint:
+    """What an ONNX file says about itself, in the form of a checkpoint without arrays.
+
+    Raises:
+        ValueError: for a file that was written by an earlier version and says too little.
+    """
+    about = file.about
+    if missing := sorted({"model", "data", "dtype"} - set(about)):
+        raise ValueError(
+            f"{file.path}: its metadata lacks {missing}; export it again with export_model of this"
+            " version"
+        )
+    metadata = {
+        "model": about["model"],
+        "classes": about["classes"],
+        "config": {"data": {"root": "", **about["data"]}},
+    }
+    return Checkpoint({}, metadata, about["step"], file.path, None)
+
+
+def check_file(file: OnnxFile, options: Options) -> None:
+    """Raises a ValueError for options that only checkpoints have."""
+    if not options.tta.is_single:
+        raise ValueError(
+            f"{file.path} predicts at one scale; {options.tta} needs a checkpoint (--checkpoint)"
+        )
+    if options.space != 1 or jax.process_count() > 1:
+        raise ValueError(
+            f"{file.path} runs in one process, on one device; several need a checkpoint"
+            " (--checkpoint)"
+        )
+
+
+def _check_sizes(file: OnnxFile, source: Source) -> None:
+    """Raises a ValueError, naming an image, if the file is for another size."""
+    if file.size is None:
+        return
+    wanted = "x".join(map(str, file.size))
+    for size, members in sorted_by_size(source).items():
+        found = "x".join(map(str, size))
+        if found != wanted:
+            raise ValueError(
+                f"{file.path} takes images of {wanted}, but {source.image_name(members[0])} has"
+                f" {found} (as {len(members)} of {len(source)} images): export it with"
+                f" --size={found}, or without --size for any size"
+            )
 
 
 def _open_split(checkpoint: Checkpoint, options: Options) -> Source:

@@ -38,6 +38,8 @@ class EvalResult:
             the ground truth, and in the prediction; enough for the metrics of every image and for
             resampling over images.
         seconds: wall time, including compilation.
+        images_per_second: after the first batch, which compiles the network; files are read
+            meanwhile. NaN if there is one batch only.
     """
 
     confusion: np.ndarray
@@ -45,6 +47,7 @@ class EvalResult:
     ids: tuple[str, ...]
     image_counts: np.ndarray
     seconds: float
+    images_per_second: float = float("nan")
 
     @property
     def image_miou(self) -> np.ndarray:
@@ -204,12 +207,14 @@ class _Totals:
                 self._seen[i] += 1
         return int((index >= 0).sum())
 
-    def result(self, source: Source, seconds: float) -> EvalResult:
+    def result(self, source: Source, seconds: float, images_per_second: float) -> EvalResult:
         """The result after all images of the source."""
         if (self._seen != 1).any():
             raise RuntimeError(f"images not counted once: {np.flatnonzero(self._seen != 1)[:10]}")
         summary = metrics.summarize(self.confusion, source.classes) | {"num_images": len(source)}
-        return EvalResult(self.confusion, summary, source.ids, self.image_counts, seconds)
+        return EvalResult(
+            self.confusion, summary, source.ids, self.image_counts, seconds, images_per_second
+        )
 
 
 def _check_labels(source: Source) -> None:
@@ -254,13 +259,63 @@ def evaluate(
     batch_size = driver.round_batch_size(batch_size, mesh)
     if mesh is not None:
         variables = sharding.place_replicated(variables, mesh)
-    start = time.perf_counter()
-    totals = _Totals(len(source), model.num_classes)
 
     def compute(batch):
         images, labels, index = _place(batch, mesh)
         predictions = multi_scale.predict_labels(model, variables, images, tta)
         return predictions, *_count(labels, predictions, index, model.num_classes, mesh)
+
+    return _run(source, compute, batch_size, mesh, progress, on_batch)
+
+
+def evaluate_function(
+    predict: Callable[[np.ndarray], np.ndarray],
+    source: Source,
+    *,
+    batch_size: int,
+    progress: bool = True,
+    on_batch: OnBatch | None = None,
+) -> EvalResult:
+    """As `evaluate`, of any function from images to labels, in one process.
+
+    Args:
+        predict: uint8 [N, H, W, 3] -> train ids [N, H, W].
+        source, batch_size, progress, on_batch: as for `evaluate`.
+
+    Raises:
+        ValueError: for a split without labels, damaged files, or what `predict` raises.
+    """
+    if on_batch is None:
+        _check_labels(source)
+    batch_size = driver.round_batch_size(batch_size, None)
+
+    def compute(batch):
+        predictions = predict(batch["image"])
+        labels, index = batch["label"], batch["index"]
+        return predictions, *_count(labels, predictions, index, source.classes.num_classes, None)
+
+    return _run(source, compute, batch_size, None, progress, on_batch)
+
+
+def _run(
+    source: Source,
+    compute: Callable[[dict[str, np.ndarray]], tuple],
+    batch_size: int,
+    mesh: Mesh | None,
+    progress: bool,
+    on_batch: OnBatch | None,
+) -> EvalResult:
+    """Computes (predictions, confusion matrices, index) of every batch and adds them up."""
+    start = time.perf_counter()
+    totals = _Totals(len(source), source.classes.num_classes)
+    first: list[tuple[float, int]] = []  # when the first batch was done, and its images
+
+    def compute_timed(batch):
+        result = compute(batch)
+        if not first:
+            *_, index = jax.block_until_ready(result)
+            first.append((time.perf_counter(), int((np.asarray(index) >= 0).sum())))
+        return result
 
     def collect(batch, result) -> int:
         predictions, matrices, index = result
@@ -270,5 +325,8 @@ def evaluate(
 
     shard = Shard(*sharding.batch_shard(mesh))
     batches = segmentation_data.eval_batches(source, batch_size=batch_size, shard=shard)
-    driver.run(batches, compute, collect, source, progress=progress)
-    return totals.result(source, time.perf_counter() - start)
+    driver.run(batches, compute_timed, collect, source, progress=progress)
+    (when, count), end = first[0], time.perf_counter()
+    rest = len(source) - count
+    speed = rest / (end - when) if rest else float("nan")
+    return totals.result(source, end - start, speed)

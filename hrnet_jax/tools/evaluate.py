@@ -1,8 +1,9 @@
-"""Evaluates a checkpoint on a split: metrics with intervals, images and a report.
+"""Evaluates a checkpoint or an exported file: metrics with intervals, images and a report.
 
 python evaluate.py --checkpoint=RUN --output=FOLDER [--data_root=FOLDER] [--split=val] [--flip]
     [--scales=0.5,1.0,1.5] [--tile=512x1024] [--average=exp] [--compare=OTHER]
     [--save_predictions] [--submission] [--label_form=ids] [--label_suffix=_mask.png]
+python evaluate.py --onnx=FILE --output=FOLDER --data_root=FOLDER [--split=val] [--compare=RUN]
 
 Every image is evaluated once, at its native size, on all devices. Exit code 2 means that an
 argument or a file is wrong; the message names it.
@@ -17,6 +18,7 @@ from hrnet_jax.tools import (  # isort: skip  # quiets TensorFlow
     weights_flags,
 )
 
+import math
 import sys
 
 import jax
@@ -27,11 +29,15 @@ from rich.console import Console
 from hrnet_jax.checkpoints.load import Checkpoint, load_checkpoint
 from hrnet_jax.data.pipeline.odd_labels import framed
 from hrnet_jax.evaluation import metrics, report
-from hrnet_jax.evaluation.run import Options, SegmentationRun, classify
+from hrnet_jax.evaluation.run import Options, SegmentationRun, checkpoint_of, classify
+from hrnet_jax.inference.onnx_file import OnnxFile
 from hrnet_jax.runtime import distributed, memory, sharding
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a run or of one of its steps, a weights file, or a name."
+)
+_ONNX = flags.DEFINE_string(
+    "onnx", "", "In place of --checkpoint: a file of export_model, which ONNX Runtime computes."
 )
 _STEP = flags.DEFINE_integer("step", None, "Step of the run; default: the best one by mIoU.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
@@ -63,7 +69,7 @@ _SAVE_PREDICTIONS = flags.DEFINE_bool(
 _SUBMISSION = flags.DEFINE_bool(
     "submission", False, "Check the predictions and write submission.zip for the test server."
 )
-flags.mark_flags_as_required(["checkpoint", "output"])
+flags.mark_flags_as_required(["output"])
 for _module in (label_flags, tta_flags, process_flags, weights_flags):
     flags.adopt_module_key_flags(_module)  # shown by --help
 
@@ -112,13 +118,15 @@ def print_doubts(doubts: tuple[str, ...]) -> None:
         print(framed(text), flush=True)
 
 
-def evaluate_segmentation(checkpoint: Checkpoint, chosen: Options) -> None:
-    work = SegmentationRun(checkpoint, chosen)
+def evaluate_segmentation(
+    checkpoint: Checkpoint, chosen: Options, file: OnnxFile | None = None
+) -> None:
+    work = SegmentationRun(checkpoint, chosen, file)
     source = work.source
     chosen.output.mkdir(parents=True, exist_ok=True)
     print(
         f"{checkpoint.metadata['model']['variant']} on {source.name} {source.split}: "
-        f"{len(source)} images, checkpoint {checkpoint.path}",
+        f"{len(source)} images, {'checkpoint' if file is None else file.runtime} {checkpoint.path}",
         flush=True,
     )
     print_doubts(work.doubts)
@@ -140,6 +148,8 @@ def evaluate_segmentation(checkpoint: Checkpoint, chosen: Options) -> None:
     if not source.has_labels:
         print(f"Split {source.split!r} has no labels, so there are no metrics.")
     if first:
+        if not math.isnan(result.images_per_second):
+            print(f"{result.images_per_second:.2f} images/s after the first batch")
         print(f"Wrote {chosen.output}: {', '.join(written)}")
 
 
@@ -152,6 +162,12 @@ def run() -> int:
     process_flags.check_same(sys.modules[__name__])
     sharding.use_compilation_cache()
     chosen = options()
+    if bool(_CHECKPOINT.value) == bool(_ONNX.value):
+        raise ValueError("give either --checkpoint=RUN or --onnx=FILE")
+    if _ONNX.value:
+        file = OnnxFile(_ONNX.value)
+        evaluate_segmentation(checkpoint_of(file), chosen, file)
+        return 0
     checkpoint = load_checkpoint(_CHECKPOINT.value, step=_STEP.value, **weights_flags.options())
     # While a run continues, its newest checkpoint may differ a moment later.
     distributed.check_same("checkpoints", {"step": checkpoint.step})

@@ -83,8 +83,7 @@ def main(argv: list[str]) -> None:
     check_config(config)
     check(config)
     source, eval_source = build.open_sources(config)
-    num_steps, epochs = build.run_length(config, len(source))
-    steps_per_epoch = epochs.steps_per_epoch
+    num_steps, steps_per_epoch = build.run_length(config, len(source))
     schedule, optimizer = build.make_optimizer(config, num_steps, steps_per_epoch)
     model = build.make_model(config, source.classes.num_classes)
     sharding.use_compilation_cache(config.compilation_cache)
@@ -92,7 +91,7 @@ def main(argv: list[str]) -> None:
         model,
         optimizer,
         seed=config.seed,
-        variables=build.load_initial_variables(config, model, source.classes.names),
+        variables=build.load_initial_variables(config, model),
     )
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     folder.mkdir(parents=True, exist_ok=True)

@@ -255,7 +255,7 @@ def test_predict_does_what_it_can(workdir, predictor, data, tmp_path):
     code, out, err = finish(done)
     assert code == 1
     assert "Wrote 3 of 5 predictions" in out
-    assert f"failed: {tmp_path}/bad.png: cannot be read as an image" in err
+    assert f"failed: {tmp_path}/bad.png is no PNG, JPEG" in err
     assert f"failed: {tmp_path}/nothing: contains no images or videos" in err
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert files == [f"{i}_{kind}.png" for i in (0, 3, 4) for kind in ("labelIds", "overlay")]

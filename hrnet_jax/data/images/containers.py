@@ -18,7 +18,7 @@ from hrnet_jax.runtime import storage
 # Bytes of a file that are read at a time.
 _BLOCK = 2**14
 # So many behind the pixels of a PNG are searched for an EXIF block.
-_TAIL = 2**16
+_TAIL = 2**14
 _MAX_EXIF = 2**20
 
 _PNG_KINDS = {0: "grey", 2: "rgb", 3: "palette", 4: "grey+alpha", 6: "rgba"}

@@ -99,8 +99,7 @@ def check_image_header(header: Header, name: str, image_range: tuple | None = No
     """
     if header.pages > 1:
         raise ValueError(
-            f"{name} holds several pages or frames: save the one that is meant as a file of its "
-            "own, or predict it as a video"
+            f"{name} holds several pages or frames: save the one that is meant as a file of its own"
         )
     if header.kind not in _KINDS:
         raise ValueError(

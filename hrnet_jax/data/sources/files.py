@@ -1,5 +1,6 @@
 """Samples that are an image file and a label file each."""
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from hrnet_jax.data.sources.source import (
     describe_folder,
 )
 from hrnet_jax.runtime import storage
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,40 @@ def not_hidden(names: Iterable[str]) -> list[str]:
 
 def _is_hidden(parts: Sequence[str]) -> bool:
     return any(part.startswith(".") for part in parts)
+
+
+def log_unused(folder: str | os.PathLike, names: Iterable[str], what: str) -> None:
+    """Warns of files of a dataset that are not used, with their number and the first ones.
+
+    Args:
+        folder: where they lie.
+        names: their places in the folder.
+        what: why, as in "are labels without an image".
+    """
+    if names := sorted(names):
+        logger.warning(
+            "%d files in %s %s and are not used, e.g. %s", len(names), folder, what, names[:3]
+        )
+
+
+def log_unpaired(
+    images: tuple[epath.Path, str], labels: tuple[epath.Path, str], pairs: Iterable[Pair]
+) -> None:
+    """Warns of files of a dataset with fixed names that belong to no pair.
+
+    Args:
+        images: folder of a split's images, and the pattern (of `storage.files_in`) of all files in
+            it.
+        labels: folder of its labels, and the pattern of labels only.
+        pairs: what is used.
+    """
+    used = {path for pair in pairs for path in (pair.image, pair.label)}
+    kinds = ((images, "do not have the names of images"), (labels, "are labels without an image"))
+    for (folder, pattern), what in kinds:
+        names = (
+            p[len(str(folder)) + 1 :] for p in storage.files_in(folder, pattern) if p not in used
+        )
+        log_unused(folder, not_hidden(names), what)
 
 
 def find_images(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hrnet_jax.data.images.headers import IMAGE_SUFFIXES
-from hrnet_jax.data.sources.files import not_hidden
+from hrnet_jax.data.sources.files import log_unused, not_hidden
 from hrnet_jax.data.sources.source import Records, Source, describe_folder
 from hrnet_jax.runtime import storage
 
@@ -112,17 +112,21 @@ def open_image_folder(root: str | os.PathLike, split: str) -> ImageSource:
         raise FileNotFoundError(
             f"no class folders in {folder}; {describe_folder(folder)}. Expected layout: {LAYOUT}"
         )
-    ids, labels = [], []
+    ids, labels, others, empty = [], [], [], []
     for label, name in enumerate(names):
         files = not_hidden(storage.names_below(folder / name, follow_links=True))
         found = sorted(filter(_is_image, files))
-        if not found:
-            raise ValueError(
-                f"class folder {folder / name} holds no images ({', '.join(IMAGE_SUFFIXES)}); "
-                f"{describe_folder(folder / name)}. Remove it if there is no such class"
-            )
         ids += [f"{name}/{path}" for path in found]
         labels += [label] * len(found)
+        others += [f"{name}/{path}" for path in files if not _is_image(path)]
+        empty += [] if found else [name]
+    if empty:
+        raise ValueError(
+            f"{len(empty)} of {len(names)} class folders in {folder} hold no images "
+            f"({', '.join(IMAGE_SUFFIXES)}): {empty[:5]}; {describe_folder(folder / empty[0])}. "
+            "Remove them if there are no such classes"
+        )
+    log_unused(folder, others, "are no images with a known suffix")
     return Source(
         name="image_folder",
         split=split,

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from hrnet_jax.data.images.headers import IMAGE_SUFFIXES
-from hrnet_jax.data.sources.files import Pair, not_hidden
+from hrnet_jax.data.sources.files import Pair, log_unused, not_hidden
 from hrnet_jax.data.sources.source import describe_folder
 from hrnet_jax.runtime import storage
 
@@ -32,6 +32,7 @@ _KEYS = (
 )  # fmt: skip
 _NEEDS_IMAGES = {"labels", "image_suffix", "label_suffix", "replace"}
 _NAMED = "{split}"
+_CLASS_FILE = "classes.json"
 
 
 @dataclass(frozen=True)
@@ -281,7 +282,7 @@ def _scan(place: _Place, layout: Layout) -> _Scan:
         if shared and layout.is_label(name) and len(layout.label_suffix) >= len(suffix):
             continue
         if not suffix:
-            others.add(name)
+            others.update({name} - {_CLASS_FILE})
         elif (stem := name[: -len(suffix)]) in images:
             raise ValueError(
                 f"images in {place.images} differ in nothing but their suffix: "
@@ -323,11 +324,11 @@ def _in_folders(scans: list[_Scan], layout: Layout) -> Found:
     pairs = [_pair(scan, stem, layout) for scan in scans for stem in scan.images]
     used = {pair.label for pair in pairs}
     for (_, images, labels), _, label_files, others in scans:
-        _log_unused(images, others, "are no images with a known suffix")
+        log_unused(images, others, "are no images with a known suffix")
         unused = {name for name in label_files.values() if f"{labels}/{name}" not in used}
         # A folder of labels for all splits holds those of the other splits, too.
         if _NAMED in "".join(layout.labels) or _NAMED not in "".join(layout.images):
-            _log_unused(labels, unused, "are labels without an image")
+            log_unused(labels, unused, "are labels without an image")
     return Found(pairs, _has_labels(scans, layout))
 
 
@@ -418,14 +419,6 @@ def _lines(path: epath.Path) -> list[tuple[int, str]]:
     if not lines:
         raise ValueError(f"list {path} is empty")
     return lines
-
-
-def _log_unused(folder: epath.Path, names: set[str], what: str) -> None:
-    if names:
-        first = sorted(names)[:3]
-        logger.warning(
-            "%d files in %s %s and are not used, e.g. %s", len(names), folder, what, first
-        )
 
 
 def _texts(key: str, value: Any) -> tuple[str, ...]:

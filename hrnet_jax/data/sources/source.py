@@ -129,7 +129,7 @@ class Classes:
     @property
     def label_format(self) -> str:
         """On what, apart from its file, a label as read depends; "" if it holds raw ids."""
-        if self.stores_raw_ids:
+        if self.stores_raw_ids and not self.ignore_rest:
             return ""
         parts = self.label_type, self.colors, self.ignore_colors, self.label_ids, self.ignore_ids
         return repr((*parts, self.ignore_rest))

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -78,7 +80,7 @@ def test_many_colors_are_a_lossy_format():
 
 def test_color_codes():
     codes = color_codes(np.array([[1, 2, 3], [255, 255, 255]], np.uint8))
-    assert codes.tolist() == [0x010203, 0xFFFFFF]
+    assert codes.tolist() == [0x030201, 0xFFFFFF]
     assert code_color(codes[0]) == (1, 2, 3)
 
 
@@ -162,3 +164,25 @@ def test_every_form_is_used_alike(forms, form, tmp_path, monkeypatch):
     for source in (forms[form], tiles):
         for what, value in used_by(source).items():
             np.testing.assert_array_equal(value, expected[what], err_msg=what)
+
+
+def test_tiles_with_another_class_file(forms, tmp_path):
+    """Tiles of raw ids take any; those of train ids none but their own."""
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"names": ["low", "high"], "label_ids": [[0, 7], 9]}))
+    for form, refused in (("8 bits", False), ("16 bits", True), ("colors", True)):
+        tiles = tmp_path / form
+        prepare.prepare(forms[form], tiles, progress=False)
+        opened = lambda: open_source("folder", root=tiles, split="train", class_file=path)  # noqa: B023, E731
+        if refused:
+            with pytest.raises(ValueError, match=r"hold train ids.*prepare them again with this"):
+                opened()
+            continue
+        # 3 is in no class of this file.
+        with pytest.raises(ValueError, match=r"holds the ids \[3\]"):
+            opened().read(0)
+        path.write_text(
+            json.dumps({"names": ["a", "b"], "label_ids": [[0, 7], 9], "ignore_ids": "rest"})
+        )
+        full, coarse = forms[form].read(0)[1], opened().read(0)[1]
+        np.testing.assert_array_equal(coarse, np.array([0, 0, 1, *[255] * 253])[full])

@@ -29,14 +29,14 @@ def find_font(text: str, size: int) -> ImageFont.FreeTypeFont:
         text: what is drawn.
         size: of the letters, in pixels.
     """
-    letters = frozenset(c for c in text if c.isprintable() and not c.isspace())
-    return _font_of(_missing(letters, ImageFont.load_default(size)), letters, size)
+    letters = (c for c in text if c.isprintable() and not c.isspace())
+    return _font_of(frozenset(letters), size)
 
 
 @functools.lru_cache(maxsize=256)
-def _font_of(missing: frozenset[str], letters: frozenset[str], size: int) -> ImageFont.FreeTypeFont:
+def _font_of(letters: frozenset[str], size: int) -> ImageFont.FreeTypeFont:
     own = ImageFont.load_default(size)
-    if not missing:
+    if all(map(str.isascii, letters)) or not (missing := _missing(letters, own)):
         return own
     best, lacking = own, missing
     for path in _fonts_of_the_system():
@@ -66,8 +66,8 @@ def _drawn(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int
 @functools.cache
 def _warn(missing: frozenset[str]) -> None:
     logger.warning(
-        "no font of this system has the glyphs %s of the class names, so pictures show boxes for"
-        " them; install a font that has them, such as Noto (report.html shows them in any case)",
+        "no font of this system has the glyphs %s, so pictures show boxes in their place; install a"
+        " font that has them, such as Noto (report.html uses the browser's fonts)",
         " ".join(sorted(missing)),
     )
 

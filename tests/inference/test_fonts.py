@@ -43,4 +43,4 @@ def test_missing_glyphs_are_named_once(monkeypatch, caplog):
     classes = Classes(("道路", "sky"), ((1, 2, 3), (4, 5, 6)), (0, 1))
     first = visualize.legend(classes, 300)
     np.testing.assert_array_equal(visualize.legend(classes, 300), first)
-    assert caplog.text.count("no font of this system has the glyphs 路 道 of the class names") == 1
+    assert caplog.text.count("no font of this system has the glyphs 路 道, so pictures") == 1

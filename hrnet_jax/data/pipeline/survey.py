@@ -99,7 +99,8 @@ def survey(
     except BaseException:  # also Ctrl-C: what was read until then is kept
         cache.write(facts)
         raise
-    if any(new is not old for new, old in zip(facts, before, strict=True)):
+    changed = any(new is not old for new, old in zip(facts, before, strict=True))
+    if any(team.gather(changed)):
         cache.share(facts, team)
     return facts
 
@@ -134,6 +135,7 @@ class _Work:
         self._progress = progress and team.process == 0
 
     def read_headers(self) -> None:
+        """Reads those of image and label files."""
         images, labels = self._source.image_paths, self._source.label_paths
 
         def read(index: int) -> tuple[Header, Header]:
@@ -159,6 +161,7 @@ class _Work:
                 self._facts[index] = self._facts[index]._replace(image=opaque)
 
     def count_ids(self, chosen: Sequence[int]) -> None:
+        """Counts the ids in the chosen labels."""
 
         def count(index: int) -> np.ndarray:
             return _sparse(decode.count_ids(self._source.records.label(index)))
@@ -180,11 +183,6 @@ class _Work:
     ) -> dict[int, Any]:
         """The results by index, added to `done` as they come; each process makes a part of them."""
         team, done = self._team, {} if done is None else done
-        if team.count == 1:
-            results = parallel(function, todo, what, self._progress)
-            for index, result in zip(todo, results, strict=True):
-                done[index] = result
-            return done
         shared = len(set(team.gather(hash(tuple(todo))))) == 1
         mine = todo[team.process :: team.count] if shared else todo
         error = None
@@ -194,8 +192,9 @@ class _Work:
                 done[index] = result
         except (OSError, ValueError) as caught:
             error = caught
+        # Each process raises the first error of all, so that none waits for another.
         for part, failure in team.gather((done if shared else {}, error)):
-            done |= part
+            done.update(part)
             error = error or failure
         if error is not None:
             raise error

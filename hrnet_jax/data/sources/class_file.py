@@ -45,6 +45,11 @@ def read_class_file(path: str | os.PathLike) -> Classes:
     return read(path).classes
 
 
+def read_names(path: str | os.PathLike) -> tuple[str, ...]:
+    """The names of the classes alone. Raises as `read_class_file`."""
+    return tuple(_read_json(path)["names"])
+
+
 def read(path: str | os.PathLike) -> ClassFile:
     """A class file with the layout of the dataset. Raises as `read_class_file`."""
     data = _read_json(path)

@@ -88,7 +88,7 @@ def _look_at_public(root: epath.Path, fitting: list[known.Recognized], sample, p
     chosen = spread(paths, sample)
     counts = values.count(progress(chosen))
     notes = [f"{found.present} of the {found.num_classes} classes occur in a sample of the labels"]
-    notes += [f"{o.name} has the same layout, and fits as well" for o in others]
+    notes += [f"{o.name} fits these folders, too" for o in others]
     return Look(found.name, {}, dict(found.splits), counts, len(chosen), tuple(notes))
 
 

@@ -92,7 +92,8 @@ def get_config() -> Config:
     # the device (train.augment.mix_classes). The official recipes have 0.
     data.class_mix = 0.0
     # More datasets to train on, each a dict with name, root, split, weight (its fraction of the
-    # samples) and class_map ({its class: class here, or "" to ignore it}): see docs/data.md.
+    # samples) and class_map ({its class: class here, or "" to ignore it}; may be left out where a
+    # ready-made one exists): see docs/data.md.
     data.mix = ()
     # Fraction of the samples for which a class is drawn first, then an image that has it. It makes
     # rare classes more frequent.

@@ -19,6 +19,7 @@ from hrnet_jax.data.images.headers import IMAGE_SUFFIXES
 from hrnet_jax.data.images.read import read_image
 from hrnet_jax.data.sources.files import not_hidden
 from hrnet_jax.inference import multi_scale, visualize
+from hrnet_jax.inference.label_form import FORMS, LabelForm
 from hrnet_jax.inference.predictor import Predictor
 from hrnet_jax.inference.video import VIDEO_SUFFIXES, Frame, VideoReader, VideoWriter
 from hrnet_jax.runtime import storage
@@ -28,7 +29,9 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 OUTPUTS = ("overlay", "labels", "probabilities")
 # How files that this module writes end, among those that could be inputs.
-_RESULTS = ("_overlay.png", "_overlay.mp4", "_labelIds.png")
+_RESULTS = (
+    "_overlay.png", "_overlay.mp4", *(f.suffix for f in FORMS.values() if f.suffix != ".png"),
+)  # fmt: skip
 # Images read ahead of the network, and results waiting to be written after it.
 _DEPTH = 4
 
@@ -177,16 +180,17 @@ class FileJob:
         predictor: the network.
         output: folder of the results.
         outputs: what to write, from OUTPUTS. For an image NAME: NAME_overlay.png,
-            NAME_labelIds.png (raw label ids of the dataset) and NAME_probabilities.npz (float16
-            [H, W, C]). For a video NAME: NAME_overlay.mp4, and the others per frame in the folder
-            NAME.
+            NAME_labelIds.png (or in another form) and NAME_probabilities.npz (float16 [H, W, C]).
+            For a video NAME: NAME_overlay.mp4, and the others per frame in the folder NAME.
         batch_size: neighboring images of one size that are predicted together.
         alpha: strength of the colors in overlays, 0 to 1.
         progress: show a progress bar.
         failures: errors of the inputs that could not be predicted.
+        form: of the label files.
 
     Raises:
-        ValueError: for unknown outputs or a batch size below 1.
+        ValueError: for unknown outputs, a batch size below 1, or a form that does not fit the
+            network's classes.
     """
 
     predictor: Predictor
@@ -196,15 +200,23 @@ class FileJob:
     alpha: float = 0.55
     progress: bool = True
     failures: list[Exception] = field(default_factory=list)
+    form: LabelForm = FORMS["ids"]
 
     def __post_init__(self):
         if not self.outputs or set(self.outputs) - set(OUTPUTS):
             raise ValueError(f"unknown outputs {self.outputs}; known: {OUTPUTS}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if "labels" in self.outputs:
+            self.form.ids(self.predictor.classes)
 
     def run(self, inputs: Sequence[Input]) -> int:
-        """Predicts all inputs; returns how many succeeded. Other inputs are in `failures`."""
+        """Predicts all inputs; returns how many succeeded. Other inputs are in `failures`.
+
+        Raises:
+            ValueError: if a label file would replace an input.
+        """
+        self._check_paths(inputs)
         videos = [i for i in inputs if i.is_video]
         images = [i for i in inputs if not i.is_video]
         done = 0
@@ -219,6 +231,16 @@ class FileJob:
             for video in videos:
                 done += self._predict_video(video, writer)
         return done
+
+    def _check_paths(self, inputs: Sequence[Input]) -> None:
+        files = {storage.absolute(i.path): i for i in inputs if "labels" in self.outputs}
+        for item in files.values():
+            path = storage.absolute(self.output / (item.name + self.form.suffix))
+            if path in files:
+                raise ValueError(
+                    f"the label file {path} would replace an input; choose another output folder "
+                    f"or suffix than {self.form.suffix!r}"
+                )
 
     def _groups(self, images: list[Input], bar: tqdm) -> Iterator[list[tuple[Input, np.ndarray]]]:
         """Consecutive images of one size, at most `batch_size`; unreadable files are failures."""
@@ -313,9 +335,12 @@ class FileJob:
     def _save_overlay(self, path: epath.Path, image: np.ndarray, labels: np.ndarray) -> None:
         visualize.save(path, self._overlay(image, labels))
 
+    def _save_labels(self, path: epath.Path, labels: np.ndarray) -> None:
+        storage.write_bytes(path, self.form.encode(labels, self.predictor.classes))
+
     def _save(self, name, labels, probabilities, writer: _Writer) -> None:
         if "labels" in self.outputs:
-            raw = visualize.to_label_ids(labels, self.predictor.classes)
-            writer.save(visualize.save, self.output / f"{name}_labelIds.png", raw)
+            path = self.output / (name + self.form.suffix)
+            writer.save(self._save_labels, path, labels)
         if probabilities is not None:
             writer.save(_save_array, self.output / f"{name}_probabilities.npz", probabilities)

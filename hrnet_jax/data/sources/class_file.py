@@ -12,8 +12,9 @@
       "files": {"images": "images/{split}", "labels": "labels/{split}"}
     }
 
-The keys are those of `source.Classes`, and "files" is a `layout.Layout`. Only `names` is required:
-colors are chosen automatically, label ids are 0, 1, 2, ..., only 255 is ignored.
+The keys are those of `source.Classes`, and "files" is a `layout.Layout`; "about" is free text or
+anything else, and is not read. Only `names` is required: colors are chosen automatically, label ids
+are 0, 1, 2, ..., only 255 is ignored.
 """
 
 import colorsys
@@ -134,6 +135,7 @@ def _read_json(path: str | os.PathLike) -> dict[str, Any]:
             raise ValueError('need {"names": ["first class", ...]} with the names as strings')
     except ValueError as error:  # JSON errors are ValueErrors, too.
         raise ValueError(f"class file {path}: {error}") from error
+    data.pop("about", None)
     return data
 
 

@@ -214,7 +214,7 @@ def test_images_without_any_label(dataset, caplog):
         ({"images": "x"}, r"all splits would be the same files.*\"split\""),
         ({"list": "train.txt"}, "all splits would be the same files"),
         ({"list": "{split}.txt", "label_suffix": "_m.png"}, r"\['label_suffix'\] need \"images\""),
-        ({"split": {"val": 0.1}}, r'"split" divides one set of files'),
+        ({"split": {"val": 0.1}, "splits": {"val": "v"}}, r"\['val'\] stand in both"),
         ({"images": "i", "labels": "l", "split": {"val": 1.5}}, r"each in 0\.\.1.*got"),
         ({"images": "i", "labels": "l", "split": {"val": 0.5, "test": 0.5}}, "less than 1"),
         ({"images": "i", "labels": "l", "split": {"train": 0.8}}, "what the other splits leave"),
@@ -226,3 +226,17 @@ def test_images_without_any_label(dataset, caplog):
 def test_bad_rules(dataset, rules, message):
     with pytest.raises(ValueError, match=message):
         dataset([], rules)
+
+
+def test_train_is_divided_where_only_val_is_missing(dataset):
+    """Training images in a folder of their own beside those of the test, none for validation."""
+    rules = {"split": {"val": 0.4}, "splits": {"train": "training", "test": "testing"}}
+    files = [f"images/training/{k}.png" for k in range(20)] + ["images/testing/t.png"]
+    files += [f"labels/training/{k}.png" for k in range(20)]
+    train, val = (set(dataset(files, rules, split)[0]) for split in ("train", "val"))
+    assert train | val == {str(k) for k in range(20)}
+    assert not train & val
+    assert val
+    assert dataset([], rules, "test")[0] == ["t"]
+    with pytest.raises(ValueError, match=r"split 'training'; known .*'train', 'val', 'test'"):
+        dataset([], rules, "training")

@@ -26,7 +26,7 @@ from hrnet_jax.data.pipeline.survey import Team
 from hrnet_jax.data.sources.image_folder import ImageClasses
 from hrnet_jax.data.sources.source import Classes, Source
 from hrnet_jax.evaluation import classification, metrics, report, segmentation, submission
-from hrnet_jax.inference import label_form
+from hrnet_jax.inference.label_form import LabelForm, form_of_dataset, get_form
 from hrnet_jax.inference.multi_scale import SINGLE_SCALE, TestTimeAugmentation
 from hrnet_jax.inference.onnx_file import OnnxFile
 from hrnet_jax.models import create_model
@@ -77,11 +77,16 @@ class Options:
         if self.num_overlays < 0:
             raise ValueError(f"num_overlays must be 0 or more, got {self.num_overlays}")
         self.form_for("")
+        if (self.label_form or self.label_suffix) and not self.writes_predictions:
+            raise ValueError(
+                "--label_form and --label_suffix are for label files; write them with "
+                "--save_predictions or --submission"
+            )
 
-    def form_for(self, dataset: str) -> label_form.LabelForm:
+    def form_for(self, dataset: str) -> LabelForm:
         """The form of the label PNGs of a dataset."""
-        name = self.label_form or label_form.form_of_dataset(dataset)
-        return label_form.get_form(name, self.label_suffix)
+        name = self.label_form or form_of_dataset(dataset)
+        return get_form(name, self.label_suffix)
 
     @property
     def writes_predictions(self) -> bool:

@@ -15,3 +15,8 @@ LABEL_FORM = flags.DEFINE_enum(
 LABEL_SUFFIX = flags.DEFINE_string(
     "label_suffix", "", "What follows the image's name in the names of label PNGs, e.g. _mask.png."
 )
+
+
+def are_used() -> bool:
+    """Whether one of the two was given."""
+    return bool(LABEL_FORM.value or LABEL_SUFFIX.value)

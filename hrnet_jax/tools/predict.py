@@ -49,6 +49,8 @@ def _predictor() -> Predictor:
 def run(arguments: list[str]) -> int:
     if _SERVE.value == bool(_OUTPUT.value):
         raise ValueError("set either --output=FOLDER and name the images, or --serve")
+    if label_flags.are_used() and (_SERVE.value or "labels" not in _OUTPUTS.value):
+        raise ValueError("--label_form and --label_suffix are for label files: --save=labels")
     memory.keep_freed_pages()
     sharding.use_compilation_cache()
     if _SERVE.value:

@@ -7,7 +7,9 @@ from PIL import Image
 from hrnet_jax.data import Classes, Source
 from hrnet_jax.data.sources.files import Files
 from hrnet_jax.evaluation import submission
+from hrnet_jax.evaluation.run import Options
 from hrnet_jax.inference.label_form import get_form
+from hrnet_jax.runtime import storage
 
 CLASSES = Classes(("road", "sky"), ((9, 0, 0), (0, 9, 0)), (7, 23))
 
@@ -86,3 +88,13 @@ def test_errors_in_writing_are_raised(source, tmp_path):
     (tmp_path / "predictions").write_text("in the way")
     with pytest.raises(OSError), submission.Writer(tmp_path / "predictions", source) as writer:  # noqa: PT011
         writer.add(0, np.zeros((4, 6), np.uint8))
+
+
+def test_forms_by_dataset_and_by_option(tmp_path):
+    output = storage.path(tmp_path)
+    assert Options(output).form_for("kitti") == get_form("kitti")
+    assert Options(output).form_for("camvid") == get_form("cityscapes")
+    chosen = Options(output, save_predictions=True, label_form="colors", label_suffix="_c.png")
+    assert chosen.form_for("kitti") == get_form("colors", "_c.png")
+    with pytest.raises(ValueError, match=r"--label_form and --label_suffix are for label files"):
+        Options(output, label_form="ids")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from hrnet_jax.data.images.orientation import upright
 from hrnet_jax.inference import file_job
+from hrnet_jax.inference.label_form import get_form
 from hrnet_jax.inference.predictor import Predictor
 from hrnet_jax.inference.video import Frame, VideoReader, VideoWriter
 
@@ -277,3 +278,19 @@ def test_a_phone_held_upright(tmp_path, matrix, turn):
 def test_refuses(predictor, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         file_job.FileJob(predictor, tmp_path, **options)
+
+
+def test_label_files_in_another_form(tmp_path, predictor):
+    Image.fromarray(image(0)).save(tmp_path / "a.png")
+    inputs, _ = file_job.list_inputs([tmp_path / "a.png"])
+    form = get_form("train_ids", "_mask.png")
+    job = file_job.FileJob(predictor, tmp_path / "out", ("labels",), progress=False, form=form)
+    assert job.run(inputs) == 1
+    assert set(np.unique(read(tmp_path / "out" / "a_mask.png"))) <= {0, 1, 2}
+    # Named as the image, it would replace it.
+    form = get_form("ids", ".png")
+    job = file_job.FileJob(predictor, tmp_path, ("labels",), progress=False, form=form)
+    with pytest.raises(ValueError, match=r"a\.png would replace an input"):
+        job.run(inputs)
+    with pytest.raises(ValueError, match="label form of kitti needs its classes"):
+        file_job.FileJob(predictor, tmp_path, ("labels",), form=get_form("kitti"))

@@ -16,7 +16,7 @@ from hrnet_jax.data.sources.source import UNKNOWN_LABEL, Color, Source
 
 DATASETS = ("cityscapes", "camvid", *public.NAMES)
 # Labels of a dataset whose values are compared with its class list.
-SAMPLE = 40
+SAMPLE = 100
 # Text files that may hold the names of classes.
 _NAME_FILE = re.compile(r"(class|label|names|colou?r|palette|categor|legend|codes|ontology)", re.I)
 _LIMIT = 200_000  # characters
@@ -43,11 +43,11 @@ class Recognized:
 
     @property
     def fits(self) -> bool:
-        """Whether the labels hold a good part of the classes, and nothing else.
+        """Whether the labels hold half of the classes, and nothing else.
 
         A folder of another dataset may have the layout of a well-known one, such as VOC's.
         """
-        return not self.problem and self.present >= max(3, self.num_classes // 4)
+        return not self.problem and 2 * self.present >= self.num_classes
 
 
 def recognize(root: epath.Path) -> list[Recognized]:

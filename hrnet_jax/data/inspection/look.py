@@ -55,8 +55,9 @@ def look(
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
     recognized = known.recognize(root)
-    if recognized and recognized[0].fits:
-        return _look_at_public(root, recognized[0], sample, progress)
+    fitting = [found for found in recognized if found.fits]
+    if fitting:
+        return _look_at_public(root, fitting, sample, progress)
     names = not_hidden(storage.names_below(root, follow_links=True))
     found = pairing.find_pairs(names, lambda name: _text(root, name))
     notes = [*found.notes, *_alike(recognized)]
@@ -79,14 +80,16 @@ def spread(items: list, count: int) -> list:
     return [items[k * len(items) // count] for k in range(count)]
 
 
-def _look_at_public(root: epath.Path, found: known.Recognized, sample: int, progress) -> Look:
+def _look_at_public(root: epath.Path, fitting: list[known.Recognized], sample, progress) -> Look:
+    found, *others = fitting
     paths = []
     for _, source in known.open_splits(found.name, root):
         paths += zip(source.image_paths, source.label_paths, strict=True)
     chosen = spread(paths, sample)
     counts = values.count(progress(chosen))
-    note = f"{found.present} of the {found.num_classes} classes occur in a sample of the labels"
-    return Look(found.name, {}, dict(found.splits), counts, len(chosen), (note,))
+    notes = [f"{found.present} of the {found.num_classes} classes occur in a sample of the labels"]
+    notes += [f"{o.name} fits these folders, too" for o in others]
+    return Look(found.name, {}, dict(found.splits), counts, len(chosen), tuple(notes))
 
 
 def _text(root: epath.Path, name: str) -> str:

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from hrnet_jax.data.inspection.known import is_name_file, read_names, recognize
+from hrnet_jax.data.inspection.look import look
 from hrnet_jax.data.sources import public
 from hrnet_jax.runtime import storage
 
@@ -50,10 +51,13 @@ def write(root, name, values):
 
 
 def test_public_datasets(tmp_path):
-    write(tmp_path, "ade20k", range(60))
+    write(tmp_path, "ade20k", range(90))
     (found,) = recognize(storage.path(tmp_path))
-    assert (found.name, found.splits, found.present) == ("ade20k", {"train": 1, "val": 1}, 59)
+    assert (found.name, found.splits, found.present) == ("ade20k", {"train": 1, "val": 1}, 89)
     assert found.fits
+    whole = look(storage.path(tmp_path), 0)
+    assert (whole.dataset, whole.class_file, whole.counted) == ("ade20k", {}, 2)
+    assert whole.values.sizes == {(1, 90): 2}
 
 
 @pytest.mark.parametrize(

@@ -243,5 +243,6 @@ def _why_unknown(classes: Classes, unknown: list[int], found: list[int]) -> str:
         return f'The labels seem to count from 1: "label_ids": {ids} in the class file, 0 ignored'
     return (
         "Are these labels of another kind (for Cityscapes: labelIds), or is the class list "
-        "incomplete?"
+        f'incomplete? "ignore_ids": {[*classes.ignore_ids, *unknown]} in the class file ignores '
+        "them"
     )

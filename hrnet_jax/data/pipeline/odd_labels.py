@@ -84,8 +84,8 @@ def train_ids_in_files(audit: LabelAudit) -> str:
     return (
         f"{_where(audit)} hold the ids {found} only, of which {lost} are ignored, and "
         f"{len(audit.absent)} of {count} classes have no pixel: these look like train ids "
-        f"0..{count - 1} where label ids belong ({audit.classes.label_ids}). Use the files with "
-        f'label ids, or a class file with "label_ids": {list(range(count))}'
+        f"0..{count - 1} where label ids belong {list(audit.classes.label_ids)}. Use the files "
+        f'with label ids, or a class file with "label_ids": {list(range(count))}'
     )
 
 

@@ -145,8 +145,8 @@ def test_trace_of_ocr_with_ohem(ocr):
     """OHEM on the main output, weighted cross-entropy on the auxiliary one, over 5 steps.
 
     The expected values come from the official network in PyTorch 2.13.0 (float64) with losses and
-    SGD written out in a loop of our own; the same loop gives the official plain trace.
-    OHEMKEEPS
+    SGD written out in a loop of our own; the same loop gives the official plain trace. OHEM
+    keeps the pixels below the threshold, 9141 of 15565 in the first step.
     """
     model, state, step = ocr
     with np.load(official.DATA / "ocr_w18_align_ohem.npz") as file:

@@ -214,6 +214,7 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
     schedule, optimizer = build.make_optimizer(
         config, num_steps, epochs.steps_per_epoch, epochs.step_at
     )
+    extend.log_changes(changed, step, num_steps, epochs, schedule)
     initial_variables = build.load_initial_variables(config, model, train_source.classes.names)
     summary.log_setting(config, mesh, train_source, eval_source, num_steps)
     warnings = check_data(config, train_source, eval_source, mesh)
@@ -221,7 +222,6 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
         weights = build.compute_class_weights(config, train_source, saved)
         metadata["class_weights"] = list(weights)
         config = build.with_class_weights(config, weights)
-    extend.log_changes(changed, step, num_steps, epochs, schedule)
     timetable = Timetable(
         num_steps,
         evaluate_every=build.steps_per_evaluation(config, epochs.steps_per_epoch),

@@ -66,7 +66,7 @@ def test_other_keys_need_a_new_run():
     old, new = _metadata(), _metadata(variant="w18", num_steps=7)
     changed = extend.changes(old, new)
     assert list(changed) == ["num_steps"]
-    with pytest.raises(ValueError, match=r"(?s)variant: saved 'w48'.*init_from=RUN starts from"):
+    with pytest.raises(ValueError, match=r"(?s)variant: saved 'w48'.*init_from=RUN to start from"):
         check_same_config(extend.accept(old, changed), new, "RUN")
 
 

@@ -11,8 +11,6 @@ import tempfile
 import numpy as np
 from PIL import Image, ImageDraw
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
 from hrnet_jax.configs import common
 from hrnet_jax.data import open_source
 from hrnet_jax.data.sources.source import IGNORE_LABEL
@@ -20,7 +18,7 @@ from hrnet_jax.data.synthetic import write
 from hrnet_jax.train import augment, build
 from hrnet_jax.train.tasks import augmentation_of
 
-PAGE = ROOT / "docs" / "augmentations.png"
+PAGE = pathlib.Path(__file__).resolve().parent / "augmentations.png"
 CROP = (192, 384)
 STEPS = 12
 # Panels: setting and value; the others are off.

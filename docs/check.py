@@ -227,7 +227,8 @@ def _of_prose(page: pathlib.Path) -> list[str]:
                 found.append(f"no such option: --{group}")
         dotted = rf"(?<![\w./])((?:{'|'.join(GROUPS)})\.[a-z_]+)(?![\w.(])"
         for key in re.findall(dotted, span):
-            if key not in known_keys() | ATTRIBUTES:
+            section = any(known.startswith(f"{key}.") for known in known_keys())
+            if not section and key not in known_keys() | ATTRIBUTES:
                 found.append(f"no such key: {key}")
         for path in re.findall(
             r"(?<![\w/.-])((?:tests|hrnet_jax|benchmarks|configs|docs|notebooks)/[\w/.-]+\w)", span

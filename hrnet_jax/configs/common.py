@@ -177,8 +177,8 @@ def get_config() -> Config:
     # "cross_entropy", "ohem", "focal", "boundary", "dice" or "lovasz".
     loss.name = "cross_entropy"
     loss.function = ""  # "module:function" of your own for the main output: docs/finetune.md
-    # A weighted sum in place of loss.name: the weight of each loss in it; None: not in it.
     loss.terms = terms = Config()
+    # A weighted sum in place of loss.name: the weight of each loss in it; None: not in it.
     terms.cross_entropy = config_dict.placeholder(float)
     terms.ohem = config_dict.placeholder(float)
     terms.focal = config_dict.placeholder(float)

@@ -21,6 +21,8 @@ def test_writes_an_image(tmp_path, output, written):
         "--config=configs/fake_data.py",
         "--config.batch_size=2",
         "--config.data.crop_size=(64, 96)",
+        "--config.data.rotation=20",
+        "--config.data.erasing=1",
         f"--output={tmp_path / output}",
         "--step=3",
     )

@@ -457,3 +457,24 @@ def test_ocr_with_ohem_is_cross_entropy_on_the_auxiliary_output():
         np.testing.assert_allclose(value, expected, rtol=1e-12)
         np.testing.assert_allclose(gradients["logits"], to_main, rtol=1e-10, atol=1e-15)
         np.testing.assert_allclose(gradients["aux_logits"], to_aux, rtol=1e-10, atol=1e-15)
+
+
+def test_terms_are_a_weighted_sum_in_place_of_the_name():
+    logits, labels, weights = _batch()
+    config = common.get_config()
+    config.loss.name, config.loss.class_weights = "focal", tuple(weights)
+    config.loss.ohem_threshold, config.loss.ohem_min_kept = 0.2, 12
+    assert build.make_loss(config).func is losses.focal
+    config.loss.terms.update({"ohem": 1, "lovasz": 0.5, "dice": 0})
+    got = jax.jit(build.make_loss(config))(logits, labels)
+    ohem = losses.ohem_cross_entropy(logits, labels, 0.2, 12, class_weights=weights)
+    lovasz = jax.jit(losses.lovasz_softmax)(logits, labels, class_weights=weights)
+    assert float(got) == pytest.approx(float(ohem) + 0.5 * float(lovasz), rel=1e-6)
+    # One term of weight 1 is that loss itself, and what the name alone gives.
+    config.loss.terms = {"boundary": 1.0}
+    alone = build.make_loss(config)
+    config.loss.terms = {}
+    config.loss.name = "boundary"
+    assert alone.func is build.make_loss(config).func is losses.boundary_cross_entropy
+    assert alone.keywords == build.make_loss(config).keywords
+    assert alone.keywords["radius"] == 3

@@ -161,14 +161,16 @@ def test_accumulation_is_the_mean_of_the_parts(model, unroll):
     assert float(metrics["loss"]) == pytest.approx(mean, rel=1e-5)
 
 
-def test_colours_are_those_of_the_step_and_the_place(model):
+def test_images_are_changed_by_the_step_and_the_place(model):
     """In parts, too, which take every other image."""
     state, batch = _state(model).replace(step=jnp.int32(9)), _batch(4)
-    factors = augment.color_factors(0, 9, 4, 0.5)
-    adjusted = batch | {"image": augment.adjust_color(batch["image"], factors)}
+    options = {"color_jitter": 0.5, "photometric": 1.0, "blur": 1.0, "erasing": 0.7}
+    drawn = augment.draw(augment.Settings(**options), batch, 0, 9)
+    images = augment.apply(augment.Settings(**options), drawn)
+    assert np.any(np.asarray(drawn["label"]) != batch["label"])
     step = _compiled(model, gradient_accumulation=2)
-    expected, _ = step(state, adjusted)
-    got, _ = _compiled(model, gradient_accumulation=2, color_jitter=0.5)(state, batch)
+    expected, _ = step(state, {"image": images, "label": drawn["label"]})
+    got, _ = _compiled(model, gradient_accumulation=2, **options)(state, batch)
     _close(got.params, expected.params, atol=1e-6)
     plain, _ = step(state, batch | {"image": batch["image"].astype(np.float32)})
     difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), plain.params, expected.params)

@@ -77,8 +77,12 @@ class Augmentation:
             )
         if isinstance(self.brightness, bool) or not 0 <= self.brightness <= 255:
             raise ValueError(f"brightness is the largest shift, 0..255, got {self.brightness!r}")
-        for name, limit in (("rotation", 180), ("shear", 60), ("perspective", 0.2)):
-            if not 0 <= (value := getattr(self, name)) <= limit:
+        for name, value, limit in (
+            ("rotation", self.rotation, 180),
+            ("shear", self.shear, 60),
+            ("perspective", self.perspective, 0.2),
+        ):
+            if not 0 <= value <= limit:
                 raise ValueError(f"{name} must be in 0..{limit}, got {value!r}")
 
     @property

@@ -98,29 +98,43 @@ def apply(
     """
     pixels = np.empty((*crop_size, 3), np.uint8)
     ids = np.empty(crop_size, np.uint8)
-    colors = image.reshape(-1, 3)
+    # Four bytes a pixel: gathering single numbers is NumPy's fast case.
+    packed = np.zeros((*image.shape[:2], 4), np.uint8)
+    packed[..., :3] = image
+    packed, flat_label = packed.reshape(-1).view(np.uint32), label.ravel()
     columns = np.arange(crop_size[1]) + 0.5
     for start in range(0, crop_size[0], _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, crop_size[0]))[:, None] + 0.5
         x, y, w = (a * columns + b * rows + c for a, b, c in to_image)
         x, y = x / w, y / w
-        inside = (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0])
+        outside = (x < 0) | (x >= size[1]) | (y < 0) | (y >= size[0])
         left, right, across = _neighbors(x, origin[1], size[1], image.shape[1])
         top, bottom, down = _neighbors(y, origin[0], size[0], image.shape[0])
-        above, below = (
-            _mix(colors[row + left], colors[row + right], across)
-            for row in (top * image.shape[1], bottom * image.shape[1])
+        top, bottom = top * image.shape[1], bottom * image.shape[1]
+        found = _mix(
+            _mix(_colors(packed, top + left), _colors(packed, top + right), across),
+            _mix(_colors(packed, bottom + left), _colors(packed, bottom + right), across),
+            down,
         )
-        found = np.clip(_mix(above, below, down) + np.float32(0.5 + shift), 0, 255)
-        block = slice(start, start + len(rows))
-        pixels[block] = np.where(inside[..., None], found, np.float32(OUTSIDE_COLOR))
+        found += np.float32(0.5 + shift)
+        np.clip(found, 0, 255, out=found)
+        block = pixels[start : start + len(rows)]
+        block[:] = found[..., :3]
+        block[outside] = OUTSIDE_COLOR
         # Clipped only where it is not used.
         row, column = (
-            np.clip(np.floor(p).astype(np.int64) - first, 0, length - 1)
+            np.clip(p.astype(np.int64) - first, 0, length - 1)
             for p, first, length in zip((y, x), origin, label.shape, strict=True)
         )
-        ids[block] = np.where(inside, label[row, column], IGNORE_LABEL)
+        nearest = ids[start : start + len(rows)]
+        np.take(flat_label, row * label.shape[1] + column, out=nearest, mode="clip")
+        nearest[outside] = IGNORE_LABEL
     return pixels, ids
+
+
+def _colors(packed: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """uint32 [n] pixels at the indices [...], as float32 [..., 4]."""
+    return packed.take(index, mode="clip")[..., None].view(np.uint8).astype(np.float32)
 
 
 def _neighbors(
@@ -137,8 +151,11 @@ def _neighbors(
 
 
 def _mix(before: np.ndarray, after: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    before = before.astype(np.float32)
-    return before + (after - before) * weight[..., None]
+    """Between two arrays, by the fraction of the second; overwrites the second."""
+    after -= before
+    after *= weight[..., None]
+    after += before
+    return after
 
 
 def _homography(start: np.ndarray, end: np.ndarray) -> np.ndarray:

@@ -2,9 +2,9 @@
 
     python train.py --config=configs/few_images.py --config.data.root=DIR --workdir=OUT
 
-As `finetune`, with scales from 0.5 to 2, changed colors (`data.photometric`), and classes of another
-image pasted over half of the images (`data.class_mix`): 150 steps of 4 crops show each of 12 images
-50 times.
+As `finetune`, with scales from 0.5 to 2, changed colors (`data.photometric`), and classes of
+another image pasted over half of the images (`data.class_mix`): 150 steps of 4 crops show each of
+12 images 50 times.
 
 `:scratch`, `:runlocal` and variants are those of `finetune`. What was measured is in
 docs/experiments/finetuning.md.

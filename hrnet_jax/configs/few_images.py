@@ -6,8 +6,8 @@ As `finetune`, with scales from 0.5 to 2, changed colors (`data.photometric`), a
 another image pasted over half of the images (`data.class_mix`): 150 steps of 4 crops show each of
 12 images 50 times.
 
-`:scratch`, `:runlocal` and variants are those of `finetune`. What was measured is in
-docs/experiments/finetuning.md.
+`:scratch`, `:runlocal` and variants are those of `finetune`. A starting point: what these keys
+bring is not measured yet.
 """
 
 from hrnet_jax.configs import finetune

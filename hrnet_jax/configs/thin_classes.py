@@ -2,11 +2,12 @@
 
     python train.py --config=configs/thin_classes.py --config.data.root=DIR --workdir=OUT
 
-Cross-entropy alone is content with a network that never names a class of 1 % of the pixels. Here
-class weights are computed from the labels, Lovasz-softmax is added, which counts each class by its
-IoU, and half of the samples are crops around a pixel of a class drawn from all classes equally often.
-`:scratch`, `:runlocal` and variants are those of `finetune`. Measured in
-docs/experiments/finetuning.md.
+Cross-entropy hardly sees a class of 1 % of the pixels. Here class weights are computed from the
+labels, Lovasz-softmax is added, which counts each class by its IoU, and half of the samples are
+crops around a pixel of a class; all classes are drawn equally often.
+
+`:scratch`, `:runlocal` and variants are those of `finetune`. A starting point: what these keys
+bring is not measured yet.
 """
 
 from hrnet_jax.configs import finetune

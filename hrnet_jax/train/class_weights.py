@@ -7,7 +7,6 @@ import numpy as np
 from hrnet_jax.data.pipeline.class_counts import class_counts
 from hrnet_jax.data.pipeline.mixture import Mixture
 from hrnet_jax.data.sources.source import Source
-from hrnet_jax.data.sources.unlabeled import is_unlabeled
 
 AUTO = "effective_number"
 RULES = ("auto", "inverse_frequency", "median_frequency", "effective_number")
@@ -31,13 +30,15 @@ def from_labels(
       FileNotFoundError, ValueError: naming a label file that is missing or damaged.
     """
     mixture = Mixture.of(source)
-    labeled = [k for k, one in enumerate(mixture.sources) if not is_unlabeled(one)]
-    if not labeled:
+    found = [
+        (class_counts(one), w) for one, w in zip(mixture.sources, mixture.weights, strict=True)
+    ]
+    found = [(counts, w) for counts, w in found if counts.any()]  # others have no labels
+    if not found:
         raise ValueError(
             f"class weights by the rule {rule!r} need labels: {mixture.name!r} has none"
         )
-    counts = [class_counts(mixture.sources[k]) for k in labeled]
-    shares = [mixture.weights[k] for k in labeled]
+    counts, shares = zip(*found, strict=True)
     fractions = _mixed([_fractions(one) for one in counts], shares)
     rule = AUTO if rule == "auto" else rule
     if rule == "inverse_frequency":

@@ -49,6 +49,11 @@ class BlankLabels(Records[Sample]):
     def name(self, index: int) -> str:
         return self.images.name(index)
 
+    @property
+    def id_counts(self) -> np.ndarray:  # type: ignore[override]
+        # Of no id, so that nobody reads the images to count blank pixels.
+        return np.zeros((len(self), 256), np.uint32)
+
     def files(self, index: int) -> tuple[str, ...]:
         return self.images.files(index)
 

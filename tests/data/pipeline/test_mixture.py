@@ -4,6 +4,7 @@ from batching import train_batches
 
 from hrnet_jax.data import Classes, open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.pipeline.class_counts import class_counts
 from hrnet_jax.data.pipeline.mixture import Mixture, open_mixture
 
 OTHER = Classes(("dirt", "leaves", "cloud", "bird"), ((0, 0, 0),) * 4, (1, 2, 4, 9), (6,))
@@ -65,6 +66,7 @@ def test_splits_without_labels_for_a_teacher(streets):
     assert (label == 255).all()
     assert blank.records.open(0).label((slice(2, 5), slice(1, 3))).shape == (3, 2)
     assert len(blank.take([0]).image_paths) == 1
+    assert not class_counts(blank).any()
     alone = open_mixture(open_source("cityscapes", root=streets, split="test"), [], 0.0,
                          unlabeled=True)  # fmt: skip
     assert alone.has_labels

@@ -218,7 +218,9 @@ def _write_onnx(predictor: Predictor, path: Path, options: Options) -> None:
         onnx.save(proto, path)
         return
     quantize = _needs("hrnet_jax.export.quantize")
-    quantize.quantize(proto, path, quantize.find_images(options.calibration, options.size))
+    image_range = predictor.classes.image_range
+    images = quantize.find_images(options.calibration, options.size, image_range)
+    quantize.quantize(proto, path, images, image_range)
 
 
 def _run_onnx(path: Path, images: np.ndarray) -> Outputs:
@@ -294,20 +296,21 @@ def _needs(name: str) -> Any:
         ) from error
 
 
-def _samples(options: Options) -> Iterator[np.ndarray]:
+def _samples(options: Options, image_range: tuple[float, float] | None) -> Iterator[np.ndarray]:
     """The batches on which a file is compared with the network: uint8 [N, H, W, 3]."""
     if options.dtype != "int8":
         yield sample_images(options.size or OPEN_SIZE, options.batch_size or 2)
         return
     inputs, _ = file_job.list_inputs(options.calibration)
     for i in range(0, len(inputs), max(1, len(inputs) // NUM_COMPARED)):
-        yield np.repeat(read_image(inputs[i].path)[None], options.batch_size or 1, axis=0)
+        image = read_image(inputs[i].path, image_range)
+        yield np.repeat(image[None], options.batch_size or 1, axis=0)
 
 
 def _agreement(predictor: Predictor, path: Path, options: Options) -> Agreement:
     """How the file agrees with the network; of several batches the mean and the worst logit."""
     run, found = _FORMATS[path.suffix][1], []
-    for images in _samples(options):
+    for images in _samples(options, predictor.classes.image_range):
         ours = _jitted_forward()(predictor.model, predictor.variables, images, OUTPUTS)
         found.append((compare(jax.device_get(ours), run(path, images)), images.size))
     pixels = sum(size for _, size in found)

@@ -7,7 +7,7 @@ activations int8 with a scale per tensor, from their smallest and largest value 
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,17 @@ from hrnet_jax.runtime.progress import progress_bar
 OPERATORS = ("Conv", "Add", "Relu", "Resize", "Concat", "MatMul")
 
 
-def find_images(given: Sequence[str | os.PathLike], size: tuple[int, int] | None) -> list[Path]:
+def find_images(
+    given: Sequence[str | os.PathLike],
+    size: tuple[int, int] | None,
+    image_range: tuple[float, float] | None = None,
+) -> list[Path]:
     """The images to calibrate with, each read once.
 
     Args:
         given: image files and folders, which are searched at any depth.
         size: (height, width) that the graph takes; None for any.
+        image_range: of the network's classes, for images of more than 8 bits.
 
     Raises:
         FileNotFoundError, ValueError: for no images, a path that does not exist or cannot be read
@@ -45,7 +50,7 @@ def find_images(given: Sequence[str | os.PathLike], size: tuple[int, int] | None
         raise ValueError(f"{videos[0]} is a video; name images to calibrate with")
     paths = [i.path for i in inputs]
     for path in progress_bar(paths, total=len(paths), unit="image", desc="checking images"):
-        found = read_image(path).shape[:2]
+        found = read_image(path, image_range).shape[:2]
         if size is not None and found != size:
             raise ValueError(
                 f"{path} has {found[0]}x{found[1]} pixels, but the file is exported for"
@@ -54,13 +59,19 @@ def find_images(given: Sequence[str | os.PathLike], size: tuple[int, int] | None
     return paths
 
 
-def quantize(proto: Any, path: Path, images: Sequence[Path]) -> None:
+def quantize(
+    proto: Any,
+    path: Path,
+    images: Sequence[Path],
+    image_range: tuple[float, float] | None = None,
+) -> None:
     """Writes `proto`, of `onnx_graph.build` in float32, as int8 to `path`.
 
     Args:
         proto: onnx.ModelProto.
         path: the file to write.
         images: of `find_images`.
+        image_range: as for `find_images`.
     """
     quantization: Any = importlib.import_module("onnxruntime.quantization")
     batch_size = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
@@ -70,7 +81,7 @@ def quantize(proto: Any, path: Path, images: Sequence[Path]) -> None:
         """The images, one by one; ONNX Runtime takes None as the end."""
 
         def __init__(self) -> None:
-            self._batches = _batches(bar, batch_size)
+            self._batches = _batches(bar, batch_size, image_range)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._batches, None)
@@ -94,7 +105,9 @@ def quantize(proto: Any, path: Path, images: Sequence[Path]) -> None:
         logger.setLevel(level)
 
 
-def _batches(paths: Iterator[Path], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def _batches(
+    paths: Iterable[Path], batch_size: int, image_range: tuple[float, float] | None
+) -> Iterator[dict[str, np.ndarray]]:
     """Each image as a batch, repeated where the graph's batch size is fixed."""
     for path in paths:
-        yield {"image": np.repeat(read_image(path)[None], batch_size, axis=0)}
+        yield {"image": np.repeat(read_image(path, image_range)[None], batch_size, axis=0)}

@@ -10,6 +10,8 @@ only if labels agree on 99.99 % of the pixels and logits within 0.1 %; for float
 for int8 90 % of the labels.
 """
 
+from typing import Any
+
 from absl import flags
 
 from hrnet_jax.checkpoints.load import load_checkpoint
@@ -44,7 +46,7 @@ _DATA_KEYS = ("name", "class_file", "eval_split")
 
 def run() -> int:
     sharding.use_compilation_cache()
-    options = {
+    options: dict[str, Any] = {
         "size": script.parse_size("size", _SIZE.value),
         "batch_size": _BATCH_SIZE.value,
         "outputs": tuple(_OUTPUTS.value),

@@ -73,7 +73,7 @@ def get_config() -> Config:
     config.data = data = Config()
     data.name = "cityscapes"
     data.root = ""
-    data.class_file = ""  # for name="folder" only; "": classes.json in root
+    data.class_file = ""  # "": the dataset's own classes; for "folder" ROOT/classes.json
     data.train_split = "train"  # "train+val": several at once
     data.eval_split = "val"  # "": no evaluation
     # Labels of each split whose ids are counted before the first step, spread evenly; 0: all of
@@ -95,7 +95,8 @@ def get_config() -> Config:
     # the device (train.augment.mix_classes). The official recipes have 0.
     data.class_mix = 0.0
     # More datasets to train on, each a dict with name, root, split, weight (its fraction of the
-    # samples) and class_map ({its class: class here, or "" to ignore it}): see docs/data.md.
+    # samples) and class_map ({its class: class here, or "" to ignore it}; may be left out where a
+    # ready-made one exists): see docs/data.md.
     data.mix = ()
     # Fraction of the samples for which a class is drawn first, then an image that has it. It makes
     # rare classes more frequent.

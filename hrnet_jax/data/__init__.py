@@ -7,7 +7,7 @@ TFDS do.
 import os
 from dataclasses import replace
 
-from hrnet_jax.data.sources import camvid, cityscapes
+from hrnet_jax.data.sources import camvid, cityscapes, public
 from hrnet_jax.data.sources import class_file as class_files
 from hrnet_jax.data.sources.folder import open_folder
 from hrnet_jax.data.sources.image_folder import ImageSource, open_image_folder
@@ -25,7 +25,9 @@ __all__ = [
     "open_source",
 ]
 
-SOURCES = ("cityscapes", "cityscapes_coarse", "camvid", "folder", "tfds_cityscapes")
+SOURCES = (
+    "cityscapes", "cityscapes_coarse", "camvid", "folder", "tfds_cityscapes", *public.NAMES,
+)  # fmt: skip
 # With one class per image.
 IMAGE_SOURCES = ("image_folder", "tfds_imagenet")
 
@@ -58,6 +60,8 @@ def _open_split(name: str, root: str | os.PathLike, split: str, class_file: str)
         return _with_class_file(source, class_file, folder) if class_file else source
     if name == "folder":
         return open_folder(root, split, class_file)
+    if name in public.NAMES:
+        return public.open_public(name, root, split, class_file)
     if name == "tfds_cityscapes":
         from hrnet_jax.data.sources.tfds_cityscapes import open_tfds_cityscapes
 

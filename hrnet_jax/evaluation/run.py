@@ -25,6 +25,7 @@ from hrnet_jax.data.pipeline.survey import Team
 from hrnet_jax.data.sources.image_folder import ImageClasses
 from hrnet_jax.data.sources.source import Classes, Source
 from hrnet_jax.evaluation import classification, metrics, report, segmentation, submission
+from hrnet_jax.inference.label_form import LabelForm, form_of_dataset, get_form
 from hrnet_jax.inference.multi_scale import SINGLE_SCALE, TestTimeAugmentation
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import distributed, sharding, storage
@@ -46,11 +47,13 @@ class Options:
         compare: another checkpoint, which is evaluated in the same way, or the output folder of an
             earlier evaluation of the same images; "" for none.
         pytorch_file: arguments of `load_checkpoint` for a PyTorch file in `compare`.
-        save_predictions: write label-id PNGs to output/predictions.
+        save_predictions: write label PNGs to output/predictions.
         submission: also check them and write output/submission.zip.
+        label_form: of label_form.FORMS; "" for that of the dataset's test server.
+        label_suffix: of the label PNGs; "" for that of the form.
 
     Raises:
-        ValueError: for a negative number of overlays.
+        ValueError: for a negative number of overlays, or an unknown form.
     """
 
     output: epath.Path
@@ -65,10 +68,23 @@ class Options:
     pytorch_file: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     save_predictions: bool = False
     submission: bool = False
+    label_form: str = ""
+    label_suffix: str = ""
 
     def __post_init__(self):
         if self.num_overlays < 0:
             raise ValueError(f"num_overlays must be 0 or more, got {self.num_overlays}")
+        self.form_for("")
+        if (self.label_form or self.label_suffix) and not self.writes_predictions:
+            raise ValueError(
+                "--label_form and --label_suffix are for label files; write them with "
+                "--save_predictions or --submission"
+            )
+
+    def form_for(self, dataset: str) -> LabelForm:
+        """The form of the label PNGs of a dataset."""
+        name = self.label_form or form_of_dataset(dataset)
+        return get_form(name, self.label_suffix)
 
     @property
     def writes_predictions(self) -> bool:
@@ -108,6 +124,9 @@ class SegmentationRun:
         _check_labels(self.source, options)
         self.compared: Checkpoint | None = None
         self._other_counts: np.ndarray | None = None
+        self._form = options.form_for(self.source.name)
+        if options.writes_predictions:
+            self._form.ids(self.source.classes)  # raises now what would end the run later
         if options.compare:
             self._other_counts = _earlier_counts(options.compare, self.source)
             if self._other_counts is None:
@@ -123,7 +142,7 @@ class SegmentationRun:
         with contextlib.ExitStack() as stack:
             writer = None
             if self.options.writes_predictions:
-                writer = stack.enter_context(submission.Writer(folder, self.source))
+                writer = stack.enter_context(submission.Writer(folder, self.source, self._form))
 
             def on_batch(batch, predictions) -> None:
                 rows = zip(batch["index"], batch["image"], batch["label"], predictions, strict=True)
@@ -136,7 +155,8 @@ class SegmentationRun:
             result = self._evaluate(self.source, on_batch=on_batch)
         multihost_utils.sync_global_devices("predictions are written")
         if self.options.submission and jax.process_index() == 0:
-            submission.pack(folder, self.source, self.options.output / "submission.zip")
+            archive = self.options.output / "submission.zip"
+            submission.pack(folder, self.source, archive, self._form)
         return result
 
     def compare(self, result: segmentation.EvalResult) -> dict[str, Any] | None:
@@ -237,9 +257,8 @@ class SegmentationRun:
 
 
 def _open_split(checkpoint: Checkpoint, options: Options) -> Source:
-    data = checkpoint.metadata["config"]["data"]
-    split = options.split or data["eval_split"]
-    trained_on = data.get("train_split", "").split("+")
+    split = options.split or checkpoint.metadata["config"]["data"]["eval_split"]
+    trained_on = checkpoint.metadata["config"]["data"].get("train_split", "").split("+")
     # After a training on several splits at once; the training split alone is known as such.
     if len(trained_on) > 1 and (common := sorted(set(trained_on) & set(split.split("+")))):
         warnings.warn(
@@ -249,7 +268,7 @@ def _open_split(checkpoint: Checkpoint, options: Options) -> Source:
             UserWarning,
             stacklevel=2,
         )
-    source = segmentation.open_split(data, root=options.data_root, split=split)
+    source = segmentation.open_split(checkpoint.metadata, root=options.data_root, split=split)
     return segmentation.spread(source, options.max_images)
 
 

@@ -6,7 +6,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.order import Shard
-from hrnet_jax.data.sources.source import Source
+from hrnet_jax.data.sources.source import Classes, Source
 from hrnet_jax.evaluation import driver, metrics
 from hrnet_jax.inference import multi_scale
 from hrnet_jax.inference.multi_scale import SINGLE_SCALE, TestTimeAugmentation, check_model
@@ -108,21 +108,31 @@ def read_image_counts(
     return np.array([found[i] for i in ids], np.int64).reshape(len(ids), 3, len(names))
 
 
-def open_split(data: Mapping[str, Any], *, root: str, split: str) -> Source:
+def open_split(metadata: Mapping[str, Any], *, root: str, split: str) -> Source:
     """Opens a split of the dataset that a checkpoint was trained on.
 
+    A dataset whose ids are known gets the classes of the checkpoint, so that its class file is not
+    needed again.
+
     Args:
-        data: the section "data" of the checkpoint's configuration.
+        metadata: of the checkpoint.
         root: folder of the dataset; "" for the one used in training.
         split: e.g. "val".
 
     Raises:
         FileNotFoundError, ValueError: if the folder or the split does not exist.
     """
+    data = metadata["config"]["data"]
     root = root or data["root"]
     if not root or not storage.path(root).is_dir():
         raise FileNotFoundError(f"no dataset folder {root!r}; set it with --data_root=DIR")
-    return open_source(data["name"], root=root, split=split, class_file=data["class_file"])
+    if data["name"] == "folder":
+        return open_source(data["name"], root=root, split=split, class_file=data["class_file"])
+    source = open_source(data["name"], root=root, split=split)
+    classes = Classes.from_json(metadata["classes"])
+    raw = source.classes.stores_raw_ids and classes.stores_raw_ids
+    same = source.classes.names == classes.names
+    return replace(source, classes=classes) if raw and not same else source
 
 
 def spread(source: Source, max_images: int) -> Source:

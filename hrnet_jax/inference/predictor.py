@@ -135,7 +135,10 @@ class Predictor:
     def _each(self, image: Any, function: Any) -> np.ndarray | list[np.ndarray]:
         if isinstance(image, list | tuple):
             return [self._each(one, function) for one in image]  # type: ignore[misc]
-        array = read_image(image) if isinstance(image, str | os.PathLike) else check_image(image)
+        if isinstance(image, str | os.PathLike):
+            array = read_image(image, self.classes.image_range)
+        else:
+            array = check_image(image)
         height, width = array.shape[:2]
         padding = [(0, -side % self.size_step) for side in (height, width)]
         images = np.pad(array, [*padding, (0, 0)], mode="edge")[None]

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from hrnet_jax.data.sources.source import Classes
+from hrnet_jax.inference.fonts import find_font
 from hrnet_jax.runtime import storage
 
 IGNORE_COLOR = (0, 0, 0)
@@ -149,7 +150,7 @@ def captioned(image: np.ndarray, text: str, size: int = 15) -> np.ndarray:
     height, width = image.shape[:2]
     canvas = Image.new("RGB", (width, height + 2 * size), BACKGROUND)
     canvas.paste(Image.fromarray(image), (0, 2 * size))
-    font = ImageFont.load_default(size=size)
+    font = find_font(text, size)
     draw = ImageDraw.Draw(canvas)
     if draw.textlength(text, font=font) > width:
         while text and draw.textlength(text + "…", font=font) > width:
@@ -170,12 +171,12 @@ def legend(
         present: train ids whose names are bright; the others are faint. None: all are bright.
         size: of the letters, in pixels.
     """
-    font = ImageFont.load_default(size=size)
+    fonts = [find_font(name, size) for name in classes.names]
     bright = set(range(len(classes.names)) if present is None else (int(i) for i in present))
     swatch, pad, line = size, size // 2, 2 * size
     x, y, items = 0, 0, []
     for k, name in enumerate(classes.names):
-        length = swatch + pad + int(font.getlength(name)) + 2 * pad
+        length = swatch + pad + int(fonts[k].getlength(name)) + 2 * pad
         if x and x + length > width:
             x, y = 0, y + line
         items.append((x, y, k, name))
@@ -187,7 +188,7 @@ def legend(
         box = (x, top, x + swatch - 1, top + swatch - 1)
         draw.rectangle(box, fill=tuple(classes.colors[k]), outline=FAINT_INK)
         ink = INK if k in bright else FAINT_INK
-        draw.text((x + swatch + pad, y + line / 2), name, fill=ink, font=font, anchor="lm")
+        draw.text((x + swatch + pad, y + line / 2), name, fill=ink, font=fonts[k], anchor="lm")
     return np.asarray(canvas)
 
 

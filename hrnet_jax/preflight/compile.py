@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hrnet_jax import __version__
+from hrnet_jax.data.sources.class_file import read_names
 from hrnet_jax.evaluation import metrics
 from hrnet_jax.inference import multi_scale
 from hrnet_jax.models import HRNetModel, normalize
@@ -57,10 +58,12 @@ def num_classes_of(config: ConfigDict) -> int:
     if config.data.root and storage.path(config.data.root).is_dir():
         source = task_of(config.head).open(config, config.data.train_split)
         return source.classes.num_classes
+    if config.data.class_file:
+        return len(read_names(config.data.class_file))
     if config.data.name not in NUM_CLASSES:
         raise ValueError(
             f"the number of classes of config.data.name={config.data.name!r} depends on its files:"
-            " give --config.data.root or --num_classes"
+            " give --config.data.root, --config.data.class_file or --num_classes"
         )
     return NUM_CLASSES[config.data.name]
 

@@ -2,13 +2,14 @@
 
 python evaluate.py --checkpoint=RUN --output=FOLDER [--data_root=FOLDER] [--split=val] [--flip]
     [--scales=0.5,1.0,1.5] [--tile=512x1024] [--average=exp] [--compare=OTHER]
-    [--save_predictions] [--submission]
+    [--save_predictions] [--submission] [--label_form=ids] [--label_suffix=_mask.png]
 
 Every image is evaluated once, at its native size, on all devices. Exit code 2 means that an
 argument or a file is wrong; the message names it.
 """
 
 from hrnet_jax.tools import (  # isort: skip  # quiets TensorFlow
+    label_flags,
     outputs,
     process_flags,
     script,
@@ -56,19 +57,20 @@ _COMPARE = flags.DEFINE_string(
 _SAVE_PREDICTIONS = flags.DEFINE_bool(
     "save_predictions",
     False,
-    "Write predictions/ID_pred_labelIds.png with raw label ids, as the Cityscapes evaluation script"
-    " and test server read them; also works without labels.",
+    "Write label PNGs to the folder predictions, in the form of --label_form: by default as the "
+    "dataset's test server reads them; also works without labels.",
 )
 _SUBMISSION = flags.DEFINE_bool(
     "submission", False, "Check the predictions and write submission.zip for the test server."
 )
 flags.mark_flags_as_required(["checkpoint", "output"])
-for _module in (tta_flags, process_flags, weights_flags):
+for _module in (label_flags, tta_flags, process_flags, weights_flags):
     flags.adopt_module_key_flags(_module)  # shown by --help
 
 # Flags that do not apply to classifiers of whole images.
 _FOR_SEGMENTATION = (
     "scales", "flip", "tile", "average", "save_predictions", "compare", "submission",
+    "label_form", "label_suffix",
 )  # fmt: skip
 
 
@@ -87,6 +89,8 @@ def options() -> Options:
         pytorch_file=weights_flags.options(),
         save_predictions=_SAVE_PREDICTIONS.value,
         submission=_SUBMISSION.value,
+        label_form=label_flags.LABEL_FORM.value,
+        label_suffix=label_flags.LABEL_SUFFIX.value,
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,13 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 import hrnet_jax
 from hrnet_jax.checkpoints import manifest
+from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.checkpoints.store import CheckpointStore
 from hrnet_jax.data import Classes
 from hrnet_jax.evaluation import metrics
+from hrnet_jax.evaluation.run import Options, SegmentationRun
 from hrnet_jax.models import create_model
 from hrnet_jax.train.step import TrainState
 
@@ -75,6 +79,23 @@ def workdir(tmp_path_factory, data):
 @pytest.fixture(scope="module")
 def predictor(workdir):
     return hrnet_jax.load(workdir)
+
+
+def test_labels_are_looked_at_before_the_network_runs(workdir, data, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    options = Options(output=epath.Path(tmp_path / "out"), data_root=str(root))
+    checkpoint = load_checkpoint(workdir)
+    assert SegmentationRun(checkpoint, options).doubts == ()
+    for name in IDS:
+        Image.fromarray(np.full(SIZE, 7, np.uint8)).save(root / "labels" / "val" / f"{name}.png")
+    (doubt,) = SegmentationRun(checkpoint, options).doubts
+    assert "hold one class only, 'road'" in doubt
+    path = root / "labels" / "val" / f"{IDS[4]}.png"
+    Image.fromarray(np.full(SIZE, 9, np.uint8)).save(path)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ValueError, match=r"(?s)id 9: 1536 pixels in 1 images.*town/4\.png"):
+        SegmentationRun(checkpoint, options)
 
 
 def start(*arguments):
@@ -234,7 +255,7 @@ def test_predict_does_what_it_can(workdir, predictor, data, tmp_path):
     code, out, err = finish(done)
     assert code == 1
     assert "Wrote 3 of 5 predictions" in out
-    assert f"failed: {tmp_path}/bad.png: cannot be read as an image" in err
+    assert f"failed: {tmp_path}/bad.png is no PNG, JPEG" in err
     assert f"failed: {tmp_path}/nothing: contains no images or videos" in err
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert files == [f"{i}_{kind}.png" for i in (0, 3, 4) for kind in ("labelIds", "overlay")]

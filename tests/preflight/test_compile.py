@@ -235,11 +235,14 @@ def test_the_first_suggestion_that_fits(config, monkeypatch):
     assert tried == ["norm", "block"]
 
 
-def test_classes_of_the_data(config):
+def test_classes_of_the_data(config, tmp_path):
     assert preflight.num_classes_of(config) == 19
     config.data.name = "folder"
     with pytest.raises(ValueError, match="--num_classes"):
         preflight.num_classes_of(config)
+    config.data.class_file = str(tmp_path / "classes.json")
+    (tmp_path / "classes.json").write_text('{"names": ["a", "b"]}')
+    assert preflight.num_classes_of(config) == 2
 
 
 @pytest.mark.parametrize(

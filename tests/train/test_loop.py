@@ -280,7 +280,7 @@ BAD_CONFIGS = [
         r"\(50, 64\) is not divisible by 32.*use \(64, 64\).*allow_any_crop",
     ),
     ("data.crop_size", (16, 64), "each 32 or more"),
-    ("data.name", "kitti", "unknown config.data.name='kitti'; known"),
+    ("data.name", "nuscenes", "unknown config.data.name='nuscenes'; known"),
     ("data.root", "/nowhere", "/nowhere"),
     ("data.train_split", "", "train_split is empty"),
     ("data.scale_min", -1.0, "scale_min"),

@@ -4,14 +4,12 @@ Without it a damaged file stops the run hours later, and a wrong class list is n
 `odd_labels` judges what is found.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hrnet_jax.data.images import headers
 from hrnet_jax.data.pipeline.class_counts import by_class
-from hrnet_jax.data.pipeline.survey import ALONE, Facts, Team, spread_indices, survey
+from hrnet_jax.data.pipeline.survey import ALONE, Team, spread_indices, survey
 from hrnet_jax.data.sources.source import IGNORE_LABEL, UNKNOWN_LABEL, Classes, Source
 from hrnet_jax.runtime import storage
 
@@ -116,24 +114,9 @@ def audit_labels(
     if max_images < 0:
         raise ValueError(f"max_images must be 0 (all) or more, got {max_images}")
     facts = survey(source, max_labels=max_images, progress=progress, team=team)
-    _check_headers(source, facts)
     _check_different(source)
     chosen = spread_indices(len(source), max_images)
     return _summarize(source, {i: facts[i].ids for i in chosen})
-
-
-def _check_headers(source: Source, facts: Sequence[Facts]) -> None:
-    """Raises ValueError, naming the file, for a label of another format or size than it must be."""
-    if not source.image_paths:
-        return
-    rows = zip(source.image_paths, source.label_paths, facts, strict=True)
-    for image_path, label_path, (image, label, _) in rows:
-        headers.check_label_header(label, label_path)
-        if image.size != label.size:
-            raise ValueError(
-                f"label {label_path} is {label.height}x{label.width} but its image {image_path} is "
-                f"{image.height}x{image.width}"
-            )
 
 
 def _check_different(source: Source) -> None:
@@ -234,7 +217,7 @@ def _why_unknown(classes: Classes, unknown: list[int], found: list[int]) -> str:
         found: all ids in the labels, in order.
     """
     count = classes.num_classes
-    from_zero = classes.label_ids == tuple(range(count))
+    from_zero = classes.stores_raw_ids and classes.label_ids == tuple(range(count))
     if len(unknown) >= _MANY_IDS:
         return (
             "So many ids are typical of gray pictures and of labels that were resized with "

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hrnet_jax.data.pipeline.order import block_counts
+from hrnet_jax.data.sources import class_maps
 from hrnet_jax.data.sources.source import Classes, Source
 
 
@@ -37,7 +38,8 @@ class Mixture:
             if source.classes.names != self.classes.names:
                 raise ValueError(
                     f"{source.name!r} has other classes than {self.name!r}: {source.classes.names} "
-                    f"and {self.classes.names}; map them with a class_map"
+                    f"and {self.classes.names}; map them with a class_map (ready-made ones: "
+                    f"{', '.join(map(' to '.join, class_maps.pairs()))})"
                 )
 
     @classmethod
@@ -79,6 +81,7 @@ def open_mixture(first: Source, others: Sequence[dict], class_uniform: float) ->
     Args:
         first: the dataset that the rest of `config.data` names; its weight is 1 minus the others'.
         others: dicts with name, root, split, weight and, if need be, class_file and class_map.
+            Without a class_map, other classes are mapped by a ready-made one (`class_maps`).
         class_uniform: see `Mixture`.
 
     Raises:
@@ -100,7 +103,10 @@ def open_mixture(first: Source, others: Sequence[dict], class_uniform: float) ->
             split=entry["split"],
             class_file=entry.get("class_file", ""),
         )
-        if class_map := entry.get("class_map"):
+        class_map = entry.get("class_map") or class_maps.find(
+            source.classes.names, first.classes.names
+        )
+        if class_map:
             source = source.with_classes(first.classes, class_map)
         sources.append(source)
         weights.append(float(entry["weight"]))

@@ -47,7 +47,7 @@ def one_class_only(audit: LabelAudit) -> str:
     )
     table = audit.classes.lookup()
     ignored = [i for i in audit.ids if table[i] == IGNORE_LABEL]
-    if len(ignored) != 1:
+    if len(ignored) != 1 or not audit.classes.stores_raw_ids:
         return message + " Are these labels of another kind, or only a part of the dataset?"
     message += f" The id {ignored[0]} is ignored"
     if len(audit.names) > 2:

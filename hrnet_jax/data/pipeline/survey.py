@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hrnet_jax.data.images import decode
-from hrnet_jax.data.images.headers import Header, read_header
+from hrnet_jax.data.images.headers import Header, check_pair, read_header
 from hrnet_jax.data.pipeline.parallel import parallel
 from hrnet_jax.data.sources.source import Source
 from hrnet_jax.runtime import storage
@@ -35,7 +35,8 @@ class Facts(NamedTuple):
     """What is known about a sample.
 
     Attributes:
-        image: header of the image file; None if samples are not single files.
+        image: header of the image file, without `alpha` once it is known to be opaque; None if
+            samples are not single files.
         label: header of the label file; None as above.
         ids: int64 [k, 2], each raw id in the label and its pixels; None if not counted.
     """
@@ -76,8 +77,8 @@ def survey(
             rest do it alone.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file that is missing, damaged or of an unknown
-            format; the same in all processes.
+        FileNotFoundError, ValueError: naming the file that is missing, damaged or refused, or a
+            label of another size than its image; the same in all processes.
     """
     chosen = spread_indices(len(source), max_labels)
     if (stored := source.records.id_counts) is not None:
@@ -88,14 +89,29 @@ def survey(
     cache = _Cache(source)
     facts = cache.read()
     work = _Work(source, facts, team, progress)
-    found = work.read_headers() if source.image_paths else 0
-    # What was counted is kept, even if a later file is damaged or the user ends the program.
+    before = list(facts)
     try:
-        found += work.count_ids(chosen)
-    finally:
-        if found:
-            cache.share(facts, team)
+        if source.image_paths:
+            work.read_headers()
+            _check_headers(source, facts)
+            work.check_alpha()
+        work.count_ids(chosen)
+    except BaseException:  # also Ctrl-C: what was read until then is kept
+        cache.write(facts)
+        raise
+    changed = any(new is not old for new, old in zip(facts, before, strict=True))
+    if any(team.gather(changed)):
+        cache.share(facts, team)
     return facts
+
+
+def _check_headers(source: Source, facts: Sequence[Facts]) -> None:
+    """Raises ValueError, naming the file, for images and labels that are refused or do not fit."""
+    classes = source.records.classes
+    image_range = classes.image_range if classes else None
+    rows = zip(source.image_paths, source.label_paths, facts, strict=True)
+    for image_path, label_path, (image, label, _) in rows:
+        check_pair(image, label, image_path, label_path, image_range)
 
 
 def spread_indices(count: int, wanted: int) -> Sequence[int]:
@@ -118,8 +134,8 @@ class _Work:
         self._source, self._facts, self._team = source, facts, team
         self._progress = progress and team.process == 0
 
-    def read_headers(self) -> int:
-        """How many samples had none."""
+    def read_headers(self) -> None:
+        """Reads those of image and label files."""
         images, labels = self._source.image_paths, self._source.label_paths
 
         def read(index: int) -> tuple[Header, Header]:
@@ -128,10 +144,24 @@ class _Work:
         todo = [i for i, known in enumerate(self._facts) if known.image is None]
         for index, pair in self._each(read, todo, "checking files").items():
             self._facts[index] = Facts(*pair, self._facts[index].ids)
-        return len(todo)
 
-    def count_ids(self, chosen: Sequence[int]) -> int:
-        """How many of the chosen labels were not counted yet."""
+    def check_alpha(self) -> None:
+        """Decodes images with alpha, which are refused unless they are opaque."""
+
+        def check(index: int) -> None:
+            self._source.records.open(index).image()
+
+        todo = [i for i, known in enumerate(self._facts) if known.image.alpha]
+        done: dict[int, None] = {}
+        try:
+            self._each(check, todo, "checking alpha", done)
+        finally:
+            for index in done:
+                opaque = dataclasses.replace(self._facts[index].image, alpha=False)
+                self._facts[index] = self._facts[index]._replace(image=opaque)
+
+    def count_ids(self, chosen: Sequence[int]) -> None:
+        """Counts the ids in the chosen labels."""
 
         def count(index: int) -> np.ndarray:
             return _sparse(decode.count_ids(self._source.records.label(index)))
@@ -143,7 +173,6 @@ class _Work:
         finally:
             for index, ids in done.items():
                 self._facts[index] = self._facts[index]._replace(ids=ids)
-        return len(todo)
 
     def _each(
         self,
@@ -154,11 +183,6 @@ class _Work:
     ) -> dict[int, Any]:
         """The results by index, added to `done` as they come; each process makes a part of them."""
         team, done = self._team, {} if done is None else done
-        if team.count == 1:
-            results = parallel(function, todo, what, self._progress)
-            for index, result in zip(todo, results, strict=True):
-                done[index] = result
-            return done
         shared = len(set(team.gather(hash(tuple(todo))))) == 1
         mine = todo[team.process :: team.count] if shared else todo
         error = None
@@ -168,8 +192,9 @@ class _Work:
                 done[index] = result
         except (OSError, ValueError) as caught:
             error = caught
+        # Each process raises the first error of all, so that none waits for another.
         for part, failure in team.gather((done if shared else {}, error)):
-            done |= part
+            done.update(part)
             error = error or failure
         if error is not None:
             raise error
@@ -193,7 +218,7 @@ class _Cache:
         self._stamps = ["\0".join(stamps[f] for f in files) for files in samples]
         folder = os.path.commonpath({os.path.dirname(p) for p in full.values()})
         fields = [field.name for field in dataclasses.fields(Header)]
-        identity = json.dumps([_FORMAT, fields, folder, _label_format(source)])
+        identity = json.dumps([_FORMAT, fields, folder, source.records.label_format])
         digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
         self.path = cache_folder() / f"survey_{digest}.npz"
 
@@ -209,13 +234,14 @@ class _Cache:
     def share(self, facts: list[Facts], team: Team) -> None:
         """Writes the facts, once where processes have the same cache folder."""
         if team.process == 0:
-            self._write(facts)
+            self.write(facts)
         if team.count > 1:
             team.gather(None)  # process 0 has written
             if team.process > 0 and _known(self.read()) < _known(facts):
-                self._write(facts)
+                self.write(facts)
 
-    def _write(self, facts: list[Facts]) -> None:
+    def write(self, facts: list[Facts]) -> None:
+        """Adds the facts to the file; a failure is logged."""
         # Another program may have added samples meanwhile.
         entries = _read(self.path)
         entries |= dict(zip(self._keys, zip(self._stamps, facts, strict=True), strict=True))
@@ -232,11 +258,6 @@ class _Cache:
 
 def _known(facts: list[Facts]) -> int:
     return sum(f.ids is not None for f in facts)
-
-
-def _label_format(source: Source) -> str:
-    """On what, apart from the file, the raw ids in a label depend."""
-    return ""
 
 
 def _encode(entries: dict[str, tuple[str, Facts]]) -> bytes:

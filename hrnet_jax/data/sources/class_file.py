@@ -12,8 +12,9 @@
       "files": {"images": "images/{split}", "labels": "labels/{split}"}
     }
 
-The keys are those of `source.Classes`, and "files" is a `layout.Layout`. Only `names` is required:
-colors are chosen automatically, label ids are 0, 1, 2, ..., only 255 is ignored.
+The keys are those of `source.Classes`, and "files" is a `layout.Layout`; "about" is free text or
+anything else, and is not read. Only `names` is required: colors are chosen automatically, label ids
+are 0, 1, 2, ..., only 255 is ignored.
 """
 
 import colorsys
@@ -42,6 +43,11 @@ def read_class_file(path: str | os.PathLike) -> Classes:
         ValueError: naming the file and what is wrong in it.
     """
     return read(path).classes
+
+
+def read_names(path: str | os.PathLike) -> tuple[str, ...]:
+    """The names of the classes alone. Raises as `read_class_file`."""
+    return tuple(_read_json(path)["names"])
 
 
 def read(path: str | os.PathLike) -> ClassFile:
@@ -79,6 +85,10 @@ def read_for(path: str | os.PathLike, dataset: str, known: Classes) -> Classes:
         for key in ("files", "label_type", "ignore_colors"):
             if key in data:
                 raise ValueError(f"{key!r} is for the dataset 'folder'; {dataset} has its own")
+        if known.label_type == "colors":
+            raise ValueError(
+                f"the labels of {dataset} are colors, whose classes cannot be changed by their ids"
+            )
         own = dict(zip(known.names, known.label_ids, strict=True))
         if "label_ids" not in data and (new := [n for n in data["names"] if n not in own]):
             raise ValueError(f"needs label_ids, as {dataset} has no class {new[0]!r}; {list(own)}")
@@ -125,6 +135,7 @@ def _read_json(path: str | os.PathLike) -> dict[str, Any]:
             raise ValueError('need {"names": ["first class", ...]} with the names as strings')
     except ValueError as error:  # JSON errors are ValueErrors, too.
         raise ValueError(f"class file {path}: {error}") from error
+    data.pop("about", None)
     return data
 
 

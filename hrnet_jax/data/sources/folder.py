@@ -1,6 +1,6 @@
 """Any folder of images and labels, with a class file that says what the labels mean.
 
-    root/images/SPLIT/**/NAME.{png,jpg,jpeg}
+    root/images/SPLIT/**/NAME.{png,jpg,jpeg,webp,tif,tiff,bmp,ppm}
     root/labels/SPLIT/**/NAME.png               same relative path
     root/classes.json
 

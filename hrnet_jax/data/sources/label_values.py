@@ -29,7 +29,7 @@ def to_bytes(values: np.ndarray, classes: Classes | None, name: str) -> np.ndarr
     if classes is None or classes.stores_raw_ids:
         return values if values.dtype == np.uint8 else _narrow(values, classes, name)
     codes = values if values.ndim == 2 else color_codes(values)
-    stored = _table(classes)[codes]
+    stored = _table(classes).take(codes)
     if (unknown := stored == UNKNOWN_LABEL).any():
         raise _unknown(codes[unknown], classes, name)
     return stored
@@ -37,13 +37,17 @@ def to_bytes(values: np.ndarray, classes: Classes | None, name: str) -> np.ndarr
 
 def color_codes(colors: np.ndarray) -> np.ndarray:
     """RGB uint8 [..., 3] -> one number per color, uint32 [...]."""
-    red, green, blue = (colors[..., k].astype(np.uint32) for k in range(3))
-    return red << 16 | green << 8 | blue
+    # Four bytes seen as one number take 4 ms for 2 Mpixels, shifting and adding 18 ms. Copying all
+    # channels at once takes 70 ms.
+    padded = np.zeros((*colors.shape[:-1], 4), np.uint8)
+    for channel in range(3):
+        padded[..., channel] = colors[..., channel]
+    return padded.view("<u4")[..., 0]
 
 
 def code_color(code: int) -> Color:
     """The inverse of `color_codes`."""
-    return int(code) >> 16, int(code) >> 8 & 255, int(code) & 255
+    return int(code) & 255, int(code) >> 8 & 255, int(code) >> 16
 
 
 def _narrow(values: np.ndarray, classes: Classes | None, name: str) -> np.ndarray:

@@ -20,18 +20,19 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from hrnet_jax.data.sources.files import Pair, not_hidden
+from hrnet_jax.data.images.headers import IMAGE_SUFFIXES
+from hrnet_jax.data.sources.files import Pair, log_unused, not_hidden
 from hrnet_jax.data.sources.source import describe_folder
 from hrnet_jax.runtime import storage
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _KEYS = (
     "images", "labels", "image_suffix", "label_suffix", "replace", "list", "splits", "split",
 )  # fmt: skip
 _NEEDS_IMAGES = {"labels", "image_suffix", "label_suffix", "replace"}
 _NAMED = "{split}"
+_CLASS_FILE = "classes.json"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Layout:
             each line is the name of an image in it, without it "IMAGE LABEL" or "IMAGE", paths
             below the dataset's folder.
         splits: (name of a split, what is written for {split}); empty: the name itself.
-        fractions: (name of a split, its fraction); the rest is "train".
+        fractions: (name of a split, its fraction): parts of the files of "train", which keeps the
+            rest, or of all files if {split} occurs nowhere.
         seed: of the fractions.
     """
 
@@ -116,16 +118,23 @@ class Layout:
 
     def _check_split(self) -> None:
         """Raises ValueError unless it is clear which files belong to which split."""
-        named = _NAMED in "".join(self.images) + self.list
-        if self.fractions and (named or _NAMED in "".join(self.labels) or self.splits):
-            raise ValueError(
-                f'"files": "split" divides one set of files; leave out "splits" and {_NAMED}'
-            )
-        if not self.fractions and not named:
+        if twice := sorted(dict(self.fractions).keys() & dict(self.splits).keys()):
+            raise ValueError(f'"files": {twice} stand in both "splits" and "split"')
+        if not self.fractions and not self.is_named:
             raise ValueError(
                 f'"files": all splits would be the same files: write {_NAMED} into "images" or '
                 '"list", or divide them by "split": {"val": 0.1}'
             )
+
+    @property
+    def is_named(self) -> bool:
+        """Whether {split} says which files belong to a split."""
+        return _NAMED in "".join(self.images) + self.list
+
+    @property
+    def divided(self) -> tuple[str, ...]:
+        """The splits that `fractions` make out of one set of files."""
+        return ("train", *dict(self.fractions)) if self.fractions else ()
 
     def describe(self) -> str:
         """The rule, for errors."""
@@ -173,12 +182,12 @@ def find(root: epath.Path, split: str, layout: Layout) -> Found:
         ValueError: for an unknown split, an invalid list, or images that differ in their suffix
             alone.
     """
-    known = [name for name, _ in layout.splits]
-    if layout.fractions:
-        known = ["train", *(name for name, _ in layout.fractions)]
-    if known and split not in known:
+    divided = layout.divided
+    known = list(dict.fromkeys((*divided, *dict(layout.splits))))
+    if (layout.splits or not layout.is_named) and split not in known:
         raise ValueError(f'unknown split {split!r}; known by "files": {known}')
-    written = dict(layout.splits).get(split, split)
+    whole = "train" if split in divided else split
+    written = dict(layout.splits).get(whole, whole)
     if layout.list and not layout.images:
         found = _listed_pairs(root, root / layout.list.replace(_NAMED, written))
     else:
@@ -195,7 +204,7 @@ def find(root: epath.Path, split: str, layout: Layout) -> Found:
             f"{split!r} of {root}: images that differ in nothing but their suffix, or are listed "
             f"twice: {repeated[:5]} (layout: {layout.describe()})"
         )
-    if not layout.fractions:
+    if split not in divided:
         return found
     chosen = [pair for pair in found.pairs if split_of(pair.id, layout) == split]
     if not chosen:
@@ -273,7 +282,7 @@ def _scan(place: _Place, layout: Layout) -> _Scan:
         if shared and layout.is_label(name) and len(layout.label_suffix) >= len(suffix):
             continue
         if not suffix:
-            others.add(name)
+            others.update({name} - {_CLASS_FILE})
         elif (stem := name[: -len(suffix)]) in images:
             raise ValueError(
                 f"images in {place.images} differ in nothing but their suffix: "
@@ -315,11 +324,11 @@ def _in_folders(scans: list[_Scan], layout: Layout) -> Found:
     pairs = [_pair(scan, stem, layout) for scan in scans for stem in scan.images]
     used = {pair.label for pair in pairs}
     for (_, images, labels), _, label_files, others in scans:
-        _log_unused(images, others, "are no images with a known suffix")
+        log_unused(images, others, "are no images with a known suffix")
         unused = {name for name in label_files.values() if f"{labels}/{name}" not in used}
         # A folder of labels for all splits holds those of the other splits, too.
         if _NAMED in "".join(layout.labels) or _NAMED not in "".join(layout.images):
-            _log_unused(labels, unused, "are labels without an image")
+            log_unused(labels, unused, "are labels without an image")
     return Found(pairs, _has_labels(scans, layout))
 
 
@@ -410,14 +419,6 @@ def _lines(path: epath.Path) -> list[tuple[int, str]]:
     if not lines:
         raise ValueError(f"list {path} is empty")
     return lines
-
-
-def _log_unused(folder: epath.Path, names: set[str], what: str) -> None:
-    if names:
-        first = sorted(names)[:3]
-        logger.warning(
-            "%d files in %s %s and are not used, e.g. %s", len(names), folder, what, first
-        )
 
 
 def _texts(key: str, value: Any) -> tuple[str, ...]:

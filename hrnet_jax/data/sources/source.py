@@ -126,6 +126,14 @@ class Classes:
         ids = [i for ids in self.ids_by_class for i in ids]
         return self.label_type == "ids" and max(*ids, *self.ignore_ids, 0) <= 255
 
+    @property
+    def label_format(self) -> str:
+        """On what, apart from its file, a label as read depends; "" if it holds raw ids."""
+        if self.stores_raw_ids and not self.ignore_rest:
+            return ""
+        parts = self.label_type, self.colors, self.ignore_colors, self.label_ids, self.ignore_ids
+        return repr((*parts, self.ignore_rest))
+
     def lookup(self) -> np.ndarray:
         """uint8 [256]: byte in a label as read -> train id, IGNORE_LABEL or UNKNOWN_LABEL."""
         raw = self.stores_raw_ids
@@ -219,12 +227,14 @@ class Records(Generic[SampleT]):
         label_paths: one label file per sample; empty if labels are not single files.
         id_counts: pixels of each raw id, uint32 [samples, 256], where they are stored with the
             samples; else None.
+        classes: how files of images and labels are read; None: labels are ids of one byte.
     """
 
     has_labels: bool
     image_paths: tuple[str, ...] = ()
     label_paths: tuple[str, ...] = ()
     id_counts: np.ndarray | None = None
+    classes: Classes | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -236,6 +246,11 @@ class Records(Generic[SampleT]):
     def label_name(self, index: int) -> str:
         """What error messages call the label."""
         return self.name(index)
+
+    @property
+    def label_format(self) -> str:
+        """On what, apart from the files, the bytes of labels depend; "" if they are raw ids."""
+        return self.classes.label_format if self.classes else ""
 
     def files(self, index: int) -> tuple[str, ...]:
         """The files that hold a sample: its image and label, or a shard of many samples."""

@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 import numpy as np
 
-from hrnet_jax.data.sources.source import Records, SampleT, Source
+from hrnet_jax.data.sources.source import Classes, Records, SampleT, Source
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,14 @@ class UnionRecords(Records[SampleT], Generic[SampleT]):
     def id_counts(self) -> np.ndarray | None:  # type: ignore[override]
         counts = [part.id_counts for part in self.parts]
         return None if any(c is None for c in counts) else np.concatenate(counts)
+
+    @property
+    def classes(self) -> Classes | None:  # type: ignore[override]
+        return self.parts[0].classes  # the splits have the same
+
+    def files(self, index: int) -> tuple[str, ...]:
+        part, place = self._find(index)
+        return part.files(place)
 
     @cached_property
     def _ends(self) -> list[int]:

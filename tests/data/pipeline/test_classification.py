@@ -206,7 +206,7 @@ def test_centres_must_fit(source):
     ("content", "message"),
     [
         (b"", r"is empty \(0 bytes\)"),
-        (b"GIF89a, but not", "is neither a PNG nor a JPEG file"),
+        (b"GIF89a, but not", "is a GIF file"),
         ("cut", "is damaged"),
         ("small", "is 7x40: smaller than 8 pixels"),
     ],

@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +97,19 @@ def test_opens_with_fewer_classes(camvid, write):
     assert (found[expected == 3] == 1).all()
     assert (found[expected == 0] == 0).all()
     assert set(found[(expected != 0) & (expected != 3)].tolist()) == {255}
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text("utf-8")
+EXAMPLES = [
+    *re.findall(r"^```json\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE),
+    *re.findall(r"\| `(\{.*\})` \|", PAGE),
+]
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_examples_of_the_page(write, text):
+    """docs/data.md: class files, and values of the key "files"."""
+    data = json.loads(text)
+    found = class_file.read(write(data if "names" in data else {"names": ["a"], "files": data}))
+    assert found.classes.num_classes == len(data.get("names", "a"))
+    assert len(EXAMPLES) >= 17

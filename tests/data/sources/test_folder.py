@@ -69,12 +69,12 @@ def test_files_that_are_not_samples(folder, caplog):
     (images / "a" / ".ipynb_checkpoints").mkdir()
     for path in (images / "._x.png", images / ".DS_Store", images / "a/.ipynb_checkpoints/y.png"):
         path.write_bytes(b"")
-    for path in (images / "a" / "z.tif", labels / "b" / "three.png", labels / "._x.png"):
+    for path in (images / "a" / "z.gif", labels / "b" / "three.png", labels / "._x.png"):
         path.write_bytes(b"")
     assert open_source("folder", root=folder, split="train") == expected
     unused_image, unused_label = (record.getMessage() for record in caplog.records)
     assert unused_image.startswith(f"1 files in {images} are no images with a known suffix")
-    assert "['a/z.tif']" in unused_image
+    assert "['a/z.gif']" in unused_image
     assert unused_label.startswith(f"1 files in {labels} are labels without an image")
     assert "['b/three.png']" in unused_label
 

@@ -1,27 +1,20 @@
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from hrnet_jax.data import open_source
 from hrnet_jax.data.sources.layout import Layout, split_of
 
-SQUARE = np.zeros((2, 2), np.uint8)
-
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Writes files below a folder and opens a split by the rules of "files"."""
+    """Writes files, empty ones, below a folder and opens a split by the rules of "files"."""
 
     def make(files, rules, split="train"):
         for name in files:
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix in (".png", ".jpg"):
-                Image.fromarray(SQUARE).save(path)
-            else:
-                path.write_bytes(files[name] if isinstance(files, dict) else b"")
+            path.write_bytes((files[name] if isinstance(files, dict) else 0) or b"")
         class_file = tmp_path / "classes.json"
         class_file.write_text(json.dumps({"names": ["a"], "files": rules}))
         source = open_source("folder", root=tmp_path, split=split)
@@ -202,7 +195,7 @@ def test_fractions_that_leave_a_split_empty(dataset):
 
 def test_images_without_any_label(dataset, caplog):
     rules = {"images": "{split}", "labels": "{split}", "label_suffix": "_mask.png"}
-    assert dataset(["train/x.jpg", "train/x_msk.bmp"], rules) == (["x"], ["train/x.jpg"], [])
+    assert dataset(["train/x.jpg", "train/x_msk.gif"], rules) == (["x"], ["train/x.jpg"], [])
     assert "no labels: no file in" in caplog.text
     assert "_mask.png" in caplog.text
     with pytest.raises(
@@ -221,7 +214,7 @@ def test_images_without_any_label(dataset, caplog):
         ({"images": "x"}, r"all splits would be the same files.*\"split\""),
         ({"list": "train.txt"}, "all splits would be the same files"),
         ({"list": "{split}.txt", "label_suffix": "_m.png"}, r"\['label_suffix'\] need \"images\""),
-        ({"split": {"val": 0.1}}, r'"split" divides one set of files'),
+        ({"split": {"val": 0.1}, "splits": {"val": "v"}}, r"\['val'\] stand in both"),
         ({"images": "i", "labels": "l", "split": {"val": 1.5}}, r"each in 0\.\.1.*got"),
         ({"images": "i", "labels": "l", "split": {"val": 0.5, "test": 0.5}}, "less than 1"),
         ({"images": "i", "labels": "l", "split": {"train": 0.8}}, "what the other splits leave"),
@@ -233,3 +226,17 @@ def test_images_without_any_label(dataset, caplog):
 def test_bad_rules(dataset, rules, message):
     with pytest.raises(ValueError, match=message):
         dataset([], rules)
+
+
+def test_train_is_divided_where_only_val_is_missing(dataset):
+    """Training images in a folder of their own beside those of the test, none for validation."""
+    rules = {"split": {"val": 0.4}, "splits": {"train": "training", "test": "testing"}}
+    files = [f"images/training/{k}.png" for k in range(20)] + ["images/testing/t.png"]
+    files += [f"labels/training/{k}.png" for k in range(20)]
+    train, val = (set(dataset(files, rules, split)[0]) for split in ("train", "val"))
+    assert train | val == {str(k) for k in range(20)}
+    assert not train & val
+    assert val
+    assert dataset([], rules, "test")[0] == ["t"]
+    with pytest.raises(ValueError, match=r"split 'training'; known .*'train', 'val', 'test'"):
+        dataset([], rules, "training")

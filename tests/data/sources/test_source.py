@@ -146,8 +146,8 @@ def test_take():
 
 
 def test_open_source_names_the_choices(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown dataset 'kitti'; known: .*camvid"):
-        open_source("kitti", root=tmp_path, split="train")
+    with pytest.raises(ValueError, match=r"unknown dataset 'nuscenes'; known: .*camvid"):
+        open_source("nuscenes", root=tmp_path, split="train")
     with pytest.raises(ValueError, match="needs its folder"):
         open_source("camvid", root="", split="train")
     with pytest.raises(FileNotFoundError, match=r"no class file c.json"):

@@ -3,6 +3,7 @@ import pytest
 
 from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline import class_counts
+from hrnet_jax.data.tiles import prepare
 
 
 def test_joins_splits(camvid):
@@ -55,3 +56,16 @@ def test_counts(camvid, tmp_path, monkeypatch):
 def test_refuses(streets, split, message):
     with pytest.raises(ValueError, match=message):
         open_source("cityscapes", root=streets, split=split)
+
+
+def test_tiles(streets, tmp_path):
+    for split in ("train", "val"):
+        source = open_source("cityscapes", root=streets, split=split)
+        prepare.prepare(source, tmp_path, progress=False)
+    both = open_source("cityscapes", root=tmp_path, split="train+val")
+    files = open_source("cityscapes", root=streets, split="train+val")
+    assert both.ids == files.ids
+    np.testing.assert_array_equal(both.read(8)[1], files.read(8)[1])
+    assert both.records.id_counts.shape == (10, 256)
+    with pytest.raises(ValueError, match="prepare its splits one by one"):
+        prepare.prepare(files, tmp_path / "more", progress=False)

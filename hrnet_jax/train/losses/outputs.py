@@ -67,4 +67,4 @@ def weighted_sum(
     logits: jax.Array, labels: jax.Array, terms: Sequence[tuple[LossFunction, float]]
 ) -> jax.Array:
     """The sum of weight * loss over the terms, each a loss function and its weight."""
-    return sum(weight * function(logits, labels) for function, weight in terms)
+    return jnp.sum(jnp.stack([weight * function(logits, labels) for function, weight in terms]))

@@ -75,6 +75,11 @@ def absolute(path_: str | os.PathLike) -> epath.Path:
     return found if in_store(found) else found.absolute()
 
 
+def user_cache() -> epath.Path:
+    """This package's cache: the folder hrnet_jax in $XDG_CACHE_HOME or ~/.cache."""
+    return path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hrnet_jax"
+
+
 @functools.cache
 def _store(scheme: str) -> Any:
     """The file system of a store."""

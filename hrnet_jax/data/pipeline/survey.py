@@ -220,7 +220,7 @@ class _Cache:
         fields = [field.name for field in dataclasses.fields(Header)]
         identity = json.dumps([_FORMAT, fields, folder, source.records.label_format])
         digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
-        self.path = cache_folder() / f"survey_{digest}.npz"
+        self.path = Path(storage.user_cache()) / f"survey_{digest}.npz"
 
     def read(self) -> list[Facts]:
         """The facts that are still valid, by index of the sample."""
@@ -305,8 +305,3 @@ def _read(path: Path) -> dict[str, tuple[str, Facts]]:
         key: (stamp, Facts(known[image], known[label], rows))
         for (key, stamp), (image, label), rows in zip(names, headers, counted, strict=True)
     }
-
-
-def cache_folder() -> Path:
-    """The folder of the cached facts: hrnet_jax in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hrnet_jax"

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from hrnet_jax.data.images.headers import IMAGE_SUFFIXES
-from hrnet_jax.data.sources.files import Pair, log_unused, not_hidden
-from hrnet_jax.data.sources.source import describe_folder
+from hrnet_jax.data.sources.files import Pair, log_unused, not_hidden, source_of_pairs
+from hrnet_jax.data.sources.source import Classes, Sample, Source, describe_folder
 from hrnet_jax.runtime import storage
 
 logger = logging.getLogger(__name__)
@@ -172,6 +172,24 @@ class Found(NamedTuple):
 
     pairs: list[Pair]
     has_labels: bool
+
+
+def open_split(
+    name: str, root: epath.Path, split: str, classes: Classes, layout: Layout
+) -> Source[Classes, Sample]:
+    """The source of a split. Raises as `find`, and FileNotFoundError for a missing label.
+
+    Args:
+        name: of the dataset.
+        root: its folder.
+        split: of the dataset.
+        classes: what the labels mean.
+        layout: where the files are.
+    """
+    pairs, has_labels = find(root, split, layout)
+    return source_of_pairs(
+        name, split, classes, pairs, layout=layout.describe(), has_labels=has_labels
+    )
 
 
 def find(root: epath.Path, split: str, layout: Layout) -> Found:

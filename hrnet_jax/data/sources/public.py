@@ -13,7 +13,6 @@ from pathlib import Path
 
 from hrnet_jax.data.sources import class_file as class_files
 from hrnet_jax.data.sources import layout as layouts
-from hrnet_jax.data.sources.files import source_of_pairs
 from hrnet_jax.data.sources.layout import Layout
 from hrnet_jax.data.sources.source import Classes, Source
 from hrnet_jax.runtime import storage
@@ -72,14 +71,6 @@ def open_public(
     if class_file:
         classes = class_files.read_for(class_file, name, classes)
     try:
-        found = layouts.find(root, split, dataset.layout)
+        return layouts.open_split(name, root, split, classes, dataset.layout)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{dataset.title}: {error}") from error
-    return source_of_pairs(
-        name,
-        split,
-        classes,
-        found.pairs,
-        layout=dataset.layout.describe(),
-        has_labels=found.has_labels,
-    )

@@ -142,12 +142,7 @@ def prepare(
             prepares the same tiles, or a file of the source is damaged.
         OSError: if writing fails; complete shards are kept.
     """
-    if isinstance(source.records, tile_format.TileRecords):
-        raise ValueError(f"{source.name!r} {source.split!r} are tiles already")
-    if isinstance(source.records, UnionRecords):
-        raise ValueError(
-            f"split {source.split!r}: prepare its splits one by one; reading joins their tiles, too"
-        )
+    _check_source(source)
     if shard_images < 1:
         raise ValueError(f"shard_images must be 1 or more, got {shard_images}")
     output = storage.path(output)
@@ -180,6 +175,15 @@ def prepare(
     work.rmtree()
     describe_for_tfds(output)
     return path
+
+
+def _check_source(source: Source) -> None:
+    if isinstance(source.records, tile_format.TileRecords):
+        raise ValueError(f"{source.name!r} {source.split!r} are tiles already")
+    if isinstance(source.records, UnionRecords):
+        raise ValueError(
+            f"split {source.split!r}: prepare its splits one by one; reading joins their tiles, too"
+        )
 
 
 def _check_space(

@@ -50,7 +50,7 @@ def load(
     class_names: Sequence[str] | None,
     **model_options: Any,
 ) -> Teacher:
-    """Reads a teacher: whatever `load_checkpoint` reads.
+    """Reads a teacher from anything that `network_file.read` takes.
 
     A PyTorch file does not name its classes. They are taken for those of the dataset, in its
     order, and the log says so.

@@ -28,7 +28,7 @@ ERRORS = (
 _COMPRESSION = 259
 _LOSSY = (6, 7, 33003, 33005, 34712, 50001, 50002, 52546)
 # Channels without alpha.
-_COLORS = {"grey": 1, "grey+alpha": 1, "rgb": 3, "rgba": 3}
+_COLORS = {"gray": 1, "gray+alpha": 1, "rgb": 3, "rgba": 3}
 
 
 class Meaningless(ValueError):

@@ -119,7 +119,7 @@ class Layout:
     def _check_split(self) -> None:
         """Raises ValueError unless it is clear which files belong to which split."""
         if twice := sorted(dict(self.fractions).keys() & dict(self.splits).keys()):
-            raise ValueError(f'"files": {twice} stand in both "splits" and "split"')
+            raise ValueError(f'"files": {twice} are in both "splits" and "split"')
         if not self.fractions and not self.is_named:
             raise ValueError(
                 f'"files": all splits would be the same files: write {_NAMED} into "images" or '
@@ -351,7 +351,7 @@ def _in_folders(scans: list[_Scan], layout: Layout) -> Found:
 
 
 def _has_labels(scans: list[_Scan], layout: Layout) -> bool:
-    """Whether the split has labels: a folder of their own, or some beside the images."""
+    """Whether the split has labels: a folder of their own, or some among the images."""
     shared = [scan for scan in scans if scan.place.images == scan.place.labels]
     if shared == scans and not any(scan.labels for scan in scans):
         logger.warning(

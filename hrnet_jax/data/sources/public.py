@@ -1,7 +1,7 @@
 """Public datasets by name: class files of this package, which also say where the files lie.
 
 The folder `classes` holds one class file for each name. Its key "about" gives the dataset's title,
-the devkit or paper that the table is from, and the name of the data's licence; docs/datasets.md
+the devkit or paper that the table is from, and the name of the data's license; docs/datasets.md
 says where to get each dataset.
 """
 
@@ -33,7 +33,7 @@ class PublicDataset:
         layout: where images and labels lie below the dataset's folder.
         title: the dataset's own name.
         source: the devkit, paper or page that the table is from.
-        license: the name of the licence of the data.
+        license: the name of the license of the data.
     """
 
     classes: Classes

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hrnet_jax.data.pipeline.survey import Team, spread_indices, survey
+from hrnet_jax.data.pipeline.survey import Team, survey
 from hrnet_jax.data.sources.files import Files
+from hrnet_jax.data.sources.source import spread_indices
 from hrnet_jax.runtime import storage
 
 LABEL = np.array([[3, 3, 3, 5], [0, 255, 5, 3]], np.uint8)
@@ -34,7 +35,7 @@ def reads(monkeypatch):
 def test_headers_and_ids_by_hand(make_source):
     (facts,) = survey(make_source([(2, 4)], label=LABEL), progress=False)
     assert (facts.image.kind, facts.image.size) == ("rgb", (2, 4))
-    assert (facts.label.kind, facts.label.bits) == ("grey", 8)
+    assert (facts.label.kind, facts.label.bits) == ("gray", 8)
     assert facts.ids.tolist() == IDS
 
 
@@ -101,13 +102,13 @@ def test_what_was_counted_before_an_error_is_kept(make_source, reads):
     assert reads == [source.label_paths[29]]
 
 
-def test_a_damaged_cache_is_made_anew(make_source, caplog):
+def test_a_damaged_cache_is_made_again(make_source, caplog):
     source = make_source([(2, 4)], label=LABEL)
     survey(source, progress=False)
     (kept,) = storage.user_cache().iterdir()
     kept.write_bytes(kept.read_bytes()[:50])
     assert survey(source, progress=False)[0].ids.tolist() == IDS
-    assert "is damaged and is made anew" in caplog.text
+    assert "is damaged and is made again" in caplog.text
     caplog.clear()
     assert survey(source, progress=False)[0].ids.tolist() == IDS
     assert not caplog.records

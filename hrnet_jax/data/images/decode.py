@@ -21,8 +21,6 @@ from hrnet_jax.data.images.headers import (
 from hrnet_jax.data.images.notes import say_once
 from hrnet_jax.data.images.orientation import upright
 
-# Without alpha.
-_CHANNELS = {"gray": 1, "gray+alpha": 1, "rgb": 3, "rgba": 3}
 _SAID = {
     "gray": "is gray, which is repeated for red, green and blue",
     "palette": "has a palette, whose colors are taken",
@@ -176,20 +174,20 @@ def _tiff_or_bmp(data: bytes, header: Header, name: str) -> np.ndarray:
 def _any_png(data: bytes, header: Header, name: str) -> np.ndarray:
     """Values of a PNG without a palette, [H, W] or [H, W, C], without transparent pixels."""
     try:
-        pixels = png_decode(data)
+        values = png_decode(data)
     except PngError as error:
         raise ValueError(f"{name} is damaged: {error}") from error
     # One gray value or color that is declared transparent comes as alpha, too; it is still a value.
-    channels = _CHANNELS[header.kind]
+    channels = pixels.CHANNELS[header.kind]
     alpha = header.kind in ("gray+alpha", "rgba")
-    if alpha and (pixels[..., -1] != (255 if header.bits == 8 else 65535)).any():
+    if alpha and (values[..., -1] != (255 if header.bits == 8 else 65535)).any():
         raise ValueError(
             f"label {name} has transparent pixels, whose meaning is not clear: save it without "
             "alpha, with an id or color for pixels without a class"
         )
-    if pixels.ndim == 3:
-        pixels = pixels[..., :channels] if channels > 1 else pixels[..., 0]
-    return pixels
+    if values.ndim == 3:
+        values = values[..., :channels] if channels > 1 else values[..., 0]
+    return values
 
 
 def _as_ids(pixels: np.ndarray, header: Header, name: str) -> np.ndarray:

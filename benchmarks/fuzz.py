@@ -215,7 +215,7 @@ def checkpoint(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
 @kind
 def class_file(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     """Bytes damaged, or a value of a wrong type in a wrong place."""
-    from hrnet_jax.data.sources.folder import read_class_file
+    from hrnet_jax.data.sources.class_file import read_class_file
 
     contents = {
         "names": ["soil", "leaf"],

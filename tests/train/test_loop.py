@@ -265,7 +265,11 @@ BAD_CONFIGS = [
     ("loss.terms", {"dice": float("nan")}, r"config.loss.terms.dice=nan: must be at least 0"),
     ("loss.focal_gamma", -0.5, r"config.loss.focal_gamma=-0.5: must be at least 0"),
     ("loss.boundary_radius", 0, r"config.loss.boundary_radius=0: must be at least 1"),
-    ("loss.class_weights", "inverse", r"unknown config.loss.class_weights='inverse' \(did you"),
+    (
+        "loss.class_weights",
+        "inverse",
+        r"unknown config.loss.class_weights='inverse'; known: \['auto', 'effective",
+    ),
     ("loss.class_weights_beta", 1.1, r"config.loss.class_weights_beta=1.1: must be in 0..1"),
     ("data.rotation", 200.0, r"config.data.rotation=200.0: must be in 0..180"),
     ("data.photometric", 2.0, r"config.data.photometric=2.0: must be in 0..1"),

@@ -68,8 +68,6 @@ class BatchPlan:
 
     def __post_init__(self):
         self.shard.slots(self.batch_size)
-        if self.start_step * self.batch_size + self.sample_offset < 0:
-            raise ValueError(f"sample_offset {self.sample_offset} is before the first sample")
         if not 0 <= self.seed < 2**32:
             # The shuffle uses the low 32 bits only.
             raise ValueError(f"seed must be in 0..2**32 - 1, got {self.seed}")
@@ -80,6 +78,8 @@ class BatchPlan:
         ):
             if value < 0:
                 raise ValueError(f"{name} must be 0 or more, got {value}")
+        if self.start_step * self.batch_size + self.sample_offset < 0:
+            raise ValueError(f"sample_offset {self.sample_offset} is before the first sample")
 
 
 def sample_rng(seed: int, global_index: int, stream: int = 0) -> np.random.Generator:

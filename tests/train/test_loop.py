@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import logging
+import os
 import shutil
+import signal
 import time
 
 import jax
@@ -21,8 +23,8 @@ from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import create_model
 from hrnet_jax.pytorch import convert
 from hrnet_jax.pytorch import files as torch_files
-from hrnet_jax.runtime import run_lock
-from hrnet_jax.train import build, loop
+from hrnet_jax.runtime import progress, run_lock
+from hrnet_jax.train import build, loop, preemption
 from hrnet_jax.train.config import check_config, check_same_config
 from hrnet_jax.train.tasks import Evaluation, task_of
 
@@ -128,6 +130,38 @@ def test_run_resume_and_load(tmp_path, streets, quick, caplog):
         build.load_initial_variables(_config(streets, **start), wide, LETTERS)
     with pytest.raises(FileNotFoundError, match="no such file"):
         build.load_initial_variables(_config(streets, init_from="/none"), _tiny_model(7), LETTERS)
+
+
+def test_ctrl_c_in_a_call_from_python(tmp_path, streets, quick, monkeypatch, capsys):
+    """It raises, at once or after saving; the same call goes on, and shows bars."""
+    monkeypatch.setattr(progress, "_redraws", lambda stream: True)
+    before = signal.getsignal(signal.SIGINT)
+
+    def stopped(owner, name):
+        function, sent = getattr(owner, name), []
+
+        def interrupting(*args):
+            if not sent:
+                sent.append(os.kill(os.getpid(), signal.SIGINT))
+            return function(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupting)
+            with pytest.raises(KeyboardInterrupt) as raised:
+                loop.train(_config(streets), str(tmp_path))
+        assert signal.getsignal(signal.SIGINT) is before
+        return raised.value, max(CheckpointStore(str(tmp_path)).steps(), default=0)
+
+    error, step = stopped(build, "compile_step")
+    assert (str(error)[:31], step) == ("SIGINT ended the run at once; t", 0)
+    error, step = stopped(loop.Pace, "add")
+    assert (str(error), step) == ("SIGINT: saved step 2 of 4 and ended", 2)
+    assert isinstance(error, preemption.Preempted)
+    error, step = stopped(loop.RunLog, "images")  # of the evaluation after the last step
+    assert (str(error)[:31], step) == ("SIGINT ended the run at once; t", 4)
+    shown = capsys.readouterr().err
+    for bar in ("compiling: 100%", "training: 100%", " 4/4 [", "loss=", "evaluating val: 100%"):
+        assert bar in shown
 
 
 def test_imagenet_weights_start_a_segmentation_network(tmp_path, caplog):

@@ -3,16 +3,14 @@
 import dataclasses
 import json
 import logging
-import os
 import shutil
-import signal
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from stopping import stopped_at
+from stopping import interrupted_at, stopped_at
 
 import hrnet_jax
 from hrnet_jax.checkpoints.load import load_checkpoint
@@ -68,7 +66,7 @@ def _log(workdir):
     return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
 
-def test_run_resume_and_load(tmp_path, streets, quick, caplog):
+def test_run_resume_and_load(tmp_path, streets, quick, caplog, monkeypatch, capsys):
     caplog.set_level(logging.INFO, "hrnet_jax")
     whole = loop.train(_config(streets), str(tmp_path / "whole"))
 
@@ -89,9 +87,18 @@ def test_run_resume_and_load(tmp_path, streets, quick, caplog):
     assert 0 <= lines[4]["eval/miou"] <= 1
     assert list((tmp_path / "whole" / "tensorboard").iterdir())
 
-    # Stopped after step 2 (and before anything of step 3 is saved), then the same command again.
-    with stopped_at(3):
+    # Ctrl-C in step 1, noticed in step 2, then the same call again.
+    monkeypatch.setattr(progress, "_redraws", lambda stream: True)
+    caplog.set_level(logging.WARNING, "hrnet_jax")
+    with interrupted_at(1) as raised:
         loop.train(_config(streets), str(tmp_path / "parts"))
+    assert isinstance(raised.value, preemption.Preempted)
+    assert str(raised.value) == "SIGINT: saved step 2 of 4 and ended"
+    # Bars show the progress where the log does not.
+    shown = capsys.readouterr().err
+    for bar in ("compiling: 100%", "training:  25%", " 1/4 [", "loss="):
+        assert bar in shown
+    caplog.set_level(logging.INFO, "hrnet_jax")
     resumed = loop.train(_config(streets, log_every_steps=2), str(tmp_path / "parts"))
     assert "continuing at step 2 of 4" in caplog.text
     _equal(resumed, whole)
@@ -130,38 +137,6 @@ def test_run_resume_and_load(tmp_path, streets, quick, caplog):
         build.load_initial_variables(_config(streets, **start), wide, LETTERS)
     with pytest.raises(FileNotFoundError, match="no such file"):
         build.load_initial_variables(_config(streets, init_from="/none"), _tiny_model(7), LETTERS)
-
-
-def test_ctrl_c_in_a_call_from_python(tmp_path, streets, quick, monkeypatch, capsys):
-    """It raises, at once or after saving; the same call goes on, and shows bars."""
-    monkeypatch.setattr(progress, "_redraws", lambda stream: True)
-    before = signal.getsignal(signal.SIGINT)
-
-    def stopped(owner, name):
-        function, sent = getattr(owner, name), []
-
-        def interrupting(*args):
-            if not sent:
-                sent.append(os.kill(os.getpid(), signal.SIGINT))
-            return function(*args)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, interrupting)
-            with pytest.raises(KeyboardInterrupt) as raised:
-                loop.train(_config(streets), str(tmp_path))
-        assert signal.getsignal(signal.SIGINT) is before
-        return raised.value, max(CheckpointStore(str(tmp_path)).steps(), default=0)
-
-    error, step = stopped(build, "compile_step")
-    assert (str(error)[:31], step) == ("SIGINT ended the run at once; t", 0)
-    error, step = stopped(loop.Pace, "add")
-    assert (str(error), step) == ("SIGINT: saved step 2 of 4 and ended", 2)
-    assert isinstance(error, preemption.Preempted)
-    error, step = stopped(loop.RunLog, "images")  # of the evaluation after the last step
-    assert (str(error)[:31], step) == ("SIGINT ended the run at once; t", 4)
-    shown = capsys.readouterr().err
-    for bar in ("compiling: 100%", "training: 100%", " 4/4 [", "loss=", "evaluating val: 100%"):
-        assert bar in shown
 
 
 def test_imagenet_weights_start_a_segmentation_network(tmp_path, caplog):

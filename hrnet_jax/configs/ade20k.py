@@ -9,7 +9,7 @@ scale: W48 42.02 mIoU, W18 36.79, small_v2 33.00. It differs in two ways: images
 0.5 to 2 from their own size instead of a shorter side of 512, which most of them have, and its
 random brightness, contrast, saturation and hue are a color jitter of 0.3 without hue.
 
-The validation images have hundreds of sizes, and each size is compiled once. Hence training
+The validation images have hundreds of sizes, and each size is compiled once. Therefore training
 evaluates 100 of the 2000 images; `hrnet evaluate` evaluates all.
 
 `:runlocal` shrinks the run to about a minute.

@@ -91,7 +91,6 @@ def metrics_json(
         "confusion_matrix": result.confusion.tolist(),
         "num_images": found["num_images"],
         "num_pixels": found["num_pixels"],
-        "images_per_second": _or_null(result.images_per_second),
         "step": step,
         "variant": variant,
     }

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.order import Shard
-from hrnet_jax.data.sources.source import Classes, Source
+from hrnet_jax.data.sources.source import Classes, Source, spread_indices
 from hrnet_jax.evaluation import driver, metrics
 from hrnet_jax.inference import multi_scale
 from hrnet_jax.inference.multi_scale import SINGLE_SCALE, TestTimeAugmentation, check_model
@@ -148,7 +148,7 @@ def spread(source: Source, max_images: int) -> Source:
         raise ValueError(f"max_images must be 0 (all) or more, got {max_images}")
     if max_images == 0 or max_images >= len(source):
         return source
-    return source.take([i * len(source) // max_images for i in range(max_images)])
+    return source.take(spread_indices(len(source), max_images))
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "mesh"))

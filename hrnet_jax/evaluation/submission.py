@@ -87,7 +87,7 @@ def pack(
 ) -> epath.Path:
     """Checks the predictions in `folder` and writes them to the zip file `path`.
 
-    The files lie side by side in it, in the folder that the form names.
+    All files are in one folder of it, which the form names.
 
     Returns:
         `path`.

@@ -9,7 +9,7 @@ Formats, by the file's suffix:
     .stablehlo  `jax.export`: needs JAX only; batch open, size fixed; CPU, CUDA and TPU.
     .savedmodel TensorFlow SavedModel (a folder), for TensorFlow Serving; batch open, size fixed.
 Class names, colors, label ids and the step are in ONNX's metadata (key "hrnet_jax", JSON). For the
-other two formats they are in a file beside it, with .json added to the name.
+other two formats they are in a file next to it, with .json added to the name.
 """
 
 import functools
@@ -29,6 +29,7 @@ from PIL import Image
 
 import hrnet_jax
 from hrnet_jax.data.images.read import read_image
+from hrnet_jax.data.sources.source import spread_indices
 from hrnet_jax.inference import file_job, multi_scale
 from hrnet_jax.inference.predictor import Predictor
 from hrnet_jax.models import HRNetModel, normalize
@@ -302,7 +303,7 @@ def _samples(options: Options, image_range: tuple[float, float] | None) -> Itera
         yield sample_images(options.size or OPEN_SIZE, options.batch_size or 2)
         return
     inputs, _ = file_job.list_inputs(options.calibration)
-    for i in range(0, len(inputs), max(1, len(inputs) // NUM_COMPARED)):
+    for i in spread_indices(len(inputs), NUM_COMPARED):
         image = read_image(inputs[i].path, image_range)
         yield np.repeat(image[None], options.batch_size or 1, axis=0)
 
@@ -346,7 +347,7 @@ def export_model(predictor: Predictor, path: str | os.PathLike, **options: Any) 
         if not agreement.is_good(chosen.dtype):
             text = f"{path}: not kept, since its answer differs from the network's: {agreement}"
             if chosen.dtype == "int8":
-                text += "; calibrate with more images, and such as are to be predicted"
+                text += "; calibrate with more images, like those to be predicted"
             raise Disagreement(text)
     if path.suffix != ".onnx":
         about = json.dumps(describe(predictor, chosen), indent=1)

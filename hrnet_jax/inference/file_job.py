@@ -53,7 +53,7 @@ def list_inputs(
     """The files to predict, and errors for those that cannot be.
 
     Folders, also linked ones, are searched at any depth for images and videos by their suffix in
-    any case, without hidden files. What else lies in them is counted in the log. Outputs of files
+    any case, without hidden files. Other files in them are counted in the log. Outputs of files
     in a folder are named by their path within it, those of single files by their stem; those that
     would have the same name, by as much of their path as makes them differ.
 
@@ -112,7 +112,7 @@ def _in_folder(folder: epath.Path, output: str | os.PathLike | None) -> list[tup
 
 
 def _within(path: epath.Path, folder: str | os.PathLike) -> bool:
-    """Whether a file lies in a folder, whichever links lead to both."""
+    """Whether a file is in a folder, symbolic links resolved."""
     real = _absolute if storage.in_store(folder) else os.path.realpath
     return f"{real(path.parent)}/".startswith(f"{real(folder)}/")
 

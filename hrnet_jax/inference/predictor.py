@@ -204,10 +204,11 @@ def load(
     """
     from hrnet_jax.checkpoints.load import load_checkpoint
 
+    tta = _renamed(tta, method)  # first: it may raise
     checkpoint = load_checkpoint(
         path_or_name, step=step, which=which, classes=classes, key=key, weights=weights
     )
-    return of_checkpoint(checkpoint, tta=_renamed(tta, method), space=space, size_step=size_step)
+    return of_checkpoint(checkpoint, tta=tta, space=space, size_step=size_step)
 
 
 def of_checkpoint(checkpoint: "Checkpoint", **options: Any) -> Predictor:

@@ -53,7 +53,7 @@ def color_labels(labels: np.ndarray, classes: Classes) -> np.ndarray:
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be integers [H, W], got {labels.dtype} {labels.shape}")
     if labels.size and not 0 <= labels.min() <= labels.max() <= 255:
-        raise ValueError(f"labels must lie in 0..255, got {labels.min()}..{labels.max()}")
+        raise ValueError(f"labels must be in 0..255, got {labels.min()}..{labels.max()}")
     return _palette(classes)[labels]
 
 
@@ -87,7 +87,7 @@ def overlay(
     image, labels = np.asarray(image), np.asarray(labels)
     _check_pair(image, labels)
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in 0..1, got {alpha}")
+        raise ValueError(f"alpha must be in 0..1, got {alpha}")
     colors = color_labels(labels, classes).astype(np.float32)
     mixed = (1 - alpha) * image.astype(np.float32) + alpha * colors
     return (mixed + 0.5).astype(np.uint8)

@@ -61,8 +61,6 @@ def part_costs(model: HRNetModel, size: tuple[int, int]) -> dict[str, Cost]:
     Raises:
       ValueError: for a size below 32.
     """
-    if min(size) < 32:
-        raise ValueError(f"size {size[0]}x{size[1]}: height and width must be 32 or more")
     variables, macs, outputs = _trace(_plain(model), _images(size))
     parameters: Counter[str] = Counter()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):

@@ -51,7 +51,7 @@ class HRNetModel(nn.Module):
         return call(head, streams, "head", train=train)
 
     def to_json(self) -> dict[str, Any]:
-        """The arguments of `create_model` that checkpoints store beside the weights."""
+        """The arguments of `create_model` that checkpoints store with the weights."""
         return {
             "variant": self.variant.name,
             "num_classes": self.num_classes,

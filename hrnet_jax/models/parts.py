@@ -22,7 +22,7 @@ def value_at(path: str, values: Mapping[str, Value], default: Value) -> Value:
 
 
 def below(path: str, values: Mapping[str, Value]) -> dict[str, Value]:
-    """The values as seen from inside the module at `path`, whose own paths start anew."""
+    """The values as seen from inside the module at `path`, whose own paths start there."""
     inside = {
         part[len(path) :].lstrip("/"): value
         for part, value in values.items()

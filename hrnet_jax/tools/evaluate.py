@@ -143,7 +143,7 @@ def evaluate_segmentation(
         console.print(report.class_table(result, intervals))
         if comparison:
             console.print(report.comparison_table(comparison))
-        print_doubts(work.doubts)  # again, beside the metrics
+        print_doubts(work.doubts)  # again, next to the metrics
     written = work.write(result, intervals, comparison)
     if not source.has_labels:
         print(f"Split {source.split!r} has no labels, so there are no metrics.")

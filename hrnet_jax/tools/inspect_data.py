@@ -16,8 +16,8 @@ from absl import flags
 from etils import epath
 
 from hrnet_jax.data import open_source
-from hrnet_jax.data.inspection.look import Look, Pair, look, spread
-from hrnet_jax.data.sources.source import Source
+from hrnet_jax.data.inspection.look import Look, Pair, look
+from hrnet_jax.data.sources.source import Source, spread_indices
 from hrnet_jax.inference import visualize
 from hrnet_jax.runtime import storage
 from hrnet_jax.runtime.progress import progress_bar
@@ -59,8 +59,8 @@ def _lines(root: epath.Path, found: Look) -> Iterable[str]:
     total = found_values.total()
     shown = sorted(found_values) if what == "ids" else [c for c, _ in found_values.most_common()]
     for value in shown[:40]:
-        share = f"{found_values[value] / total:7.2%} of the pixels"
-        yield f"  {value!s:>16}  {share}, in {counts.in_files[value]} labels"
+        fraction = found_values[value] / total
+        yield f"  {value!s:>16}  {fraction:7.2%} of the pixels, in {counts.in_files[value]} labels"
     if len(shown) > 40:
         yield f"  ... and {len(shown) - 40} more"
     for problem in counts.problems[:10]:
@@ -101,7 +101,7 @@ def _config(root: epath.Path, found: Look, class_file: epath.Path) -> list[str]:
 def _draw(source: Source) -> np.ndarray:
     panels = [
         visualize.panel(*source.read(k), None, source.classes, title=source.ids[k], width=360)
-        for k in spread(list(range(len(source))), _SHOWN)
+        for k in spread_indices(len(source), _SHOWN)
     ]
     return visualize.grid(panels, columns=2)
 

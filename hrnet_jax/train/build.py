@@ -327,7 +327,7 @@ def make_metadata(
 
 
 def describe_images(source: Source | Mixture) -> list[dict[str, Any]]:
-    """What decides, beside the configuration, which sample comes when; one entry for each source.
+    """What, with the configuration, determines the sequence of samples; one entry for each source.
 
     A run is continued only with the same: another number or order of images changes the sequence
     of all samples after it.

@@ -38,17 +38,17 @@ def from_labels(
         raise ValueError(
             f"class weights by the rule {rule!r} need labels: {mixture.name!r} has none"
         )
-    counts, shares = zip(*found, strict=True)
-    fractions = _mixed([_fractions(one) for one in counts], shares)
+    counts, parts = zip(*found, strict=True)
+    fractions = _mixed([_fractions(one) for one in counts], parts)
     rule = AUTO if rule == "auto" else rule
     if rule == "inverse_frequency":
         weights = inverse_frequency(fractions)
     elif rule == "median_frequency":
-        inside = _mixed([_fractions_where_present(one) for one in counts], shares)
-        presence = _mixed([(one > 0).mean(axis=0) for one in counts], shares)
+        inside = _mixed([_fractions_where_present(one) for one in counts], parts)
+        presence = _mixed([(one > 0).mean(axis=0) for one in counts], parts)
         weights = median_frequency(np.divide(inside, presence, where=presence > 0, out=inside * 0))
     else:
-        presence = _mixed([(one > 0).mean(axis=0) for one in counts], shares)
+        presence = _mixed([(one > 0).mean(axis=0) for one in counts], parts)
         weights = effective_number(presence * sum(len(one) for one in counts), beta)
     return tuple(float(w) for w in normalized(weights, fractions)), fractions
 

@@ -22,7 +22,7 @@ class Distillation:
       class_order: for each class of the student, the teacher's channel of that class; None: the
         same order.
       temperature: see `divergence`.
-      weight: of this loss beside the loss on the labels.
+      weight: of this loss; the loss on the labels has weight 1.
       min_confidence: see `divergence`.
     """
 
@@ -91,8 +91,8 @@ def divergence(
       teacher_logits: [..., C]. Constants: no gradient flows to them.
       valid: bool [...]; other pixels do not count.
       temperature: T > 0; higher ones weigh the improbable classes more.
-      min_confidence: pixels where the teacher's largest probability (of softmax(teacher), whatever
-        T is) is lower do not count, 0..1.
+      min_confidence: pixels where the teacher's largest probability (of softmax(teacher), for
+        any T) is lower do not count, 0..1.
 
     Returns:
       The loss, 0 if no pixel is kept, and the fraction of the pixels that are kept.

@@ -2,8 +2,8 @@
 
 A name is an import path, "my_module:my_function". It is imported when a run is built from the
 user's configuration, before anything is compiled, and nowhere else: checkpoints hold the name only,
-and whatever reads them (prediction, evaluation, conversion, export) never imports it. Only `build`
-uses this module.
+and what reads them (prediction, evaluation, conversion, export) never imports it. Only `build` uses
+this module.
 """
 
 import functools

@@ -9,11 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from hrnet_jax.checkpoints import foreign, weights_file
-from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.models import HRNetModel
-from hrnet_jax.pytorch import convert, hub
-from hrnet_jax.runtime import storage
+from hrnet_jax.train import network_file
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +33,7 @@ def load(path: str, model: HRNetModel, class_names: Sequence[str], seed: int) ->
       FileNotFoundError: if there is no such file or folder.
       ValueError: if an array of the backbone is missing, superfluous or of another shape.
     """
-    variables, names = _read(path)
+    variables, _, names = network_file.read("init_from", path, backbone_only=True)
     fresh = model.init(jax.random.key(seed), jnp.zeros((1, 64, 64, 3)))
     fresh, given = (traverse_util.flatten_dict(tree, sep="/") for tree in (fresh, variables))
     if names is not None and tuple(names) != tuple(class_names):
@@ -68,21 +65,6 @@ def load(path: str, model: HRNetModel, class_names: Sequence[str], seed: int) ->
         for k, value in fresh.items()
     }
     return traverse_util.unflatten_dict(merged, sep="/")
-
-
-def _read(path: str) -> tuple[Any, Sequence[str] | None]:
-    """The variables of a file, and the names of its classes, None where it does not say."""
-    known = hub.is_address(path) or weights_file.find(path) or storage.path(path).exists()
-    if not known:
-        raise FileNotFoundError(
-            f"config.init_from={path!r}: no such file or folder; {weights_file.known()}"
-        )
-    if foreign.is_foreign(path):
-        converted = convert.convert(path, backbone_only=True)
-        logger.info("%s", converted.report.summary())
-        return converted.variables, None
-    checkpoint = load_checkpoint(path)
-    return checkpoint.variables, checkpoint.metadata["classes"]["names"]
 
 
 def _check_backbone(path: str, model: HRNetModel, fresh: dict, given: dict, fitting: set) -> None:

@@ -201,25 +201,19 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
     """
     config = build.with_fake_data(config, workdir)
     train_source, eval_source = build.open_sources(config)
-    check_class_weights(config, train_source)
-    if len(train_source) < jax.process_count():
-        raise ValueError(
-            f"{train_source.name}: {len(train_source)} images are fewer than the"
-            f" {jax.process_count()} processes"
-        )
-    model = build.make_model(config, train_source.classes.num_classes)
-    build.check_groups(config, model)
-    build.check_own_loss(config, model.num_classes)
     classes = train_source.classes
+    check_class_weights(config, train_source)
+    check_every_process_has_images(train_source)
+    model = build.make_model(config, classes.num_classes)
+    build.check_groups(config, model)
+    build.check_own_loss(config, classes.num_classes)
     teacher = build.load_teacher(config, classes.num_classes, classes.names)
     distributed.check_same("teachers", teacher.to_json() if teacher else {})
     metadata = build.make_metadata(config, model, train_source, teacher)
     metadata["images"] = build.describe_images(train_source)
     store = CheckpointStore(workdir)
     saved, step = store.metadata(), max(store.steps(), default=0)
-    changed = extend.changes(saved, metadata)
-    check_same_config(extend.accept(saved, changed), metadata, workdir)
-    extend.check_allowed(changed, config.extend, workdir)
+    changed = check_continued(config, workdir, saved, metadata)
     if history := extend.history_of(saved, changed, step):
         metadata["history"] = history
     num_steps, epochs = build.run_length(config, len(train_source), history)
@@ -227,7 +221,7 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
         config, num_steps, epochs.steps_per_epoch, epochs.step_at
     )
     extend.log_changes(changed, step, num_steps, epochs, schedule)
-    initial_variables = build.load_initial_variables(config, model, train_source.classes.names)
+    initial_variables = build.load_initial_variables(config, model, classes.names)
     summary.log_setting(config, mesh, train_source, eval_source, num_steps)
     warnings = check_data(config, train_source, eval_source, mesh)
     if class_weights_rule(config):
@@ -259,6 +253,35 @@ def prepare(config: ConfigDict, workdir: str, mesh: Mesh) -> Run:
         progress=saved and saved.get("progress"),
         warnings=warnings,
     )
+
+
+def check_every_process_has_images(source: Source) -> None:
+    """Raises ValueError if there are more processes than images."""
+    if len(source) < jax.process_count():
+        raise ValueError(
+            f"{source.name}: {len(source)} images are fewer than the {jax.process_count()}"
+            " processes"
+        )
+
+
+def check_continued(
+    config: ConfigDict, workdir: str, saved: dict[str, Any] | None, metadata: dict[str, Any]
+) -> extend.Changes:
+    """What differs between the newest checkpoint's configuration and that of the run.
+
+    Args:
+      config: the configuration.
+      workdir: the run's folder.
+      saved: metadata of the newest checkpoint, None if there is none.
+      metadata: that of the run.
+
+    Raises:
+      ValueError: for a difference that is not allowed.
+    """
+    changed = extend.changes(saved, metadata)
+    check_same_config(extend.accept(saved, changed), metadata, workdir)
+    extend.check_allowed(changed, config.extend, workdir)
+    return changed
 
 
 def check_data(

@@ -218,7 +218,7 @@ def _accumulated_gradients(gradient_function, params, batch_stats, batch, key, p
 def _clipped(gradients, norm, limit):
     """The gradients times min(1, limit / norm), as PyTorch's `clip_grad_norm_`, epsilon included.
 
-    The norm is that of the whole gradient: of the global batch, whatever the mesh.
+    The norm is that of the whole gradient: of the global batch, for any mesh.
     """
     factor = jnp.minimum(1, limit / (norm + 1e-6))
     return jax.tree.map(lambda g: (g * factor).astype(g.dtype), gradients)

@@ -110,6 +110,12 @@ def task_of(head: str) -> Task:
     return _TASKS[head]
 
 
+def heads_of_same_task(head: str) -> list[str]:
+    """The heads whose task is that of `head`. Raises as `task_of`."""
+    task = task_of(head)
+    return sorted(other for other, its_task in _TASKS.items() if its_task is task)
+
+
 def augmentation_of(data: ConfigDict, kind: type[_Settings]) -> _Settings:
     """The augmentation that config.data describes; its keys have the names of the fields.
 

@@ -12,16 +12,11 @@ import numpy as np
 import xxhash
 from flax import traverse_util
 
-from hrnet_jax.checkpoints import foreign, weights_file
-from hrnet_jax.checkpoints.load import load_checkpoint
-from hrnet_jax.inference.multi_scale import SEGMENTATION_HEADS
 from hrnet_jax.models import HRNetModel, create_model
-from hrnet_jax.pytorch import convert, hub
-from hrnet_jax.runtime import storage
-from hrnet_jax.train import distill
+from hrnet_jax.train import distill, network_file
+from hrnet_jax.train.tasks import heads_of_same_task
 
 logger = logging.getLogger(__name__)
-_TASKS = {"classification": "classification", **dict.fromkeys(SEGMENTATION_HEADS, "segmentation")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +50,7 @@ def load(
     class_names: Sequence[str] | None,
     **model_options: Any,
 ) -> Teacher:
-    """Reads a teacher: whatever `load_checkpoint` reads.
+    """Reads a teacher from anything that `network_file.read` takes.
 
     A PyTorch file does not name its classes. They are taken for those of the dataset, in its
     order, and the log says so.
@@ -72,22 +67,12 @@ def load(
       ValueError: for a network of another task or with other classes, or a damaged file.
     """
     what = f"config.distill.teacher={path!r}"
-    if not (hub.is_address(path) or weights_file.find(path) or storage.path(path).exists()):
-        raise FileNotFoundError(f"{what}: no such file or folder; {weights_file.known()}")
-    if foreign.is_foreign(path):
-        converted = convert.convert(path)
-        logger.info("%s", converted.report.summary())
-        variables, about, names = converted.variables, converted.model.to_json(), None
-    else:
-        checkpoint = load_checkpoint(path)
-        variables, about = checkpoint.variables, checkpoint.metadata["model"]
-        names = checkpoint.metadata["classes"]["names"]
-    task, wanted = _TASKS.get(about["head"]), _TASKS[head]
-    if task != wanted:
+    variables, about, names = network_file.read("distill.teacher", path)
+    heads = heads_of_same_task(head)
+    if about["head"] not in heads:
         raise ValueError(
-            f"{what} has the head {about['head']!r}, the run trains {head!r}: the teacher must be"
-            f" a network for {wanted}, with one of the heads"
-            f" {sorted(h for h, t in _TASKS.items() if t == wanted)}"
+            f"{what} has the head {about['head']!r}, the run trains {head!r}: the teacher must"
+            f" have one of the heads {heads}"
         )
     order = _class_order(what, about["num_classes"], names, num_classes, class_names)
     model = create_model(**about, **model_options)

@@ -125,7 +125,7 @@ def test_batches_give_what_single_images_give(predictor, tmp_path):
 def test_odd_kinds_of_images_are_said_and_the_rest_is_done(predictor, tmp_path):
     pixels = image(0)
     Image.fromarray(pixels).save(tmp_path / "a_good.png")
-    Image.fromarray(pixels[..., 0]).save(tmp_path / "b_grey.png")
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "b_gray.png")
     Image.fromarray(pixels).quantize(16).save(tmp_path / "c_palette.png")
     Image.fromarray(np.dstack([pixels, pixels[..., :1]])).save(tmp_path / "d_clear.png")
     Image.fromarray(pixels[..., 0].astype(np.uint16) * 256).save(tmp_path / "e_deep.png")

@@ -78,8 +78,8 @@ def test_any_size(size):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((4, 4), np.uint8), r"\(4, 4\); repeat the grey channel"),
-        (np.zeros((4, 4, 1), np.uint8), "repeat the grey channel"),
+        (np.zeros((4, 4), np.uint8), r"\(4, 4\); repeat the gray channel"),
+        (np.zeros((4, 4, 1), np.uint8), "repeat the gray channel"),
         (np.zeros((4, 4, 4), np.uint8), "drop the alpha channel"),
         (np.zeros((3, 4, 4 + 1), np.uint8), "channels come last"),
         (np.zeros((2, 4, 4, 3), np.uint8), "pass a list"),

@@ -101,8 +101,9 @@ def test_trace_of_segmentation():
 def ocr():
     """(network, state, step); one compiled step for every loss, since compiling takes longest.
 
-    The step takes state, batch, number of steps, OHEM's threshold and the class weights. With a
-    threshold above 1 all pixels are kept, and OHEM without class weights is cross-entropy.
+    The step takes state, batch, number of steps (float64, so that the learning rate is), OHEM's
+    threshold and the class weights. With a threshold above 1 all pixels are kept, and OHEM without
+    class weights is cross-entropy.
     """
     with jax.enable_x64(True):
         model, variables = _float64("ocr_w18_align")
@@ -136,7 +137,9 @@ def ocr():
 
 def test_trace_of_ocr(ocr):
     model, state, step = ocr
-    plain = functools.partial(step, num_steps=3, threshold=2.0, class_weights=np.ones(19))
+    plain = functools.partial(
+        step, num_steps=np.float64(3), threshold=2.0, class_weights=np.ones(19)
+    )
     with jax.enable_x64(True):
         _check("ocr_w18_align", model, _take_steps(plain, state, 3), bound=1e-8)
 
@@ -153,7 +156,7 @@ def test_trace_of_ocr_with_ohem(ocr):
         expected = dict(file)
     names = official.load("ocr_w18_align").arrays["final_names"]
     hard = functools.partial(
-        step, num_steps=5, threshold=_THRESHOLD, class_weights=np.array(CLASS_WEIGHTS)
+        step, num_steps=np.float64(5), threshold=_THRESHOLD, class_weights=np.array(CLASS_WEIGHTS)
     )
     with jax.enable_x64(True):
         found, norms, _, state = _take_steps(hard, state, 5)

@@ -8,7 +8,7 @@ from flax import traverse_util
 
 from hrnet_jax.checkpoints import weights_file
 from hrnet_jax.models import create_model
-from hrnet_jax.train import initial_weights
+from hrnet_jax.train import initial_weights, network_file
 
 NAMES = ("road", "car", "tree", "sky")
 KERNEL = "params/head/classifier/kernel"
@@ -78,7 +78,8 @@ def test_starting_from_a_file(tmp_path, quick, caplog, monkeypatch):
     assert "random: head/aux_classifier, head/classifier; left out: head/aux_class" in caplog.text
     assert "does not name" not in caplog.text
 
-    monkeypatch.setattr(initial_weights, "_read", lambda path: (variables, None))
+    unnamed = network_file.NetworkFile(variables, model.to_json(), None)
+    monkeypatch.setattr(network_file, "read", lambda *args, **options: unnamed)
     found = initial_weights.load("x.pth", model, tuple("abcd"), seed=0)
     jax.tree.map(np.testing.assert_array_equal, found, variables)
     assert "does not name its 4 classes: they are taken in their order for a, b, c" in caplog.text

@@ -21,8 +21,8 @@ _BLOCK = 2**14
 _TAIL = 2**14
 _MAX_EXIF = 2**20
 
-_PNG_KINDS = {0: "grey", 2: "rgb", 3: "palette", 4: "grey+alpha", 6: "rgba"}
-_JPEG_KINDS = {1: "grey", 3: "rgb", 4: "cmyk"}
+_PNG_KINDS = {0: "gray", 2: "rgb", 3: "palette", 4: "gray+alpha", 6: "rgba"}
+_JPEG_KINDS = {1: "gray", 3: "rgb", 4: "cmyk"}
 # Start-of-frame markers; C4, C8 and CC share their range but are tables.
 _JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE = {0x00, 0x01, *range(0xD0, 0xD9)}  # no segment follows
@@ -35,15 +35,15 @@ _NO_PAGE = 1 | 4
 _MAX_PAGES = 100
 # (photometric interpretation, samples per pixel) -> kind; 6 is YCbCr, 8 CIELab.
 _TIFF_KINDS = {
-    (0, 1): "grey",
-    (1, 1): "grey",
+    (0, 1): "gray",
+    (1, 1): "gray",
     (2, 3): "rgb",
     (3, 1): "palette",
     (5, 4): "cmyk",
     (6, 3): "rgb",
     (8, 3): "rgb",
 }
-_TIFF_ALPHA = {(0, 2): "grey+alpha", (1, 2): "grey+alpha", (2, 4): "rgba"}
+_TIFF_ALPHA = {(0, 2): "gray+alpha", (1, 2): "gray+alpha", (2, 4): "rgba"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Header:
         format: png, jpeg, webp, tiff, bmp or ppm.
         height: rows as stored.
         width: columns as stored.
-        kind: grey, rgb, palette, grey+alpha, rgba, cmyk, or in words what else it is.
+        kind: gray, rgb, palette, gray+alpha, rgba, cmyk, or in words what else it is.
         bits: per channel, the most of them.
         orientation: 1..8, see the module `orientation`.
         alpha: there may be transparent pixels.
@@ -147,7 +147,7 @@ def _png(file: Bytes) -> Header:
     if color not in _PNG_KINDS:
         raise ValueError(f"color type {color} does not exist")
     kind, turn, frames, position = _PNG_KINDS[color], 0, 1, 33
-    alpha = kind in ("grey+alpha", "rgba")
+    alpha = kind in ("gray+alpha", "rgba")
     while len(chunk := file.read(position, 8)) == 8:
         length, name = struct.unpack(">I4s", chunk)
         if name in (b"IDAT", b"IEND"):
@@ -276,7 +276,7 @@ def _bmp(file: Bytes) -> Header:
 
 def _ppm(file: Bytes) -> Header:
     (width, height, top), _ = ppm_head(file.read(0, 4096))
-    kind = "rgb" if file.read(1, 1) in b"36" else "grey"
+    kind = "rgb" if file.read(1, 1) in b"36" else "gray"
     return Header("ppm", height, width, kind, 16 if top > 255 else 8)
 
 

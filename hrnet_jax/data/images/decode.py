@@ -21,12 +21,10 @@ from hrnet_jax.data.images.headers import (
 from hrnet_jax.data.images.notes import say_once
 from hrnet_jax.data.images.orientation import upright
 
-# Without alpha.
-_CHANNELS = {"grey": 1, "grey+alpha": 1, "rgb": 3, "rgba": 3}
 _SAID = {
-    "grey": "is gray, which is repeated for red, green and blue",
+    "gray": "is gray, which is repeated for red, green and blue",
     "palette": "has a palette, whose colors are taken",
-    "grey+alpha": "is gray with alpha, which is opaque and dropped",
+    "gray+alpha": "is gray with alpha, which is opaque and dropped",
     "rgba": "has alpha, which is opaque and dropped",
     "cmyk": "is CMYK and converted to RGB, without a color profile",
 }
@@ -110,14 +108,14 @@ def decode_label(
 ) -> np.ndarray:
     """PNG -> the raw ids, uint8 or uint16 [H, W]; or its colors, uint8 [H, W, 3].
 
-    Ids are grey values of 1 to 16 bits, the indices of a palette, or the value of equal color
+    Ids are gray values of 1 to 16 bits, the indices of a palette, or the value of equal color
     channels. Alpha must be opaque.
 
     Args:
         data: the file's bytes.
         name: what errors call it.
         rows: how many are needed, from the top; more may come.
-        colors: read colors: of RGB channels, of the palette, or grey as a color.
+        colors: read colors: of RGB channels, of the palette, or gray as a color.
 
     Raises:
         ValueError: naming the file, if its pixels cannot be ids or the content is damaged.
@@ -176,20 +174,20 @@ def _tiff_or_bmp(data: bytes, header: Header, name: str) -> np.ndarray:
 def _any_png(data: bytes, header: Header, name: str) -> np.ndarray:
     """Values of a PNG without a palette, [H, W] or [H, W, C], without transparent pixels."""
     try:
-        pixels = png_decode(data)
+        values = png_decode(data)
     except PngError as error:
         raise ValueError(f"{name} is damaged: {error}") from error
-    # One grey value or color that is declared transparent comes as alpha, too; it is still a value.
-    channels = _CHANNELS[header.kind]
-    alpha = header.kind in ("grey+alpha", "rgba")
-    if alpha and (pixels[..., -1] != (255 if header.bits == 8 else 65535)).any():
+    # One gray value or color that is declared transparent comes as alpha, too; it is still a value.
+    channels = pixels.CHANNELS[header.kind]
+    alpha = header.kind in ("gray+alpha", "rgba")
+    if alpha and (values[..., -1] != (255 if header.bits == 8 else 65535)).any():
         raise ValueError(
             f"label {name} has transparent pixels, whose meaning is not clear: save it without "
             "alpha, with an id or color for pixels without a class"
         )
-    if pixels.ndim == 3:
-        pixels = pixels[..., :channels] if channels > 1 else pixels[..., 0]
-    return pixels
+    if values.ndim == 3:
+        values = values[..., :channels] if channels > 1 else values[..., 0]
+    return values
 
 
 def _as_ids(pixels: np.ndarray, header: Header, name: str) -> np.ndarray:

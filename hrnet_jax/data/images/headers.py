@@ -26,7 +26,7 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".we
 LABEL_FORMATS = ("png", "tiff", "bmp")
 # 67 Mpixels: four times the largest street images in use, 200 MB as RGB.
 MAX_PIXELS = 2**26
-_KINDS = ("grey", "rgb", "palette", "grey+alpha", "rgba", "cmyk")
+_KINDS = ("gray", "rgb", "palette", "gray+alpha", "rgba", "cmyk")
 # What a file is that is no image, by its first bytes: (position, bytes, what it is).
 _OTHERS = (
     (0, b"GIF8", "a GIF file: save it as PNG, or predict it as a video"),

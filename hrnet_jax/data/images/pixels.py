@@ -27,8 +27,8 @@ ERRORS = (
 # TIFF's tag, and its values that are or may be lossy: JPEG, JPEG 2000, WebP, JPEG XL.
 _COMPRESSION = 259
 _LOSSY = (6, 7, 33003, 33005, 34712, 50001, 50002, 52546)
-# Channels without alpha.
-_COLORS = {"grey": 1, "grey+alpha": 1, "rgb": 3, "rgba": 3}
+# Kind of file -> channels without alpha.
+CHANNELS = {"gray": 1, "gray+alpha": 1, "rgb": 3, "rgba": 3}
 
 
 class Meaningless(ValueError):
@@ -39,7 +39,7 @@ def jpeg(data: bytes) -> np.ndarray:
     """uint8 [H, W] or RGB [H, W, 3] of a JPEG file that is gray or in color, not CMYK.
 
     The pixels are those of libjpeg's accurate transform, as in Pillow and OpenCV. Decoding is twice
-    as fast as with Pillow and leaves the interpreter lock, but it does not notice a missing end.
+    as fast as with Pillow and releases the interpreter lock, but it does not notice a missing end.
 
     Raises:
         ValueError, Jpeg8Error: if the file is damaged.
@@ -64,7 +64,7 @@ def deep(data: bytes, header: Header) -> np.ndarray:
         pixels = _tiff(data, header)
     else:
         pixels = _ppm(data, header)
-    colors = _COLORS[header.kind]
+    colors = CHANNELS[header.kind]
     if header.alpha and pixels.ndim == 3:
         # A PNG's transparent color comes as alpha as well.
         _refuse_transparent(pixels[..., -1])
@@ -137,7 +137,7 @@ def label_values(data: bytes, header: Header) -> np.ndarray:
     """
     if header.bits < 8:
         raise Meaningless(f"has {header.bits} bits per pixel; save it with 8, or as PNG")
-    if header.kind not in _COLORS:
+    if header.kind not in CHANNELS:
         raise Meaningless(f"holds {header.kind}, not one value or color per pixel")
     if header.format == "bmp":
         return by_pillow(data, header)

@@ -39,7 +39,7 @@ def check_image(image: np.ndarray) -> np.ndarray:
     if image.ndim == 4:
         advice = "; for several images pass a list of them"
     elif image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
-        advice = "; repeat the grey channel three times"
+        advice = "; repeat the gray channel three times"
     elif image.ndim == 3 and image.shape[2] == 4:
         advice = "; drop the alpha channel: image[..., :3]"
     elif image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:

@@ -12,7 +12,7 @@ from etils import epath
 
 from hrnet_jax.data import open_source
 from hrnet_jax.data.sources import public
-from hrnet_jax.data.sources.source import UNKNOWN_LABEL, Color, Source
+from hrnet_jax.data.sources.source import UNKNOWN_LABEL, Color, Source, spread_indices
 
 DATASETS = ("cityscapes", "camvid", *public.NAMES)
 # Labels of a dataset whose values are compared with its class list.
@@ -79,9 +79,7 @@ def _compare(name: str, sources: Mapping[str, Source]) -> Recognized:
     present: set[int] = set()
     problem = ""
     for source in sources.values():
-        count = min(SAMPLE, len(source))
-        for k in range(count):
-            index = k * len(source) // count
+        for index in spread_indices(len(source), SAMPLE):
             try:
                 raw = source.records.label(index)
             except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ from etils import epath
 
 from hrnet_jax.data.inspection import known, pairing, values
 from hrnet_jax.data.sources.files import not_hidden
+from hrnet_jax.data.sources.source import spread_indices
 from hrnet_jax.runtime import storage
 
 Pair = tuple[str, str]
@@ -62,7 +63,7 @@ def look(
     found = pairing.find_pairs(names, lambda name: _text(root, name))
     notes = [*found.notes, *_alike(recognized)]
     paths = [p for pairs in found.pairs.values() for p in pairs]
-    chosen = spread(paths, sample)
+    chosen = [paths[k] for k in spread_indices(len(paths), sample)]
     counts = values.count(progress([(f"{root}/{a}", f"{root}/{b}") for a, b in chosen]))
     class_names, name_files = _names(root, names, counts)
     keys, more = values.classes_of(counts, class_names)
@@ -73,19 +74,12 @@ def look(
     return Look("folder", data, splits, counts, len(chosen), tuple(notes))
 
 
-def spread(items: list, count: int) -> list:
-    """`count` of the items, evenly spread; all if 0 or not more than that."""
-    if count <= 0 or count >= len(items):
-        return items
-    return [items[k * len(items) // count] for k in range(count)]
-
-
 def _look_at_public(root: epath.Path, fitting: list[known.Recognized], sample, progress) -> Look:
     found, *others = fitting
     paths = []
     for _, source in known.open_splits(found.name, root):
         paths += zip(source.image_paths, source.label_paths, strict=True)
-    chosen = spread(paths, sample)
+    chosen = [paths[k] for k in spread_indices(len(paths), sample)]
     counts = values.count(progress(chosen))
     notes = [f"{found.present} of the {found.num_classes} classes occur in a sample of the labels"]
     notes += [f"{o.name} fits these folders, too" for o in others]

@@ -82,10 +82,6 @@ class Pairing:
     pairs: Mapping[str, tuple[tuple[str, str], ...]]
     notes: tuple[str, ...]
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self.pairs)
-
 
 def take_apart(path: str, endings: Sequence[str] = ()) -> File:
     """A path below the root by its split, known words and core.
@@ -209,7 +205,7 @@ def _relation(image: File, label: File) -> Relation | None:
 
 
 def _starred(votes: dict[Relation, list]) -> dict[Relation, list]:
-    """Relations that differ in one component that images and labels share, as one with a *."""
+    """Relations that differ in one component, equal for images and labels, as one with a *."""
     merged: dict[Relation, list] = defaultdict(list)
     for relation, pairs in votes.items():
         merged[_star(relation)].extend(pairs)
@@ -286,16 +282,21 @@ def _from_relation(relation, found, lists, notes: list[str]) -> Pairing:
     if any(name != word for name, word in written.items()):
         files["splits"] = written
     if set(pairs) == {""}:
-        count = len(pairs[""])
-        files["split"] = {"val": 0.1 if count >= 200 else 0.2, "seed": 0}
         notes.append(
-            f"no splits found: {files['split']['val']:.0%} of the images become val, by a rule "
-            'that depends on their names alone; change "split" in the class file'
+            f"no splits found: {_add_split(files, len(pairs['']))} of the images become val, by a "
+            'rule that depends on their names alone; change "split" in the class file'
         )
     elif "val" not in pairs and "train" in pairs:
-        files["split"] = {"val": 0.1 if len(pairs["train"]) >= 200 else 0.2, "seed": 0}
-        notes.append(f'no val found: {files["split"]["val"]:.0%} of train become val, see "split"')
+        fraction = _add_split(files, len(pairs["train"]))
+        notes.append(f'no val found: {fraction} of train become val, see "split"')
     return Pairing(files, {k: tuple(sorted(v)) for k, v in pairs.items()}, tuple(notes))
+
+
+def _add_split(files: dict[str, Any], count: int) -> str:
+    """Takes val from `count` images by the key "split"; returns its fraction as text."""
+    fraction = 0.1 if count >= 200 else 0.2
+    files["split"] = {"val": fraction, "seed": 0}
+    return f"{fraction:.0%}"
 
 
 def _notes(names, pictures, votes, best: Relation) -> list[str]:
@@ -375,8 +376,8 @@ def _listed_pairs(lists: dict[str, list[list[str]]], names: set[str]) -> Pairing
         files["splits"] = {name: written for name, (written, _) in found.items()}
     notes = []
     if "val" not in found and "train" in found:
-        files["split"] = {"val": 0.2, "seed": 0}
-        notes.append('no list for val: 20% of train become val, see "split"')
+        fraction = _add_split(files, len(found["train"][1]))
+        notes.append(f'no list for val: {fraction} of train become val, see "split"')
     return Pairing(files, {k: v[1] for k, v in found.items()}, tuple(notes))
 
 

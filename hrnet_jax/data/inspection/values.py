@@ -18,7 +18,7 @@ from hrnet_jax.runtime import storage
 
 # More colors than this are no classes: photographs, interpolated or lossy files.
 MANY_COLORS = 64
-# A color with a smaller share of the pixels is left out if there are MANY_COLORS.
+# A color with a smaller fraction of the pixels is left out if there are MANY_COLORS.
 RARE = 0.001
 # Photographs of more than 8 bits whose range of values is measured.
 RANGE_IMAGES = 20
@@ -44,7 +44,7 @@ class Values:
         colors: pixels of each color, for labels with three different channels.
         in_files: number of labels in which each of them occurs.
         palette: color of each id, from the first palette.
-        label_kinds: number of labels of each kind, such as "grey 8 bits".
+        label_kinds: number of labels of each kind, such as "gray 8 bits".
         image_kinds: likewise of the images.
         sizes: number of images of each size (height, width).
         range: smallest and largest value of images with more than 8 bits; None if there are none.
@@ -125,7 +125,7 @@ def classes_of(
         ValueError: if the values cannot be classes.
     """
     if values.colors and values.ids:
-        # Grey values among colored labels are colors whose channels are equal.
+        # Gray values among colored labels are colors whose channels are equal.
         values.colors.update({(i, i, i): n for i, n in values.ids.items() if i <= 255})
         values.in_files.update({(i, i, i): values.in_files[i] for i in values.ids})
     found = _of_colors(values, names) if values.colors else _of_ids(values, names)
@@ -150,11 +150,11 @@ def _of_ids(values: Values, names: Mapping) -> tuple[dict[str, Any], list[str]]:
     data: dict[str, Any] = {}
     if is_scale(ids):
         data["ignore_ids"] = []
-        notes.append(f"the ids {ids} are grey levels of a mask: 255 is a class, not ignored")
+        notes.append(f"the ids {ids} are gray levels of a mask: 255 is a class, not ignored")
     elif 255 in ids:
-        share = values.ids[255] / values.ids.total()
+        fraction = values.ids[255] / values.ids.total()
         ids.remove(255)
-        notes.append(f"255 ({share:.1%} of the pixels) is taken as ignored")
+        notes.append(f"255 ({fraction:.1%} of the pixels) is taken as ignored")
     if ignored := [i for i in ids if _NO_CLASS.fullmatch(names.get(i, ""))]:
         data["ignore_ids"] = ignored
         ids = [i for i in ids if i not in ignored]
@@ -172,7 +172,7 @@ def _of_ids(values: Values, names: Mapping) -> tuple[dict[str, Any], list[str]]:
 
 
 def is_scale(ids: Sequence[int]) -> bool:
-    """Whether ids are grey levels from 0 to 255 at equal distances, as 0 and 255."""
+    """Whether ids are gray levels from 0 to 255 at equal distances, as 0 and 255."""
     if ids[0] != 0 or ids[-1] != 255 or len(ids) > 52:
         return False
     step = 255 / (len(ids) - 1)
@@ -192,9 +192,9 @@ def _of_colors(values: Values, names: Mapping) -> tuple[dict[str, Any], list[str
                 "labels that were interpolated or saved as JPEG"
             )
         data["ignore_colors"] = "rest"
-        share = sum(values.colors[c] for c in rare) / total
+        fraction = sum(values.colors[c] for c in rare) / total
         notes.append(
-            f"{len(rare)} colors with less than {RARE:.1%} of the pixels each, {share:.2%} "
+            f"{len(rare)} colors with less than {RARE:.1%} of the pixels each, {fraction:.2%} "
             "together, are ignored: borders that were interpolated?"
         )
     if ignored := [c for c in colors if _NO_CLASS.fullmatch(names.get(c, ""))]:

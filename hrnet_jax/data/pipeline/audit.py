@@ -11,14 +11,20 @@ import numpy as np
 from hrnet_jax.data.images import headers
 from hrnet_jax.data.pipeline.class_counts import by_class
 from hrnet_jax.data.pipeline.parallel import parallel
-from hrnet_jax.data.pipeline.survey import ALONE, Team, spread_indices, survey
-from hrnet_jax.data.sources.source import IGNORE_LABEL, UNKNOWN_LABEL, Classes, Source
+from hrnet_jax.data.pipeline.survey import ALONE, Team, survey
+from hrnet_jax.data.sources.source import (
+    IGNORE_LABEL,
+    UNKNOWN_LABEL,
+    Classes,
+    Source,
+    spread_indices,
+)
 from hrnet_jax.runtime import storage
 
 _EXAMPLES = 3
 # Unknown ids with examples; the others are listed only.
 _LISTED = 5
-# As many ids that belong to no class are no forgotten classes.
+# From so many unknown ids on, the labels are taken for damaged, not for incomplete class lists.
 _MANY_IDS = 20
 # Pairs of files whose bytes are compared, and only where their sizes are equal.
 _COMPARED = 3

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from hrnet_jax.data.pipeline.audit import LabelAudit
 from hrnet_jax.data.sources.source import IGNORE_LABEL
 
-# Beside a larger fraction of ignored pixels, an absent class is suspicious.
+# With a larger fraction of ignored pixels, an absent class is suspicious.
 LARGE_IGNORED = 0.2
-# That so many labels have the same numbers of pixels is no chance.
+# So many labels with the same numbers of pixels are not equal by chance.
 MANY_IMAGES = 8
 
 

@@ -22,13 +22,13 @@ import numpy as np
 from hrnet_jax.data.images import decode
 from hrnet_jax.data.images.headers import Header, check_pair, read_header
 from hrnet_jax.data.pipeline.parallel import parallel
-from hrnet_jax.data.sources.source import Source
+from hrnet_jax.data.sources.source import Source, spread_indices
 from hrnet_jax.runtime import storage
 
 logger = logging.getLogger(__name__)
 
-# Part of the names of the cached files: another number, and they are made anew.
-_FORMAT = 1
+# Part of the names of the cached files: with another number they are made again.
+_FORMAT = 2
 
 
 class Facts(NamedTuple):
@@ -112,13 +112,6 @@ def _check_headers(source: Source, facts: Sequence[Facts]) -> None:
     rows = zip(source.image_paths, source.label_paths, facts, strict=True)
     for image_path, label_path, (image, label, _) in rows:
         check_pair(image, label, image_path, label_path, image_range)
-
-
-def spread_indices(count: int, wanted: int) -> Sequence[int]:
-    """`wanted` of `count` indices, evenly spread; 0: all."""
-    if not 0 < wanted < count:
-        return range(count)
-    return [i * count // wanted for i in range(wanted)]
 
 
 def _sparse(counts: np.ndarray) -> np.ndarray:
@@ -220,7 +213,7 @@ class _Cache:
         fields = [field.name for field in dataclasses.fields(Header)]
         identity = json.dumps([_FORMAT, fields, folder, source.records.label_format])
         digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
-        self.path = cache_folder() / f"survey_{digest}.npz"
+        self.path = Path(storage.user_cache()) / f"survey_{digest}.npz"
 
     def read(self) -> list[Facts]:
         """The facts that are still valid, by index of the sample."""
@@ -294,7 +287,7 @@ def _read(path: Path) -> dict[str, tuple[str, Facts]]:
             ids = arrays["ids"].astype(np.int64)
         known = [*(Header(*values) for values in fields), None]  # -1 is the last one
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        logger.warning("%s is damaged and is made anew: %s", path, error)
+        logger.warning("%s is damaged and is made again: %s", path, error)
         return {}
     ends = np.cumsum(np.maximum(lengths, 0))
     counted = [
@@ -305,8 +298,3 @@ def _read(path: Path) -> dict[str, tuple[str, Facts]]:
         key: (stamp, Facts(known[image], known[label], rows))
         for (key, stamp), (image, label), rows in zip(names, headers, counted, strict=True)
     }
-
-
-def cache_folder() -> Path:
-    """The folder of the cached facts: hrnet_jax in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hrnet_jax"

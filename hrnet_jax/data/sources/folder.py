@@ -12,7 +12,6 @@ import os
 
 from hrnet_jax.data.sources import class_file as class_files
 from hrnet_jax.data.sources import layout as layouts
-from hrnet_jax.data.sources.files import source_of_pairs
 from hrnet_jax.data.sources.source import Source
 from hrnet_jax.runtime import storage
 
@@ -31,12 +30,4 @@ def open_folder(root: str | os.PathLike, split: str, class_file: str | os.PathLi
     """
     root = storage.path(root)
     classes, layout = class_files.read(class_file or root / "classes.json")
-    found = layouts.find(root, split, layout)
-    return source_of_pairs(
-        "folder",
-        split,
-        classes,
-        found.pairs,
-        layout=layout.describe(),
-        has_labels=found.has_labels,
-    )
+    return layouts.open_split("folder", root, split, classes, layout)

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from hrnet_jax.data.images.headers import IMAGE_SUFFIXES
-from hrnet_jax.data.sources.files import Pair, log_unused, not_hidden
-from hrnet_jax.data.sources.source import describe_folder
+from hrnet_jax.data.sources.files import Pair, log_unused, not_hidden, source_of_pairs
+from hrnet_jax.data.sources.source import Classes, Sample, Source, describe_folder
 from hrnet_jax.runtime import storage
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Layout:
     def _check_split(self) -> None:
         """Raises ValueError unless it is clear which files belong to which split."""
         if twice := sorted(dict(self.fractions).keys() & dict(self.splits).keys()):
-            raise ValueError(f'"files": {twice} stand in both "splits" and "split"')
+            raise ValueError(f'"files": {twice} are in both "splits" and "split"')
         if not self.fractions and not self.is_named:
             raise ValueError(
                 f'"files": all splits would be the same files: write {_NAMED} into "images" or '
@@ -172,6 +172,24 @@ class Found(NamedTuple):
 
     pairs: list[Pair]
     has_labels: bool
+
+
+def open_split(
+    name: str, root: epath.Path, split: str, classes: Classes, layout: Layout
+) -> Source[Classes, Sample]:
+    """The source of a split. Raises as `find`, and FileNotFoundError for a missing label.
+
+    Args:
+        name: of the dataset.
+        root: its folder.
+        split: of the dataset.
+        classes: what the labels mean.
+        layout: where the files are.
+    """
+    pairs, has_labels = find(root, split, layout)
+    return source_of_pairs(
+        name, split, classes, pairs, layout=layout.describe(), has_labels=has_labels
+    )
 
 
 def find(root: epath.Path, split: str, layout: Layout) -> Found:
@@ -333,7 +351,7 @@ def _in_folders(scans: list[_Scan], layout: Layout) -> Found:
 
 
 def _has_labels(scans: list[_Scan], layout: Layout) -> bool:
-    """Whether the split has labels: a folder of their own, or some beside the images."""
+    """Whether the split has labels: a folder of their own, or some among the images."""
     shared = [scan for scan in scans if scan.place.images == scan.place.labels]
     if shared == scans and not any(scan.labels for scan in scans):
         logger.warning(

@@ -1,7 +1,7 @@
 """Public datasets by name: class files of this package, which also say where the files lie.
 
 The folder `classes` holds one class file for each name. Its key "about" gives the dataset's title,
-the devkit or paper that the table is from, and the name of the data's licence; docs/datasets.md
+the devkit or paper that the table is from, and the name of the data's license; docs/datasets.md
 says where to get each dataset.
 """
 
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from hrnet_jax.data.sources import class_file as class_files
 from hrnet_jax.data.sources import layout as layouts
-from hrnet_jax.data.sources.files import source_of_pairs
 from hrnet_jax.data.sources.layout import Layout
 from hrnet_jax.data.sources.source import Classes, Source
 from hrnet_jax.runtime import storage
@@ -34,7 +33,7 @@ class PublicDataset:
         layout: where images and labels lie below the dataset's folder.
         title: the dataset's own name.
         source: the devkit, paper or page that the table is from.
-        license: the name of the licence of the data.
+        license: the name of the license of the data.
     """
 
     classes: Classes
@@ -72,14 +71,6 @@ def open_public(
     if class_file:
         classes = class_files.read_for(class_file, name, classes)
     try:
-        found = layouts.find(root, split, dataset.layout)
+        return layouts.open_split(name, root, split, classes, dataset.layout)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{dataset.title}: {error}") from error
-    return source_of_pairs(
-        name,
-        split,
-        classes,
-        found.pairs,
-        layout=dataset.layout.describe(),
-        has_labels=found.has_labels,
-    )

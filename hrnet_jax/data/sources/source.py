@@ -417,6 +417,13 @@ class Source(Generic[ClassesT, SampleT]):
         return replace(self, classes=classes, train_ids=tuple(table.tolist()))
 
 
+def spread_indices(count: int, wanted: int) -> Sequence[int]:
+    """`wanted` of `count` indices, evenly spread; 0, or more than there are: all."""
+    if not 0 < wanted < count:
+        return range(count)
+    return [i * count // wanted for i in range(wanted)]
+
+
 def describe_folder(path: epath.Path, limit: int = 8) -> str:
     """What errors say about a folder in which something was not found."""
     if not path.is_dir():

@@ -67,5 +67,4 @@ def weighted_sum(
     logits: jax.Array, labels: jax.Array, terms: Sequence[tuple[LossFunction, float]]
 ) -> jax.Array:
     """The sum of weight * loss over the terms, each a loss function and its weight."""
-    losses = (weight * function(logits, labels) for function, weight in terms)
-    return sum(losses)  # type: ignore[return-value]  # never empty
+    return jnp.sum(jnp.stack([weight * function(logits, labels) for function, weight in terms]))

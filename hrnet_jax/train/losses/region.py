@@ -77,15 +77,13 @@ def lovasz_softmax(
     """
     targets = checked(logits, labels, ignore_label, class_weights)
     probabilities, truth = _at_valid(targets)
-    # Ignored pixels come last in the sort and are left out there.
-    errors = jnp.where(targets.valid[..., None], jnp.abs(truth - probabilities), -1)
+    # Negative, so that the largest come first; ignored pixels come last and are left out there.
+    order = jnp.where(targets.valid[..., None], -jnp.abs(truth - probabilities), 1)
     groups = len(labels) if per_image else 1
-    errors, truth = (
-        jnp.moveaxis(x.reshape(groups, -1, x.shape[-1]), -1, 1) for x in (errors, truth)
-    )
-    losses = _jaccard_extension(errors, truth > 0)  # [groups, C]
+    order, truth = (x.reshape(groups, -1, x.shape[-1]) for x in (order, truth))
+    losses = _jaccard_extension(order, truth > 0)  # [groups, C]
     means = jax.vmap(lambda of_group, present: _mean_of_present(of_group, present, targets))(
-        losses, jnp.any(truth > 0, axis=-1)
+        losses, jnp.any(truth > 0, axis=1)
     )
     counts = jnp.any(targets.valid.reshape(groups, -1), axis=-1)
     return ratio(jnp.sum(means), jnp.sum(counts, dtype=means.dtype))
@@ -106,34 +104,37 @@ def _mean_of_present(losses, present, targets):
 
 
 @jax.custom_vjp
-def _jaccard_extension(errors, truth):
-    """The Lovasz extension of the Jaccard loss, over the last axis.
+def _jaccard_extension(order, truth):
+    """The Lovasz extension of the Jaccard loss of each class.
 
     Args:
-      errors: [..., M] in 0..1; negative ones do not count.
-      truth: bool [..., M].
+      order: [groups, M, C], the errors in 0..1, negated; pixels above 0 do not count.
+      truth: bool [groups, M, C].
 
     Returns:
-      [...]. 0 where nothing is true.
+      [groups, C]. 0 where nothing is true.
     """
-    return _jaccard_extension_forward(errors, truth)[0]
+    return _jaccard_extension_forward(order, truth)[0]
 
 
-def _jaccard_extension_forward(errors, truth):
+def _jaccard_extension_forward(order, truth):
     """Its derivative by an error is how much the Jaccard loss grows when that pixel is added.
 
     With T true pixels, t true and f false ones among those of the largest errors, this loss is
     1 - (T - t) / (T + f). The differences are written out: subtracting two losses of about equal
     size, as in the authors' code, leaves few digits in single precision.
     """
-    places = jnp.broadcast_to(jnp.arange(errors.shape[-1], dtype=jnp.int32), errors.shape)
+    # Nothing but copies while classes come first: XLA CPU's kernel library, which takes arithmetic
+    # next to a gathered array, does not know the transposed layout.
+    order, truth = jnp.moveaxis(order, -1, 1), jnp.moveaxis(truth, -1, 1)
+    places = jnp.broadcast_to(jnp.arange(order.shape[-1], dtype=jnp.int32), order.shape)
     # One number holds the place and whether it is true, so that two arrays are sorted, not three.
-    order, tags = lax.sort((-errors, 2 * places + truth), num_keys=1, is_stable=False)
+    order, tags = lax.sort((order, 2 * places + truth), num_keys=1, is_stable=False)
     true_at = tags % 2
     true_until = jnp.cumsum(true_at, axis=-1)
     false_until = 1 + places - true_until
     total, true_until, false_until = (
-        x.astype(errors.dtype) for x in (true_until[..., -1:], true_until, false_until)
+        x.astype(order.dtype) for x in (true_until[..., -1:], true_until, false_until)
     )
     union = jnp.maximum(total + false_until, 1)
     growth = jnp.where(
@@ -142,12 +143,12 @@ def _jaccard_extension_forward(errors, truth):
     growth = jnp.where(order > 0, 0, growth)
     value = jnp.sum(-order * growth, axis=-1)
     _, at_place = lax.sort((tags // 2, growth), num_keys=1, is_stable=False)
-    return value, (at_place,)
+    return value, (jnp.moveaxis(at_place, 1, -1),)
 
 
 def _jaccard_extension_backward(residuals, gradient):
     (growth,) = residuals
-    return growth * gradient[..., None], None
+    return -growth * gradient[:, None], None
 
 
 _jaccard_extension.defvjp(_jaccard_extension_forward, _jaccard_extension_backward)

@@ -32,15 +32,15 @@ FILES = {
         Header("webp", 6, 8, "rgba", 8, alpha=True),
     ),
     "tiff": (saved("TIFF"), Header("tiff", 6, 8, "rgb", 8)),
-    "tiff grey": (saved("TIFF", "L"), Header("tiff", 6, 8, "grey", 8)),
-    "tiff 16": (saved("TIFF", "I;16"), Header("tiff", 6, 8, "grey", 16)),
-    "tiff float": (saved("TIFF", "F"), Header("tiff", 6, 8, "grey", 32)),
+    "tiff gray": (saved("TIFF", "L"), Header("tiff", 6, 8, "gray", 8)),
+    "tiff 16": (saved("TIFF", "I;16"), Header("tiff", 6, 8, "gray", 16)),
+    "tiff float": (saved("TIFF", "F"), Header("tiff", 6, 8, "gray", 32)),
     "tiff rgba": (saved("TIFF", "RGBA"), Header("tiff", 6, 8, "rgba", 8, alpha=True)),
     "tiff cmyk": (saved("TIFF", "CMYK"), Header("tiff", 6, 8, "cmyk", 8)),
     "tiff palette": (saved("TIFF", "P"), Header("tiff", 6, 8, "palette", 8)),
     "tiff big": (
         tiff_encode(np.zeros((6, 8), np.uint8), bigtiff=True),
-        Header("tiff", 6, 8, "grey", 8),
+        Header("tiff", 6, 8, "gray", 8),
     ),
     "tiff bands": (
         tiff((np.zeros((6, 8, 5), np.uint8), {338: (0, 0, 0, 0)})),
@@ -53,7 +53,7 @@ FILES = {
     "bmp": (saved("BMP"), Header("bmp", 6, 8, "rgb", 8)),
     "bmp palette": (saved("BMP", "P"), Header("bmp", 6, 8, "palette", 8)),
     "ppm": (saved("PPM"), Header("ppm", 6, 8, "rgb", 8)),
-    "ppm grey": (b"P5 # a\n# b 7\n 8 6\n65535\n" + bytes(96), Header("ppm", 6, 8, "grey", 16)),
+    "ppm gray": (b"P5 # a\n# b 7\n 8 6\n65535\n" + bytes(96), Header("ppm", 6, 8, "gray", 16)),
 }
 
 

@@ -32,8 +32,8 @@ def ids():
 
 def test_images(rgb, ids):
     np.testing.assert_array_equal(decode.decode_image(encoded(rgb), "a.png"), rgb)
-    grey = decode.decode_image(encoded(ids), "a.png")
-    np.testing.assert_array_equal(grey, np.repeat(ids[..., None], 3, -1))
+    gray = decode.decode_image(encoded(ids), "a.png")
+    np.testing.assert_array_equal(gray, np.repeat(ids[..., None], 3, -1))
     np.testing.assert_array_equal(decode.decode_image(encoded(rgb, "RGBA"), "a.png"), rgb)
     jpeg = decode.decode_image(encoded(np.full((8, 8, 3), 77, np.uint8), fmt="JPEG"), "a.jpg")
     assert jpeg.shape == (8, 8, 3)
@@ -59,23 +59,23 @@ def png_file(width, bits, color, *rows, palette=b"", transparent=b""):
     return data + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
+GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
 SIXTEEN = struct.pack
 
 
 @pytest.mark.parametrize(
     ("data", "ids"),
     [
-        (png_file(8, 1, GREY, b"\x53"), [0, 1, 0, 1, 0, 0, 1, 1]),
-        (png_file(4, 2, GREY, b"\x1b"), [0, 1, 2, 3]),
-        (png_file(4, 4, GREY, b"\x01\x7f"), [0, 1, 7, 15]),
-        (png_file(3, 16, GREY, SIXTEEN(">3H", 7, 300, 65535)), [7, 300, 65535]),
+        (png_file(8, 1, GRAY, b"\x53"), [0, 1, 0, 1, 0, 0, 1, 1]),
+        (png_file(4, 2, GRAY, b"\x1b"), [0, 1, 2, 3]),
+        (png_file(4, 4, GRAY, b"\x01\x7f"), [0, 1, 7, 15]),
+        (png_file(3, 16, GRAY, SIXTEEN(">3H", 7, 300, 65535)), [7, 300, 65535]),
         # Id 4 is declared transparent.
-        (png_file(2, 16, GREY, SIXTEEN(">2H", 300, 4), transparent=b"\0\4"), [300, 4]),
+        (png_file(2, 16, GRAY, SIXTEEN(">2H", 300, 4), transparent=b"\0\4"), [300, 4]),
         (png_file(8, 1, PALETTE, b"\x53", palette=bytes(6)), [0, 1, 0, 1, 0, 0, 1, 1]),
         (png_file(4, 2, PALETTE, b"\x1b", palette=bytes(12), transparent=b"\0"), [0, 1, 2, 3]),
-        (png_file(2, 8, GREY_ALPHA, bytes([3, 255, 4, 255])), [3, 4]),
-        (png_file(2, 16, GREY_ALPHA, SIXTEEN(">4H", 300, 65535, 4, 65535)), [300, 4]),
+        (png_file(2, 8, GRAY_ALPHA, bytes([3, 255, 4, 255])), [3, 4]),
+        (png_file(2, 16, GRAY_ALPHA, SIXTEEN(">4H", 300, 65535, 4, 65535)), [300, 4]),
         (png_file(2, 8, RGB, bytes([3, 3, 3, 200, 200, 200])), [3, 200]),
         (png_file(2, 16, RGB, SIXTEEN(">6H", 300, 300, 300, 4, 4, 4)), [300, 4]),
         (png_file(2, 8, RGBA, bytes([3, 3, 3, 255, 4, 4, 4, 255])), [3, 4]),
@@ -91,9 +91,9 @@ def test_every_png_of_whole_numbers_is_ids(data, ids):
     ("data", "message"),
     [
         (png_file(1, 8, RGB, bytes([3, 3, 4])), r'a.png is a color image \(rgb\).*"label_type"'),
-        (png_file(2, 8, GREY_ALPHA, bytes([3, 255, 4, 0])), "a.png has transparent pixels"),
+        (png_file(2, 8, GRAY_ALPHA, bytes([3, 255, 4, 0])), "a.png has transparent pixels"),
         (png_file(1, 16, RGBA, SIXTEEN(">4H", 3, 3, 3, 9)), "a.png has transparent pixels"),
-        (png_file(4, 2, GREY, b"\x1b")[:-20], "a.png is damaged"),
+        (png_file(4, 2, GRAY, b"\x1b")[:-20], "a.png is damaged"),
     ],
 )
 def test_labels_without_clear_ids(data, message):
@@ -108,9 +108,9 @@ def test_labels_without_clear_ids(data, message):
         (png_file(1, 8, RGBA, bytes([3, 4, 5, 255])), [[3, 4, 5]]),
         (png_file(4, 2, PALETTE, b"\x40", palette=bytes([0, 1, 2, 3, 4, 5])),
          [[3, 4, 5], *[[0, 1, 2]] * 3]),
-        # Grey is a color, too: a mask of black and white.
-        (png_file(2, 8, GREY, bytes([0, 255])), [[0] * 3, [255] * 3]),
-        (png_file(2, 1, GREY, b"\x40"), [[0] * 3, [255] * 3]),
+        # Gray is a color, too: a mask of black and white.
+        (png_file(2, 8, GRAY, bytes([0, 255])), [[0] * 3, [255] * 3]),
+        (png_file(2, 1, GRAY, b"\x40"), [[0] * 3, [255] * 3]),
     ],
 )  # fmt: skip
 def test_colors_of_labels(data, colors):
@@ -302,11 +302,11 @@ def test_planes_of_a_tiff():
     np.testing.assert_array_equal(decode.decode_image(data, "a"), SCALED)
 
 
-GREY = SCALED[..., 0]
-REPEATED = np.repeat(GREY[..., None], 3, -1)
+GRAY = SCALED[..., 0]
+REPEATED = np.repeat(GRAY[..., None], 3, -1)
 PALETTE = Image.fromarray(SCALED).quantize(16)
 OPAQUE = np.dstack([SCALED, np.full((5, 7), 255, np.uint8)])
-BITS = GREY // 128 * 255
+BITS = GRAY // 128 * 255
 
 
 def file_of(image, fmt, **options):
@@ -316,12 +316,12 @@ def file_of(image, fmt, **options):
 
 
 CONVERTED = {
-    "grey png": (saved(GREY, "PNG"), REPEATED, "gray"),
-    "grey webp": (saved(SCALED, "WEBP", lossless=True), SCALED, ""),
-    "grey tiff": (saved(GREY, "TIFF"), REPEATED, "gray"),
-    "white is zero": (tiff((255 - GREY, {262: 0})), REPEATED, "gray"),
-    "grey bmp": (saved(GREY, "BMP"), REPEATED, "palette"),
-    "grey ppm": (saved(GREY, "PPM"), REPEATED, "gray"),
+    "gray png": (saved(GRAY, "PNG"), REPEATED, "gray"),
+    "gray webp": (saved(SCALED, "WEBP", lossless=True), SCALED, ""),
+    "gray tiff": (saved(GRAY, "TIFF"), REPEATED, "gray"),
+    "white is zero": (tiff((255 - GRAY, {262: 0})), REPEATED, "gray"),
+    "gray bmp": (saved(GRAY, "BMP"), REPEATED, "palette"),
+    "gray ppm": (saved(GRAY, "PPM"), REPEATED, "gray"),
     "1 bit": (saved(BITS, "PNG", "1"), BITS[..., None].repeat(3, -1), "gray"),
     "1 bit tiff": (saved(BITS, "TIFF", "1"), BITS[..., None].repeat(3, -1), "gray"),
     "palette": (file_of(PALETTE, "PNG"), np.asarray(PALETTE.convert("RGB")), "palette"),
@@ -329,7 +329,7 @@ CONVERTED = {
     "palette bmp": (file_of(PALETTE, "BMP"), np.asarray(PALETTE.convert("RGB")), "palette"),
     "opaque": (saved(OPAQUE, "PNG"), SCALED, "alpha"),
     "opaque tiff": (saved(OPAQUE, "TIFF"), SCALED, "alpha"),
-    "grey+alpha": (saved(np.dstack([GREY, OPAQUE[..., 3]]), "PNG"), REPEATED, "alpha"),
+    "gray+alpha": (saved(np.dstack([GRAY, OPAQUE[..., 3]]), "PNG"), REPEATED, "alpha"),
     "unused key": (saved(SCALED | 1, "PNG", transparency=(0, 0, 0)), SCALED | 1, ""),
     "rgb bmp": (saved(SCALED, "BMP"), SCALED, ""),
     "rgb tiff": (saved(SCALED, "TIFF", compression="tiff_lzw"), SCALED, ""),

@@ -21,13 +21,13 @@ def png_head(width, height, bits=8, color=0):
 
 def test_reads_png_and_jpeg(tmp_path):
     assert read_header(save(tmp_path / "a.png")) == Header("png", 6, 8, "rgb", 8)
-    assert read_header(save(tmp_path / "b.png", "L")) == Header("png", 6, 8, "grey", 8)
+    assert read_header(save(tmp_path / "b.png", "L")) == Header("png", 6, 8, "gray", 8)
     assert read_header(save(tmp_path / "c.png", "P")).kind == "palette"
     assert read_header(save(tmp_path / "d.png", "RGBA")).kind == "rgba"
     assert read_header(save(tmp_path / "e.png", "1")).bits == 1
     assert read_header(save(tmp_path / "f.png", "I;16")).bits == 16
     assert read_header(save(tmp_path / "g.jpg")) == Header("jpeg", 6, 8, "rgb", 8)
-    assert read_header(save(tmp_path / "h.JPEG", "L", format="JPEG")).kind == "grey"
+    assert read_header(save(tmp_path / "h.JPEG", "L", format="JPEG")).kind == "gray"
     # A progressive JPEG with a long comment ahead of the frame header.
     path = save(tmp_path / "i.jpg", progressive=True, comment=b"x" * 60000)
     assert read_header(path).size == (6, 8)

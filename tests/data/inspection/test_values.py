@@ -25,22 +25,22 @@ def pairs(tmp_path):
     return make
 
 
-def grey(*rows, dtype=np.uint8):
+def gray(*rows, dtype=np.uint8):
     return np.array(rows, dtype)
 
 
 def test_counts(pairs):
-    found = count(pairs(grey([0, 3], [3, 3]), grey([3, 255], [255, 255])))
+    found = count(pairs(gray([0, 3], [3, 3]), gray([3, 255], [255, 255])))
     assert found.ids == {0: 1, 3: 4, 255: 3}
     assert found.in_files == {0: 1, 3: 2, 255: 1}
-    assert found.label_kinds == {"PNG grey 8 bits": 2}
+    assert found.label_kinds == {"PNG gray 8 bits": 2}
     assert found.sizes == {(2, 2): 2}
     assert not found.problems
 
 
 def test_sizes_that_differ_and_damaged_files_are_problems(pairs, tmp_path):
     found = count(
-        [*pairs(grey([0, 1]), size=(3, 1)), (str(tmp_path / "image0.png"), "/missing.png")]
+        [*pairs(gray([0, 1]), size=(3, 1)), (str(tmp_path / "image0.png"), "/missing.png")]
     )
     assert "label0.png is 1x2 but its image" in found.problems[0]
     assert "/missing.png" in found.problems[1]
@@ -49,17 +49,17 @@ def test_sizes_that_differ_and_damaged_files_are_problems(pairs, tmp_path):
 @pytest.mark.parametrize(
     ("label", "expected"),
     [
-        (grey([0, 255]), {"names": ["background", "foreground"], "label_ids": [0, 255],
+        (gray([0, 255]), {"names": ["background", "foreground"], "label_ids": [0, 255],
                           "ignore_ids": []}),
-        (grey([0, 1, 255]), {"names": ["background", "foreground"], "label_ids": [0, 1]}),
-        (grey([0, 128, 255]), {"names": ["class 0", "class 128", "class 255"],
+        (gray([0, 1, 255]), {"names": ["background", "foreground"], "label_ids": [0, 1]}),
+        (gray([0, 128, 255]), {"names": ["class 0", "class 128", "class 255"],
                                "label_ids": [0, 128, 255], "ignore_ids": []}),
-        (grey([0, 3, 9, 255]), {"names": ["class 0", "class 3", "class 9"],
+        (gray([0, 3, 9, 255]), {"names": ["class 0", "class 3", "class 9"],
                                 "label_ids": [0, 3, 9]}),
-        (grey([1000, 2000, 3000], dtype=np.uint16),
+        (gray([1000, 2000, 3000], dtype=np.uint16),
          {"names": ["class 1000", "class 2000", "class 3000"], "label_ids": [1000, 2000, 3000]}),
         # Equal channels are ids, different ones colors.
-        (np.repeat(grey([0, 3, 4])[..., None], 3, -1),
+        (np.repeat(gray([0, 3, 4])[..., None], 3, -1),
          {"names": ["class 0", "class 3", "class 4"], "label_ids": [0, 3, 4]}),
         (np.array([[[255, 0, 0], [255, 0, 0], [0, 0, 9]]], np.uint8),
          {"names": ["red", "color 000009"], "label_type": "colors",
@@ -71,14 +71,14 @@ def test_classes(pairs, label, expected):
 
 
 def test_palette_gives_the_colors(pairs):
-    image = Image.fromarray(grey([0, 1, 2]))
+    image = Image.fromarray(gray([0, 1, 2]))
     image.putpalette([0, 0, 0, 9, 8, 7, 1, 2, 3])
     data, _ = classes_of(count(pairs(image)), {})
     assert data["colors"] == [[0, 0, 0], [9, 8, 7], [1, 2, 3]]
 
 
 def test_names_and_what_is_no_class(pairs):
-    data, notes = classes_of(count(pairs(grey([0, 1, 5]))), {0: "void", 1: "road", 5: "tree"})
+    data, notes = classes_of(count(pairs(gray([0, 1, 5]))), {0: "void", 1: "road", 5: "tree"})
     assert data == {"names": ["road", "tree"], "label_ids": [1, 5], "ignore_ids": [0]}
     assert any("ids ignored for their names: [(0, 'void')]" in note for note in notes)
     label = np.array([[[0, 0, 0], [9, 9, 0], [8, 9, 0]]], np.uint8)
@@ -104,8 +104,8 @@ def test_interpolated_colors_are_ignored_and_photographs_refused(pairs):
 
 
 def test_range_of_deep_images(tmp_path):
-    Image.fromarray(grey([7, 4000], dtype=np.uint16)).save(tmp_path / "i.png")
-    Image.fromarray(grey([0, 1])).save(tmp_path / "l.png")
+    Image.fromarray(gray([7, 4000], dtype=np.uint16)).save(tmp_path / "i.png")
+    Image.fromarray(gray([0, 1])).save(tmp_path / "l.png")
     found = count([(str(tmp_path / "i.png"), str(tmp_path / "l.png"))])
     assert classes_of(found, {})[0]["image_range"] == [7, 4000]
 

@@ -234,7 +234,7 @@ def test_a_file_that_is_gone(source):
 
 
 def test_any_colour_mode_and_wrong_suffixes(tmp_path):
-    """As in ImageNet itself: CMYK files, a PNG called .JPEG; palettes and grey besides."""
+    """As in ImageNet itself: CMYK files, a PNG called .JPEG; palettes and gray besides."""
     for mode, kind in (("CMYK", "JPEG"), ("L", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")):
         path = tmp_path / "x.JPEG"
         Image.new("RGB", (20, 20), (255, 255, 255)).convert(mode).save(path, kind)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hrnet_jax.data.pipeline import survey as module
-from hrnet_jax.data.pipeline.survey import Team, cache_folder, spread_indices, survey
+from hrnet_jax.data.pipeline.survey import Team, survey
 from hrnet_jax.data.sources.files import Files
+from hrnet_jax.data.sources.source import spread_indices
+from hrnet_jax.runtime import storage
 
 LABEL = np.array([[3, 3, 3, 5], [0, 255, 5, 3]], np.uint8)
 IDS = [[0, 1], [3, 4], [5, 2], [255, 1]]
@@ -34,7 +35,7 @@ def reads(monkeypatch):
 def test_headers_and_ids_by_hand(make_source):
     (facts,) = survey(make_source([(2, 4)], label=LABEL), progress=False)
     assert (facts.image.kind, facts.image.size) == ("rgb", (2, 4))
-    assert (facts.label.kind, facts.label.bits) == ("grey", 8)
+    assert (facts.label.kind, facts.label.bits) == ("gray", 8)
     assert facts.ids.tolist() == IDS
 
 
@@ -52,7 +53,7 @@ def test_only_new_and_changed_files_are_read_again(make_source, reads):
     again = survey(source, progress=False)
     assert not reads
     assert [f.image for f in again] == [f.image for f in facts]
-    assert len(list(cache_folder().iterdir())) == 1  # one file for the folder, none left over
+    assert len(list(storage.user_cache().iterdir())) == 1  # one file for the folder, none left over
 
 
 def test_the_same_file_means_other_ids_with_another_class_list(make_source, reads):
@@ -101,13 +102,13 @@ def test_what_was_counted_before_an_error_is_kept(make_source, reads):
     assert reads == [source.label_paths[29]]
 
 
-def test_a_damaged_cache_is_made_anew(make_source, caplog):
+def test_a_damaged_cache_is_made_again(make_source, caplog):
     source = make_source([(2, 4)], label=LABEL)
     survey(source, progress=False)
-    (kept,) = cache_folder().iterdir()
+    (kept,) = storage.user_cache().iterdir()
     kept.write_bytes(kept.read_bytes()[:50])
     assert survey(source, progress=False)[0].ids.tolist() == IDS
-    assert "is damaged and is made anew" in caplog.text
+    assert "is damaged and is made again" in caplog.text
     caplog.clear()
     assert survey(source, progress=False)[0].ids.tolist() == IDS
     assert not caplog.records
@@ -167,8 +168,8 @@ def test_processes_with_other_caches_work_alone(make_source, reads, tmp_path, mo
     source = make_source([(2, 4)] * 4, label=LABEL)
     survey(source.take([0]), progress=False)
     reads.clear()
-    folders = {"0": cache_folder(), "1": tmp_path / "of another machine"}
-    monkeypatch.setattr(module, "cache_folder", lambda: folders[threading.current_thread().name])
+    folders = {"0": storage.user_cache(), "1": tmp_path / "of another machine"}
+    monkeypatch.setattr(storage, "user_cache", lambda: folders[threading.current_thread().name])
     for facts in in_threads(lambda team: survey(source, progress=False, team=team), 2):
         assert [f.ids.tolist() for f in facts] == [IDS] * 4
     assert len(reads) == 3 + 4

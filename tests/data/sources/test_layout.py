@@ -214,7 +214,7 @@ def test_images_without_any_label(dataset, caplog):
         ({"images": "x"}, r"all splits would be the same files.*\"split\""),
         ({"list": "train.txt"}, "all splits would be the same files"),
         ({"list": "{split}.txt", "label_suffix": "_m.png"}, r"\['label_suffix'\] need \"images\""),
-        ({"split": {"val": 0.1}, "splits": {"val": "v"}}, r"\['val'\] stand in both"),
+        ({"split": {"val": 0.1}, "splits": {"val": "v"}}, r"\['val'\] are in both"),
         ({"images": "i", "labels": "l", "split": {"val": 1.5}}, r"each in 0\.\.1.*got"),
         ({"images": "i", "labels": "l", "split": {"val": 0.5, "test": 0.5}}, "less than 1"),
         ({"images": "i", "labels": "l", "split": {"train": 0.8}}, "what the other splits leave"),

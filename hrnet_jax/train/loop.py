@@ -366,9 +366,7 @@ def take_steps(
     watch: preemption.Interrupts,
     evaluations: list[early_stopping.Evaluation],
 ) -> TrainState:
-    """Trains from the state's step to the last one; logs, saves and evaluates on the way.
-
-    `evaluations` holds those of the run so far, and gets the new ones.
+    """Trains from the state's step to the last one; logs, saves, and adds to `evaluations`.
 
     Raises:
       NonFiniteError, SaveError, Preempted: as `train`.

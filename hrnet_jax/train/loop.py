@@ -22,6 +22,7 @@ from hrnet_jax.data.pipeline.survey import Team
 from hrnet_jax.data.sources.source import Source
 from hrnet_jax.models import HRNetModel
 from hrnet_jax.runtime import distributed, run_lock, sharding
+from hrnet_jax.runtime.progress import progress_bar
 from hrnet_jax.train import build, early_stopping, extend, nan_diagnosis, preemption, summary
 from hrnet_jax.train.config import (
     check_class_weights,
@@ -32,7 +33,7 @@ from hrnet_jax.train.config import (
     same_everywhere,
 )
 from hrnet_jax.train.extend import Epochs
-from hrnet_jax.train.metric_log import NonFiniteError, Pace, RunLog, duration
+from hrnet_jax.train.metric_log import NonFiniteError, Pace, RunLog, StepBar, duration
 from hrnet_jax.train.step import TrainState
 from hrnet_jax.train.tasks import task_of
 from hrnet_jax.train.teacher import Teacher
@@ -113,15 +114,20 @@ class Run:
     warnings: tuple[str, ...] = ()
 
 
-def train(config: ConfigDict, workdir: str) -> TrainState:
+def train(
+    config: ConfigDict, workdir: str, *, watch: preemption.Interrupts | None = None
+) -> TrainState:
     """Trains as `config` says, or continues where the last run in `workdir` stopped.
 
     Writes into `workdir`: checkpoints/, tensorboard/ and log.jsonl (one line of scalars each).
-    After SIGTERM or Ctrl-C it saves and ends, see `preemption`.
+    After Ctrl-C, or when its notebook cell is stopped, it saves and raises; a second Ctrl-C raises
+    at once. The same call continues the run. Progress is a bar, or the log of `hrnet_jax` where
+    that shows INFO.
 
     Args:
       config: as `configs/common.py` describes it.
       workdir: the run's folder.
+      watch: handles signals. None: `preemption.Interrupts`, which ends no process.
 
     Returns:
       The final state.
@@ -131,7 +137,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         is compiled; for a folder that another process uses.
       NonFiniteError: if the loss or a gradient is no longer finite.
       SaveError: if a checkpoint cannot be written.
-      Preempted: after a signal, when everything is saved.
+      Preempted: after a signal, when everything is saved. It is a KeyboardInterrupt.
+      KeyboardInterrupt: after Ctrl-C while nothing is to be saved, as in compiling and evaluating,
+        and after a second Ctrl-C.
     """
     check_config(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.space)
@@ -139,13 +147,15 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     distributed.check_same("configurations", same_everywhere(config))
     first_host = jax.process_index() == 0
     with (
-        preemption.Watch() as watch,
+        watch or preemption.Interrupts() as signals,
         run_lock.locked(workdir) if first_host else contextlib.nullcontext(),
     ):
-        return _train(config, workdir, mesh, watch)
+        return _train(config, workdir, mesh, signals)
 
 
-def _train(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch) -> TrainState:
+def _train(
+    config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Interrupts
+) -> TrainState:
     """Trains in a folder that no other process uses; see `train`."""
     started = time.perf_counter()
     run = prepare(config, workdir, mesh)
@@ -156,10 +166,11 @@ def _train(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch
         run.timetable.evaluates(start_step) and start_step > 0 and not run.store.metric(start_step)
     )
     log = RunLog(workdir, start_step, evaluated=not resumes_evaluation)
+    bar = StepBar(run.timetable.num_steps, show=shows_bars())
     evaluations = past_evaluations(run, start_step)
     try:
         if resumes_evaluation:
-            evaluations.append(evaluate(run, state, log, watch))
+            evaluations.append(evaluate(run, state, log, bar, watch))
         if reason := early_stopping.reason_to_stop(evaluations, config.eval.patience):
             logger.info("the run has ended early at step %d: %s; %s", start_step, reason, _PATIENCE)
             return state
@@ -169,11 +180,12 @@ def _train(config: ConfigDict, workdir: str, mesh: Mesh, watch: preemption.Watch
                 " --config.num_epochs with --config.extend trains on"
             )
             return state
-        state = take_steps(run, state, step_function, log, watch, evaluations)
+        state = take_steps(run, state, step_function, log, bar, watch, evaluations)
         run.store.wait()
     except NonFiniteError as error:
         raise explained(run, error, state) from None
     finally:
+        bar.close()
         log.close()
         run.store.close()
     logger.info("done: %d steps in %s", int(state.step), duration(time.perf_counter() - started))
@@ -293,6 +305,11 @@ def check_data(
     return found.warnings
 
 
+def shows_bars() -> bool:
+    """Whether progress is shown as bars: the log has it, too, but here it is not shown."""
+    return jax.process_index() == 0 and not logger.isEnabledFor(logging.INFO)
+
+
 def log_warnings(warnings: tuple[str, ...]) -> None:
     """Logs them, once for all processes, so that they are seen."""
     for text in warnings if jax.process_index() == 0 else ():
@@ -321,9 +338,11 @@ def start(run: Run, started: float) -> tuple[TrainState, Any]:
     if step >= num_steps or early_stopping.reason_to_stop(past, config.eval.patience):
         return state, None
     logger.info("compiling the training step (compilation cache: %s)", cache)
-    step_function, seconds = build.compile_step(
-        config, run.model, run.optimizer, run.schedule, run.mesh, state, run.teacher
-    )
+    with progress_bar(total=1, desc="compiling", unit="program", disable=not shows_bars()) as bar:
+        step_function, seconds = build.compile_step(
+            config, run.model, run.optimizer, run.schedule, run.mesh, state, run.teacher
+        )
+        bar.update()
     ready = time.perf_counter() - started
     logger.info("compiled in %.0f s, ready after %.0f s", seconds, ready)
     return state, step_function
@@ -343,12 +362,11 @@ def take_steps(
     state: TrainState,
     step_function,
     log: RunLog,
-    watch: preemption.Watch,
+    bar: StepBar,
+    watch: preemption.Interrupts,
     evaluations: list[early_stopping.Evaluation],
 ) -> TrainState:
-    """Trains from the state's step to the last one; logs, saves and evaluates on the way.
-
-    `evaluations` holds those of the run so far, and gets the new ones.
+    """Trains from the state's step to the last one; logs, saves, and adds to `evaluations`.
 
     Raises:
       NonFiniteError, SaveError, Preempted: as `train`.
@@ -380,6 +398,7 @@ def take_steps(
         if logs or first:
             scalars = pace.scalars()
             logger.info("%s", pace.line(run.epochs.at(step)))
+            bar.note("loss", scalars["loss"])
         if logs:
             log.scalars(step, {"epoch": run.epochs.at(step), **scalars})
             pace.clear()
@@ -389,9 +408,10 @@ def take_steps(
         if signal and step < num_steps:
             store.wait()
             raise preemption.Preempted(f"{signal}: saved step {step} of {num_steps} and ended")
+        bar.update(step)
         if timetable.evaluates(step):
-            store.wait()  # a signal during the evaluation may end the process at once
-            evaluations.append(evaluate(run, state, log, watch))
+            store.wait()  # a signal during the evaluation may end the run at once
+            evaluations.append(evaluate(run, state, log, bar, watch))
             reason = early_stopping.reason_to_stop(evaluations, config.eval.patience)
             if reason and step < num_steps:
                 logger.info("ending early at step %d of %d: %s", step, num_steps, reason)
@@ -400,14 +420,15 @@ def take_steps(
 
 
 def evaluate(
-    run: Run, state: TrainState, log: RunLog, watch: preemption.Watch
+    run: Run, state: TrainState, log: RunLog, bar: StepBar, watch: preemption.Interrupts
 ) -> early_stopping.Evaluation:
     """Evaluates the weights that a checkpoint of this state gives, and records the metric with it.
 
-    Everything is saved already, so a signal ends the process at once meanwhile.
+    Everything is saved already, so a signal ends the run at once meanwhile.
     """
     step = int(state.step)
     variables = state.ema or {"params": state.params, "batch_stats": state.batch_stats}
+    bar.close()  # the evaluation has its own
     with watch.end_at_once():
         task = task_of(run.config.head)
         result = task.evaluate(run.config, run.model, variables, run.eval_source, run.mesh)
@@ -421,7 +442,9 @@ def evaluate(
             " with averaged weights" if state.ema is not None else "",
         )
     run.store.set_metric(step, result.metric)
-    return step, result.metric if math.isfinite(result.metric) else None
+    metric = result.metric if math.isfinite(result.metric) else None
+    bar.note("metric", metric)
+    return step, metric
 
 
 def explained(run: Run, error: NonFiniteError, state: TrainState) -> NonFiniteError:

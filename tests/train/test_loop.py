@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from stopping import stopped_at
+from stopping import interrupted_at, stopped_at
 
 import hrnet_jax
 from hrnet_jax.checkpoints.load import load_checkpoint
@@ -21,8 +21,8 @@ from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import create_model
 from hrnet_jax.pytorch import convert
 from hrnet_jax.pytorch import files as torch_files
-from hrnet_jax.runtime import run_lock
-from hrnet_jax.train import build, loop
+from hrnet_jax.runtime import progress, run_lock
+from hrnet_jax.train import build, loop, preemption
 from hrnet_jax.train.config import check_config, check_same_config
 from hrnet_jax.train.tasks import Evaluation, task_of
 
@@ -66,7 +66,7 @@ def _log(workdir):
     return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
 
-def test_run_resume_and_load(tmp_path, streets, quick, caplog):
+def test_run_resume_and_load(tmp_path, streets, quick, caplog, monkeypatch, capsys):
     caplog.set_level(logging.INFO, "hrnet_jax")
     whole = loop.train(_config(streets), str(tmp_path / "whole"))
 
@@ -87,9 +87,18 @@ def test_run_resume_and_load(tmp_path, streets, quick, caplog):
     assert 0 <= lines[4]["eval/miou"] <= 1
     assert list((tmp_path / "whole" / "tensorboard").iterdir())
 
-    # Stopped after step 2 (and before anything of step 3 is saved), then the same command again.
-    with stopped_at(3):
+    # Ctrl-C in step 1, noticed in step 2, then the same call again.
+    monkeypatch.setattr(progress, "_redraws", lambda stream: True)
+    caplog.set_level(logging.WARNING, "hrnet_jax")
+    with interrupted_at(1) as raised:
         loop.train(_config(streets), str(tmp_path / "parts"))
+    assert isinstance(raised.value, preemption.Preempted)
+    assert str(raised.value) == "SIGINT: saved step 2 of 4 and ended"
+    # Bars show the progress where the log does not.
+    shown = capsys.readouterr().err
+    for bar in ("compiling: 100%", "training:  25%", " 1/4 [", "loss="):
+        assert bar in shown
+    caplog.set_level(logging.INFO, "hrnet_jax")
     resumed = loop.train(_config(streets, log_every_steps=2), str(tmp_path / "parts"))
     assert "continuing at step 2 of 4" in caplog.text
     _equal(resumed, whole)

@@ -14,7 +14,8 @@ def parallel(function: Callable, items: Iterable[int], what: str, progress: bool
     with ThreadPoolExecutor(threads) as pool:
         # A bounded number of items ahead, so that an error does not wait for the whole queue.
         futures: list[Future] = [pool.submit(function, i) for i in items[: 4 * threads]]
-        with progress_bar(total=len(items), desc=what, unit=" images", disable=not progress) as bar:
+        hidden = not (progress and items)
+        with progress_bar(total=len(items), desc=what, unit=" images", disable=hidden) as bar:
             for k in range(len(items)):
                 result = futures[k].result()
                 futures[k] = None

@@ -79,13 +79,13 @@ def lovasz_softmax(
     probabilities, truth = _at_valid(targets)
     # Negative, so that the largest come first; ignored pixels come last and are left out there.
     order = jnp.where(targets.valid[..., None], -jnp.abs(truth - probabilities), 1)
-    groups = len(labels) if per_image else 1
-    order, truth = (x.reshape(groups, -1, x.shape[-1]) for x in (order, truth))
-    losses = _jaccard_extension(order, truth > 0)  # [groups, C]
-    means = jax.vmap(lambda of_group, present: _mean_of_present(of_group, present, targets))(
-        losses, jnp.any(truth > 0, axis=1)
-    )
-    counts = jnp.any(targets.valid.reshape(groups, -1), axis=-1)
+    pixels = (len(labels), -1) if per_image else (-1,)
+    order, truth = (x.reshape(*pixels, x.shape[-1]) for x in (order, truth))
+    losses, present = _jaccard_extension(order, truth > 0), jnp.any(truth > 0, axis=-2)
+    if not per_image:
+        return _mean_of_present(losses, present, targets)
+    means = jax.vmap(lambda *image: _mean_of_present(*image, targets))(losses, present)
+    counts = jnp.any(targets.valid.reshape(*pixels), axis=-1)
     return ratio(jnp.sum(means), jnp.sum(counts, dtype=means.dtype))
 
 
@@ -108,25 +108,31 @@ def _jaccard_extension(order, truth):
     """The Lovasz extension of the Jaccard loss of each class.
 
     Args:
-      order: [groups, M, C], the errors in 0..1, negated; pixels above 0 do not count.
-      truth: bool [groups, M, C].
+      order: [..., M, C], the errors in 0..1, negated; pixels above 0 do not count.
+      truth: bool [..., M, C].
 
     Returns:
-      [groups, C]. 0 where nothing is true.
+      [..., C]. 0 where nothing is true.
     """
     return _jaccard_extension_forward(order, truth)[0]
 
 
 def _jaccard_extension_forward(order, truth):
-    """Its derivative by an error is how much the Jaccard loss grows when that pixel is added.
+    # One class after the other: a tenth of the memory, and no arrays with classes first, whose
+    # layout XLA CPU's kernel library does not take.
+    classes = jnp.moveaxis(order, -1, 0), jnp.moveaxis(truth, -1, 0)
+    values, growth = lax.map(lambda one: _of_class(*one), classes)
+    return jnp.moveaxis(values, 0, -1), (jnp.moveaxis(growth, 0, -1),)
 
-    With T true pixels, t true and f false ones among those of the largest errors, this loss is
-    1 - (T - t) / (T + f). The differences are written out: subtracting two losses of about equal
-    size, as in the authors' code, leaves few digits in single precision.
+
+def _of_class(order, truth):
+    """The extension [...] of one class, from [..., M] each, and how it grows with each error.
+
+    With T true pixels, t true and f false ones among those of the largest errors, the Jaccard loss
+    of these is 1 - (T - t) / (T + f); the derivative by an error is how much it grows when that
+    pixel is added. The differences are written out: subtracting two losses of about equal size, as
+    in the authors' code, leaves few digits in single precision.
     """
-    # Nothing but copies while classes come first: XLA CPU's kernel library, which takes arithmetic
-    # next to a gathered array, does not know the transposed layout.
-    order, truth = jnp.moveaxis(order, -1, 1), jnp.moveaxis(truth, -1, 1)
     places = jnp.broadcast_to(jnp.arange(order.shape[-1], dtype=jnp.int32), order.shape)
     # One number holds the place and whether it is true, so that two arrays are sorted, not three.
     order, tags = lax.sort((order, 2 * places + truth), num_keys=1, is_stable=False)
@@ -143,12 +149,12 @@ def _jaccard_extension_forward(order, truth):
     growth = jnp.where(order > 0, 0, growth)
     value = jnp.sum(-order * growth, axis=-1)
     _, at_place = lax.sort((tags // 2, growth), num_keys=1, is_stable=False)
-    return value, (jnp.moveaxis(at_place, 1, -1),)
+    return value, at_place
 
 
 def _jaccard_extension_backward(residuals, gradient):
     (growth,) = residuals
-    return -growth * gradient[:, None], None
+    return -growth * gradient[..., None, :], None
 
 
 _jaccard_extension.defvjp(_jaccard_extension_forward, _jaccard_extension_backward)

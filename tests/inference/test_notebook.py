@@ -1,6 +1,5 @@
 """The notebooks from top to bottom, in a small form."""
 
-import os
 from pathlib import Path
 
 import nbformat
@@ -28,9 +27,11 @@ def test_nothing_but_the_text_is_kept(name):
 
 def run(name, folder, monkeypatch, changes):
     """Runs a notebook in a folder with other parameters; its text on both streams, its pictures."""
-    # The kernel is a process of its own, which runs each program only a few times.
+    # The kernel is a process of its own, which runs each program only a few times, on one device:
+    # not on the eight of the tests.
     flags = [f"--{name}={str(value).lower()}" for name, value in FAST_COMPILE.items()]
-    monkeypatch.setenv("XLA_FLAGS", " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip())
+    monkeypatch.setenv("XLA_FLAGS", " ".join(flags))
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
     notebook = read(name)
     (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     for old, new in changes.items():

@@ -44,7 +44,7 @@ from hrnet_jax.runtime import memory
 
 CROP = (512, 1024)
 BATCH = 4
-# Of the sensor, in grey levels; chosen so that the files get as large as Cityscapes'.
+# Of the sensor, in gray levels; chosen so that the files get as large as Cityscapes'.
 NOISE = 1.5
 # Of the large set: more than Cityscapes with all its coarsely labelled images.
 LARGE = 25_000

@@ -215,7 +215,7 @@ def checkpoint(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
 @kind
 def class_file(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
     """Bytes damaged, or a value of a wrong type in a wrong place."""
-    from hrnet_jax.data.sources.folder import read_class_file
+    from hrnet_jax.data.sources.class_file import read_class_file
 
     contents = {
         "names": ["soil", "leaf"],
@@ -223,7 +223,12 @@ def class_file(rng: np.random.Generator, folder: pathlib.Path) -> Reader:
         "label_ids": [0, 1],
         "ignore_ids": [7],
         "categories": ["none", "plant"],
+        "label_type": "ids",
+        "image_range": [0, 4095],
+        "files": {"images": "images", "labels": "masks", "split": {"val": 0.1, "seed": 0}},
     }
+    if rng.integers(0, 4) == 0:
+        contents |= {"label_type": "colors", "ignore_ids": [], "ignore_colors": [[9, 9, 9]]}
     path = folder / "classes.json"
     odd = [None, -1, 1e400, "x" * 50, [], {}, [[]], [None], 2**80, True, "\u0000", [1.5]]
     if rng.integers(0, 2):

@@ -590,7 +590,8 @@ def data_files(lab: Lab) -> str:
 
     cases = {  # what happens to an image and its label
         "corrupt PNG": lambda x, y: y.write_bytes(y.read_bytes()[:60]),
-        "JPEG named .png": lambda x, y: Image.fromarray(pixels).save(x, format="JPEG"),
+        "GIF named .png": lambda x, y: Image.fromarray(pixels).save(x, format="GIF"),
+        "JPEG label": lambda x, y: Image.fromarray(ids).save(y, format="JPEG"),
         "color label": lambda x, y: png(y, pixels),
         "sizes differ": lambda x, y: png(y, ids[:5]),
         "unknown id": lambda x, y: png(y, ids + 9),

@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "options.md"
 COMMON = ROOT / "hrnet_jax" / "configs" / "common.py"
 TOOLS = (
     "train", "evaluate", "predict", "export_model", "convert_weights", "precise_bn", "show_batch",
-    "side_by_side", "prepare_tiles", "serve_data", "preflight",
+    "side_by_side", "inspect_data", "prepare_tiles", "serve_data", "describe", "preflight",
 )  # fmt: skip
 
 HEAD = """# Options and keys
@@ -101,7 +101,9 @@ def keys_of(path: pathlib.Path = COMMON) -> list[tuple[str, str, str]]:
         if isinstance(node.value, ast.Call) and node.value.args[:1]:
             argument = node.value.args[0]
             if isinstance(argument, ast.Dict):
-                pairs = zip(argument.keys, argument.values, strict=True)
+                pairs = list(zip(argument.keys, argument.values, strict=True))
+                if not pairs:  # a dictionary without entries by default
+                    rows.append((key, "{}", note))
                 rows += [(f"{key}.{k.value}", ast.unparse(v), note) for k, v in pairs]
                 continue
         if isinstance(node.value, ast.Call) and not node.value.args:

@@ -39,6 +39,14 @@ def quick(monkeypatch, tiny):
     monkeypatch.setattr(sharding, "compiler_options", lambda *_, **__: FAST_COMPILE)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def label_counts(tmp_path_factory):
+    """What the tests read of labels is kept apart from the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def bucket():
     """The address of a bucket in memory, also for processes that are started meanwhile."""

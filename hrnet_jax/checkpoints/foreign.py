@@ -9,7 +9,7 @@ import hrnet_jax
 from hrnet_jax.checkpoints import weights_file
 from hrnet_jax.checkpoints.manifest import FORMAT_VERSION
 from hrnet_jax.data.sources import camvid, cityscapes
-from hrnet_jax.data.sources.folder import read_class_file
+from hrnet_jax.data.sources.class_file import read_class_file
 from hrnet_jax.models import HRNetModel
 from hrnet_jax.pytorch import convert, hub
 

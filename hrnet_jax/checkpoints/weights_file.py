@@ -35,7 +35,7 @@ MODEL_TYPES = {
     "image_statistics": float,
 }  # fmt: skip
 # Keys of a configuration with paths that mean nothing on another machine.
-_PATHS = ("root", "class_file", "compilation_cache", "init_from", "converted_from")
+_PATHS = ("root", "class_file", "compilation_cache", "init_from", "converted_from", "teacher")
 
 
 def names() -> tuple[str, ...]:

@@ -55,97 +55,121 @@ def get_config() -> Config:
     """
     config = Config()
     config.variant = "w48"
-    config.head = "segmentation"
+    config.head = "segmentation"  # or "segmentation_v1", "ocr", "classification"
     config.seed = 0  # of initialization, data order, augmentation and dropout
     config.batch_size = 12  # images per optimizer step, over all devices and processes
-    config.num_epochs = 484
+    config.num_epochs = 484  # length of the run, unless num_steps is given
     config.num_steps = 0  # length of the run in optimizer steps; 0: num_epochs decides
-    # Start from these weights instead of random ones: a folder with one of our checkpoints, a
-    # PyTorch file, or the name of weights that come with the package ("camvid_w18_small_v1").
+    # The weights to start from: a run's folder, a weights file, a PyTorch file, an address on the
+    # hub, or the name of weights in the package ("camvid_w18_small_v1"); "": random ones.
     config.init_from = ""
+    # True: continues the run in the workdir with another length, batch size or learning rate; see
+    # docs/finetune.md.
+    config.extend = False
     config.log_every_steps = 50  # also logged: the first step and every saved one
     config.checkpoint_every_steps = 1000  # also saved: every evaluated step and the last one
     config.compilation_cache = ""  # folder; "": JAX_COMPILATION_CACHE_DIR or the user's cache
 
     config.data = data = Config()
-    data.name = "cityscapes"
-    data.root = ""
-    data.class_file = ""  # for name="folder" only; "": classes.json in root
-    data.train_split = "train"
+    data.name = "cityscapes"  # see docs/data.md and docs/datasets.md
+    data.root = ""  # the dataset's folder
+    data.class_file = ""  # "": the dataset's own classes; for "folder" ROOT/classes.json
+    data.train_split = "train"  # "train+val": several at once
     data.eval_split = "val"  # "": no evaluation
-    data.crop_size = (512, 1024)  # height, width
-    data.allow_any_crop = False  # True: also sizes that are not multiples of 32
-    # Segmentation: each image is scaled by a random factor of this range before it is cropped.
-    data.scale_min = 0.5
-    data.scale_max = 2.1
-    data.scale_step = 0.1  # distance of the factors; 0: any factor between min and max
-    data.flip = True  # horizontally, every second image on average
-    data.brightness = 0  # largest shift of the pixel values, 0..255
-    # Segmentation, in the same resampling as scale and crop. What is seen from outside of the
-    # image is ignored.
-    data.rotation = 0.0  # largest angle in degrees to either side, 0..180
-    data.shear = 0.0  # largest angle in degrees by which vertical lines lean, 0..60
-    data.perspective = 0.0  # largest move of each corner, as a fraction of the crop, 0..0.2
-    # Brightness, contrast and saturation of each image are multiplied by random factors in
-    # 1 +- this, 0..1, on the device (train.augment.adjust_color). The official recipes have 0.
-    data.color_jitter = 0.0
-    # mmsegmentation's photometric distortion: brightness, contrast, saturation and hue, each for
-    # half of the images. 1: its ranges, 0.5: half of them (train.augment.distort_colors).
-    data.photometric = 0.0
-    # Half of the images are blurred with a standard deviation of up to so many pixels, 0..10.
-    data.blur = 0.0
-    # Fraction of the images in which a random rectangle is erased and ignored, 0..1.
-    data.erasing = 0.0
-    # Fraction of the samples that get some classes of the next sample of the batch pasted, 0..1, on
-    # the device (train.augment.mix_classes). The official recipes have 0.
-    data.class_mix = 0.0
     # More datasets to train on, each a dict with name, root, split, weight (its fraction of the
-    # samples) and class_map ({its class: class here, or "" to ignore it}): see docs/data.md.
+    # samples) and class_map ({its class: class here, or "" to ignore it}; not needed where a
+    # ready-made one exists): see docs/data.md.
     data.mix = ()
-    # Fraction of the samples for which a class is drawn first, then an image that has it. It makes
-    # rare classes more frequent.
+    # Fraction of the samples, 0..1, for which a class is drawn first, then an image that has it: it
+    # makes rare classes more frequent.
     data.class_uniform = 0.0
+    # Labels of each split whose ids are counted before the first step, evenly spread; 0: all. Of
+    # classification: images that are decoded; 0: 500.
+    data.audit_images = 0
+    # True: trains also on labels that seem to mean something else than the class list says.
+    data.allow_odd_labels = False
     data.threads = 0  # that make samples; 0: one per core
     data.prefetch = 2  # batches prepared in advance
     data.service = ()  # ("HOST:PORT", ...) of machines that make the samples (tools.serve_data)
-    # Classification: a random part of each image is resized to crop_size, instead of scale_min,
-    # scale_max, scale_step and brightness.
-    data.area_min = 0.08  # smallest fraction of the image in a crop
-    data.aspect_max = 4 / 3  # largest width / height of a crop, and height / width
-    data.eval_short_side = 256  # images are resized to it, then the center is cropped
+
+    # Augmentation on the host. Segmentation: one resampling for scale, crop, rotation, shear and
+    # perspective; pixels from outside of the image are ignored.
+
+    data.crop_size = (512, 1024)  # height, width
+    data.allow_any_crop = False  # True: also sizes that are not multiples of 32
+    data.scale_min = 0.5  # smallest factor by which an image is scaled before it is cropped
+    data.scale_max = 2.1  # largest factor
+    data.scale_step = 0.1  # distance of the factors; 0: any factor between min and max
+    data.flip = True  # horizontally, half of the images
+    data.rotation = 0.0  # largest angle in degrees to either side, 0..180
+    data.shear = 0.0  # largest angle in degrees by which vertical lines lean, 0..60
+    data.perspective = 0.0  # largest move of each corner, as a fraction of the crop, 0..0.2
+    data.brightness = 0  # largest shift of the pixel values, 0..255
+
+    # Classification, in place of scale_min, scale_max, scale_step and brightness: a random part of
+    # each image is resized to crop_size.
+
+    data.area_min = 0.08  # classification: smallest fraction of the image in a crop
+    data.aspect_max = 4 / 3  # classification: largest width / height of a crop, and height / width
+    # Classification: images to evaluate are resized to this shorter side, then cropped.
+    data.eval_short_side = 256
+
+    # Augmentation on the device, see train/augment.py. The official recipes have 0.
+
+    # Brightness, contrast and saturation are multiplied by random factors in 1 +- this, 0..1.
+    data.color_jitter = 0.0
+    # mmsegmentation's photometric distortion: brightness, contrast, saturation and hue, each for
+    # half of the images. 1: its ranges, 0.5: half of them.
+    data.photometric = 0.0
+    data.blur = 0.0  # largest standard deviation in pixels, for half of the images, 0..10
+    data.erasing = 0.0  # fraction of the images with a random rectangle erased and ignored, 0..1
+    # Fraction of the samples, 0..1, that get some classes of the next sample of the batch pasted.
+    data.class_mix = 0.0
 
     config.model = model = Config()
-    model.dtype = (
-        "float32"  # of the arithmetic; parameters are float64 with "float64", else float32
-    )
+    model.dtype = "float32"  # of the arithmetic; parameters are float32, with "float64" float64
+    # "kaiming", or "normal" of the official segmentation code, which starts from trained weights.
+    model.init = "kaiming"
+    model.align_corners = config_dict.placeholder(bool)  # None: as in the head's official code
+    # BatchNorm in training: "statistics" uses the running statistics and keeps them, for small
+    # batches; "all" keeps its scale and bias, too.
+    model.frozen_norm = "none"
+    # BatchNorm in evaluation and prediction: fraction of each image's own statistics, 0..1.
+    model.image_statistics = 0.0
     # What the backward pass recomputes to save memory: "none", "norm" (normalization and
     # activation), "block" (residual blocks), "module" (branches and their exchange).
     model.remat = "none"
     # What is compiled once and run in a loop, to compile faster: "none", the "modules" of a stage,
-    # or the residual "blocks" of each branch, too. "auto": "blocks" on TPU, "none" on CPU and
-    # GPU, where loops cost time or memory traffic.
+    # or also the residual "blocks" of each branch. "auto": "blocks" on TPU, "none" on CPU and GPU,
+    # where loops cost time or memory traffic.
     model.scan = "auto"
-    # Evaluation and prediction: fraction of each image's own statistics in BatchNorm, 0..1.
-    model.image_statistics = 0.0
-    model.align_corners = config_dict.placeholder(bool)  # None: as in the head's official code
-    # "kaiming", or "normal" of the official segmentation code, which starts from trained weights.
-    model.init = "kaiming"
 
     config.optimizer = optimizer = Config()
     optimizer.name = "sgd"  # as in the official code, or "adamw"
-    optimizer.learning_rate = 0.01
+    # "module:function" of your own in place of name, momentum, beta2, weight_decay and nesterov:
+    # docs/finetune.md.
+    optimizer.function = ""
+    optimizer.learning_rate = 0.01  # the highest one of the schedule
     optimizer.momentum = 0.9  # beta1 of AdamW
+    optimizer.nesterov = False  # Nesterov momentum of SGD
     optimizer.beta2 = 0.999  # of AdamW
     optimizer.weight_decay = 5e-4  # on all parameters, biases and BatchNorm included
-    optimizer.nesterov = False
-    optimizer.schedule = "poly"  # or "multistep"
-    optimizer.poly_power = 0.9
-    # Of "multistep": after each of these epochs the learning rate is multiplied by gamma.
-    optimizer.milestones = (30, 60, 90)
-    optimizer.gamma = 0.1
+    optimizer.decay_norm_and_bias = True  # False: no decay on biases and BatchNorm's parameters
+    # Factors of the learning rate for parts of the network, such as {"backbone": 0.1,
+    # "backbone/stem": 0}; the longest name that fits counts. 0 freezes: no gradient, no state of
+    # the optimizer, and BatchNorm as in evaluation.
+    optimizer.multipliers = Config({})
+    optimizer.decay_multipliers = Config({})  # factors of the weight decay, in the same way
+    optimizer.schedule = "poly"  # or "multistep", "cosine", "one_cycle"
+    optimizer.schedule_function = ""  # "module:function" in place of the schedule
     optimizer.warmup_steps = 0  # linear warm-up; shortened, with a warning, if the run is shorter
+    optimizer.poly_power = 0.9  # of "poly"
+    optimizer.milestones = (30, 60, 90)  # of "multistep": epochs after which the rate falls
+    optimizer.gamma = 0.1  # of "multistep": factor at each of them
+    optimizer.rise_fraction = 0.3  # of "one_cycle": fraction of the steps with a rising rate
     # The batch is computed in this many parts, one after the other; their gradients are averaged.
     optimizer.gradient_accumulation = 1
+    optimizer.clip_norm = 0.0  # gradients with a larger norm are scaled to this one; 0: never
     optimizer.ema_decay = 0.0  # of a moving average of the weights; 0: none is kept
     # Steps with an infinite or NaN loss or gradient that are skipped; one more ends the run.
     optimizer.skip_nonfinite = 0
@@ -153,39 +177,54 @@ def get_config() -> Config:
     config.loss = loss = Config()
     # "cross_entropy", "ohem", "focal", "boundary", "dice" or "lovasz".
     loss.name = "cross_entropy"
+    # "module:function" of your own for the main output, in place of name and terms:
+    # docs/finetune.md.
+    loss.function = ""
+    # A weighted sum in place of loss.name; None: not in it.
     loss.terms = terms = Config()
-    # A weighted sum in place of loss.name: the weight of each loss in it; None: not in it.
-    terms.cross_entropy = config_dict.placeholder(float)
-    terms.ohem = config_dict.placeholder(float)
-    terms.focal = config_dict.placeholder(float)
-    terms.boundary = config_dict.placeholder(float)
-    terms.dice = config_dict.placeholder(float)
-    terms.lovasz = config_dict.placeholder(float)
+    terms.cross_entropy = config_dict.placeholder(float)  # weight of this loss in the sum
+    terms.ohem = config_dict.placeholder(float)  # likewise
+    terms.focal = config_dict.placeholder(float)  # likewise
+    terms.boundary = config_dict.placeholder(float)  # likewise
+    terms.dice = config_dict.placeholder(float)  # likewise
+    terms.lovasz = config_dict.placeholder(float)  # likewise
     # One weight per class; None: all are 1. Or computed from the labels: "inverse_frequency",
     # "median_frequency", "effective_number", or "auto", which is the last one.
     loss.class_weights = config_dict.placeholder(tuple)
     loss.class_weights_beta = 0.999  # of "effective_number", 0..1; 0 gives equal weights
-    # Fraction of each label that is spread over all classes, 0..1; in cross_entropy and ohem.
+    # Of cross_entropy and ohem: fraction of each label that is spread over all classes, 0..1.
     loss.label_smoothing = 0.0
-    # Heads with an auxiliary output (ocr): weights of both losses. The auxiliary one is always
-    # cross-entropy, as in the official code; loss.name and loss.terms are for the main output.
-    loss.main_weight = 1.0
-    loss.aux_weight = 0.4
     loss.ohem_threshold = 0.9  # pixels whose class has a lower probability are kept
     loss.ohem_min_kept = 131072  # pixels of a batch, or of its part with gradient accumulation
     loss.focal_gamma = 2.0  # 0 or more; the larger, the less do easy pixels count
-    loss.boundary_radius = 3  # pixels so near to another class count more
-    loss.boundary_extra_weight = 4.0  # by so much: 1 + this times as much
+    loss.boundary_radius = 3  # pixels at most this far from another class count more
+    loss.boundary_extra_weight = 4.0  # such pixels count 1 + this times as much
     loss.lovasz_per_image = False  # True: sorts within images, which needs no gathering
+    # Heads with an auxiliary output (ocr): weight of the loss of the main output.
+    loss.main_weight = 1.0
+    # Weight of the auxiliary output's loss: cross-entropy, as in the official code.
+    loss.aux_weight = 0.4
+
+    # Knowledge distillation: also learns from the class probabilities of a trained network.
+    config.distill = distill = Config()
+    # A run's folder, a weights file, a PyTorch file, an address on the hub or the name of shipped
+    # weights; "": none.
+    distill.teacher = ""
+    distill.temperature = 1.0  # of both networks' softmax; higher: improbable classes weigh more
+    distill.weight = 1.0  # of the divergence from the teacher; the loss on labels has weight 1
+    # Pixels where the teacher's largest probability is lower do not count, 0..1.
+    distill.min_confidence = 0.0
 
     # Devices along the batch and along the height of the images; -1: all that are left.
     config.mesh = Config({"data": -1, "space": 1})
 
     config.eval = evaluation = Config()
-    evaluation.every_steps = 0  # 0: every_epochs decides
+    evaluation.every_steps = 0  # steps from one evaluation to the next; 0: every_epochs decides
     evaluation.every_epochs = 10.0  # 0: only after the last step
-    evaluation.batch_size = 4
-    evaluation.num_images = 0  # 0: all
+    evaluation.batch_size = 4  # images per step, over all devices and processes
+    evaluation.num_images = 0  # evenly spread over the split; 0: all
+    # The run ends after so many evaluations in a row without a better metric; 0: never.
+    evaluation.patience = 0
     return config.lock()
 
 

@@ -5,10 +5,14 @@ TFDS do.
 """
 
 import os
+from dataclasses import replace
 
-from hrnet_jax.data.sources.folder import open_folder, read_class_file
+from hrnet_jax.data.sources import camvid, cityscapes, public
+from hrnet_jax.data.sources import class_file as class_files
+from hrnet_jax.data.sources.folder import open_folder
 from hrnet_jax.data.sources.image_folder import ImageSource, open_image_folder
 from hrnet_jax.data.sources.source import IGNORE_LABEL, Classes, Source
+from hrnet_jax.data.sources.union import open_union
 from hrnet_jax.data.tiles.format import find_tiles, open_tiles
 
 __all__ = [
@@ -21,7 +25,9 @@ __all__ = [
     "open_source",
 ]
 
-SOURCES = ("cityscapes", "cityscapes_coarse", "camvid", "folder", "tfds_cityscapes")
+SOURCES = (
+    "cityscapes", "cityscapes_coarse", "camvid", "folder", "tfds_cityscapes", *public.NAMES,
+)  # fmt: skip
 # With one class per image.
 IMAGE_SOURCES = ("image_folder", "tfds_imagenet")
 
@@ -33,9 +39,9 @@ def open_source(name: str, *, root: str | os.PathLike, split: str, class_file: s
         name: one of SOURCES.
         root: the dataset's folder, for tfds_cityscapes the TFDS data_dir; or the folder with the
             dataset's tiles (`prepare_tiles`).
-        split: e.g. "train"; which ones exist depends on the dataset.
-        class_file: for "folder" only: the JSON file with the classes, instead of
-            root/classes.json.
+        split: e.g. "train"; which ones exist depends on the dataset. "train+val" joins splits.
+        class_file: a JSON file (`sources.class_file`): for "folder" instead of root/classes.json,
+            for the others fewer classes than the dataset has, or several as one.
 
     Raises:
         FileNotFoundError: if the files are not where the dataset's layout has them.
@@ -45,26 +51,47 @@ def open_source(name: str, *, root: str | os.PathLike, split: str, class_file: s
         raise ValueError(f"unknown dataset {name!r}; known: {SOURCES}")
     if not str(root):
         raise ValueError(f"dataset {name!r} needs its folder: --config.data.root=DIR")
-    if class_file and name != "folder":
-        raise ValueError(f"class_file={class_file!r} is for the dataset 'folder', not {name!r}")
+    return open_union(split, lambda part: _open_split(name, root, part, class_file))
+
+
+def _open_split(name: str, root: str | os.PathLike, split: str, class_file: str) -> Source:
     if folder := find_tiles(root, name):
         source = open_tiles(folder, name, split)
-        if class_file and read_class_file(class_file) != source.classes:
-            raise ValueError(f"the tiles in {folder} have other classes than {class_file}")
-        return source
-    if name.startswith("cityscapes"):
-        from hrnet_jax.data.sources.cityscapes import open_cityscapes
-
-        return open_cityscapes(root, split, coarse=name == "cityscapes_coarse")
-    if name == "camvid":
-        from hrnet_jax.data.sources.camvid import open_camvid
-
-        return open_camvid(root, split)
+        return _with_class_file(source, class_file, folder) if class_file else source
     if name == "folder":
         return open_folder(root, split, class_file)
-    from hrnet_jax.data.sources.tfds_cityscapes import open_tfds_cityscapes
+    if name in public.NAMES:
+        return public.open_public(name, root, split, class_file)
+    if name == "tfds_cityscapes":
+        from hrnet_jax.data.sources.tfds_cityscapes import open_tfds_cityscapes
 
-    return open_tfds_cityscapes(root, split)
+        classes = _classes(name, cityscapes.CLASSES, class_file)
+        return open_tfds_cityscapes(root, split, classes)
+    if name == "camvid":
+        return camvid.open_camvid(root, split, _classes(name, camvid.CLASSES, class_file))
+    classes = _classes(name, cityscapes.CLASSES, class_file)
+    coarse = name == "cityscapes_coarse"
+    return cityscapes.open_cityscapes(root, split, classes, coarse=coarse)
+
+
+def _classes(name: str, known: Classes, class_file: str) -> Classes:
+    return class_files.read_for(class_file, name, known) if class_file else known
+
+
+def _with_class_file(source: Source, class_file: str, folder: os.PathLike) -> Source:
+    """Tiles, which hold raw ids, with other classes than those they were prepared with."""
+    if source.name == "folder":
+        classes = class_files.read_class_file(class_file)
+    else:
+        classes = class_files.read_for(class_file, source.name, source.classes)
+    if classes == source.classes:
+        return source
+    if not (classes.stores_raw_ids and source.classes.stores_raw_ids):
+        raise ValueError(
+            f"the tiles in {folder} have other classes than {class_file}, and hold train ids, as "
+            "the raw labels are colors or ids above 255: prepare them again with this class file"
+        )
+    return replace(source, classes=classes)
 
 
 def open_images(name: str, *, root: str | os.PathLike, split: str) -> ImageSource:
@@ -73,7 +100,7 @@ def open_images(name: str, *, root: str | os.PathLike, split: str) -> ImageSourc
     Args:
         name: one of IMAGE_SOURCES.
         root: the dataset's folder; for tfds_imagenet the TFDS data_dir.
-        split: e.g. "train".
+        split: e.g. "train"; "train+val" joins splits.
 
     Raises:
         FileNotFoundError: if the files are not where the dataset's layout has them.
@@ -84,7 +111,7 @@ def open_images(name: str, *, root: str | os.PathLike, split: str) -> ImageSourc
     if not str(root):
         raise ValueError(f"dataset {name!r} needs its folder: --config.data.root=DIR")
     if name == "image_folder":
-        return open_image_folder(root, split)
+        return open_union(split, lambda part: open_image_folder(root, part))
     from hrnet_jax.data.sources.tfds_imagenet import open_tfds_imagenet
 
-    return open_tfds_imagenet(root, split)
+    return open_union(split, lambda part: open_tfds_imagenet(root, part))

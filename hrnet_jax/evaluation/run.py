@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,10 +20,15 @@ from jax.experimental import multihost_utils
 from hrnet_jax.checkpoints import foreign, weights_file
 from hrnet_jax.checkpoints.load import Checkpoint, load_checkpoint
 from hrnet_jax.data import open_images
+from hrnet_jax.data.pipeline import audit, odd_labels
+from hrnet_jax.data.pipeline.segmentation import sorted_by_size
+from hrnet_jax.data.pipeline.survey import Team
 from hrnet_jax.data.sources.image_folder import ImageClasses
 from hrnet_jax.data.sources.source import Classes, Source
 from hrnet_jax.evaluation import classification, metrics, report, segmentation, submission
+from hrnet_jax.inference.label_form import LabelForm, form_of_dataset, get_form
 from hrnet_jax.inference.multi_scale import SINGLE_SCALE, TestTimeAugmentation
+from hrnet_jax.inference.onnx_file import OnnxFile
 from hrnet_jax.models import create_model
 from hrnet_jax.runtime import distributed, sharding, storage
 
@@ -43,11 +49,13 @@ class Options:
         compare: another checkpoint, which is evaluated in the same way, or the output folder of an
             earlier evaluation of the same images; "" for none.
         pytorch_file: arguments of `load_checkpoint` for a PyTorch file in `compare`.
-        save_predictions: write label-id PNGs to output/predictions.
+        save_predictions: write label PNGs to output/predictions.
         submission: also check them and write output/submission.zip.
+        label_form: of label_form.FORMS; "" for that of the dataset's test server.
+        label_suffix: of the label PNGs; "" for that of the form.
 
     Raises:
-        ValueError: for a negative number of overlays.
+        ValueError: for a negative number of overlays, or an unknown form.
     """
 
     output: epath.Path
@@ -62,10 +70,23 @@ class Options:
     pytorch_file: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     save_predictions: bool = False
     submission: bool = False
+    label_form: str = ""
+    label_suffix: str = ""
 
     def __post_init__(self):
         if self.num_overlays < 0:
             raise ValueError(f"num_overlays must be 0 or more, got {self.num_overlays}")
+        self.form_for("")
+        if (self.label_form or self.label_suffix) and not self.writes_predictions:
+            raise ValueError(
+                "--label_form and --label_suffix are for label files; write them with "
+                "--save_predictions or --submission"
+            )
+
+    def form_for(self, dataset: str) -> LabelForm:
+        """The form of the label PNGs of a dataset."""
+        name = self.label_form or form_of_dataset(dataset)
+        return get_form(name, self.label_suffix)
 
     @property
     def writes_predictions(self) -> bool:
@@ -85,31 +106,46 @@ class SegmentationRun:
     All processes of a job take part in each step.
 
     Attributes:
-        checkpoint: what is evaluated.
+        checkpoint: what is evaluated; of `checkpoint_of` for an ONNX file.
         options: how.
+        file: the ONNX file that predicts in place of the checkpoint, or None.
         source: the split.
         compared: the checkpoint to compare with; None for an earlier evaluation or no comparison.
+        doubts: what may be wrong in the labels.
     """
 
-    def __init__(self, checkpoint: Checkpoint, options: Options):
+    def __init__(self, checkpoint: Checkpoint, options: Options, file: OnnxFile | None = None):
         """Opens the split and checks everything that can be checked before the network runs.
 
         Raises:
             FileNotFoundError, ValueError: for a dataset, split, classes or comparison that do not
                 exist or do not fit.
         """
-        self.checkpoint, self.options = checkpoint, options
+        self.checkpoint, self.options, self.file = checkpoint, options, file
         self.source = _open_split(checkpoint, options)
-        self._evaluate = _evaluator(checkpoint, self.source, options)
+        if file is None:
+            self._evaluate = _evaluator(checkpoint, self.source, options)
+        else:
+            _check_classes(checkpoint, self.source)
+            check_file(file, options)
+            _check_sizes(file, self.source)
+            self._evaluate = functools.partial(
+                segmentation.evaluate_function, file.predict_labels, batch_size=options.batch_size
+            )
         _check_labels(self.source, options)
         self.compared: Checkpoint | None = None
         self._other_counts: np.ndarray | None = None
+        self._form = options.form_for(self.source.name)
+        if options.writes_predictions:
+            self._form.ids(self.source.classes)  # raises now what would end the run later
         if options.compare:
             self._other_counts = _earlier_counts(options.compare, self.source)
             if self._other_counts is None:
                 self.compared = load_checkpoint(options.compare, **options.pytorch_file)
                 _check_classes(self.compared, self.source)
         self._gallery = report.Gallery()
+        # A damaged file or an unknown id would end a long evaluation late.
+        self.doubts = _audit(self.source)
 
     def evaluate(self) -> segmentation.EvalResult:
         """Evaluates the split; writes predictions and submission.zip where the options say so."""
@@ -117,7 +153,7 @@ class SegmentationRun:
         with contextlib.ExitStack() as stack:
             writer = None
             if self.options.writes_predictions:
-                writer = stack.enter_context(submission.Writer(folder, self.source))
+                writer = stack.enter_context(submission.Writer(folder, self.source, self._form))
 
             def on_batch(batch, predictions) -> None:
                 rows = zip(batch["index"], batch["image"], batch["label"], predictions, strict=True)
@@ -130,7 +166,8 @@ class SegmentationRun:
             result = self._evaluate(self.source, on_batch=on_batch)
         multihost_utils.sync_global_devices("predictions are written")
         if self.options.submission and jax.process_index() == 0:
-            submission.pack(folder, self.source, self.options.output / "submission.zip")
+            archive = self.options.output / "submission.zip"
+            submission.pack(folder, self.source, archive, self._form)
         return result
 
     def compare(self, result: segmentation.EvalResult) -> dict[str, Any] | None:
@@ -198,7 +235,7 @@ class SegmentationRun:
             title=f"{about['variant']} on {self.source.name} {self.source.split}",
             subtitle=f"step {checkpoint.step:,} of {checkpoint.path}; {self.options.tta}; "
             f"{f'image_statistics={statistics:g}; ' if statistics else ''}"
-            f"{result.seconds:.0f} s on {jax.device_count()} {jax.default_backend()} device(s)",
+            f"{result.seconds:.0f} s on {self._where()}",
             result=result,
             classes=self.source.classes,
             intervals=intervals,
@@ -207,6 +244,12 @@ class SegmentationRun:
             thumbnails=thumbnails,
             curves=report.read_log(storage.path(checkpoint.path).parent.parent / "log.jsonl"),
         )
+
+    def _where(self) -> str:
+        """What has computed the predictions."""
+        if self.file is not None:
+            return f"{self.file.runtime}, {self.file.about['dtype']}"
+        return f"{jax.device_count()} {jax.default_backend()} device(s)"
 
     def _save_overlays(self, result: segmentation.EvalResult, chosen: dict[str, int]) -> None:
         """Predicts the chosen images again; each process draws the images that it has loaded."""
@@ -230,10 +273,68 @@ class SegmentationRun:
             self._evaluate(source.take(images), on_batch=save, progress=False)
 
 
+def checkpoint_of(file: OnnxFile) -> Checkpoint:
+    """What an ONNX file says about itself, in the form of a checkpoint without arrays.
+
+    Raises:
+        ValueError: for a file that was written by an earlier version and says too little.
+    """
+    about = file.about
+    if missing := sorted({"model", "data", "dtype"} - set(about)):
+        raise ValueError(
+            f"{file.path}: its metadata lacks {missing}; export it again with export_model of this"
+            " version"
+        )
+    metadata = {
+        "model": about["model"],
+        "classes": about["classes"],
+        "config": {"data": {"root": "", **about["data"]}},
+    }
+    return Checkpoint({}, metadata, about["step"], file.path, None)
+
+
+def check_file(file: OnnxFile, options: Options) -> None:
+    """Raises a ValueError for options that only checkpoints have."""
+    if not options.tta.is_single:
+        raise ValueError(
+            f"{file.path} predicts at one scale; {options.tta} needs a checkpoint (--checkpoint)"
+        )
+    if options.space != 1 or jax.process_count() > 1:
+        raise ValueError(
+            f"{file.path} runs in one process, on one device; several need a checkpoint"
+            " (--checkpoint)"
+        )
+
+
+def _check_sizes(file: OnnxFile, source: Source) -> None:
+    """Raises a ValueError, naming an image, if the file is for another size."""
+    if file.size is None:
+        return
+    wanted = "x".join(map(str, file.size))
+    for size, members in sorted_by_size(source).items():
+        found = "x".join(map(str, size))
+        if found != wanted:
+            raise ValueError(
+                f"{file.path} takes images of {wanted}, but {source.image_name(members[0])} has"
+                f" {found} (as {len(members)} of {len(source)} images): export it with"
+                f" --size={found}, or without --size for any size"
+            )
+
+
 def _open_split(checkpoint: Checkpoint, options: Options) -> Source:
     data = checkpoint.metadata["config"]["data"]
     split = options.split or data["eval_split"]
-    source = segmentation.open_split(data, root=options.data_root, split=split)
+    trained_on = data.get("train_split", "").split("+")
+    # After a training on several splits at once; the training split alone is known as such.
+    if len(trained_on) > 1 and (common := sorted(set(trained_on) & set(split.split("+")))):
+        warnings.warn(
+            f"{checkpoint.path} was trained on {'+'.join(trained_on)}: metrics of"
+            f" {'+'.join(common)} say how well training images are remembered, not how good the"
+            " network is",
+            UserWarning,
+            stacklevel=2,
+        )
+    source = segmentation.open_split(checkpoint.metadata, root=options.data_root, split=split)
     return segmentation.spread(source, options.max_images)
 
 
@@ -256,6 +357,19 @@ def _check_labels(source: Source, options: Options) -> None:
         )
     if options.compare:
         raise ValueError(f"--compare: split {source.split!r} has no labels to compare on")
+
+
+def _audit(source: Source) -> tuple[str, ...]:
+    """Reads all headers and label ids, raises ValueError for bad ones; what may be wrong in them.
+
+    The labels of a split are read once, see `survey`.
+    """
+    if not source.has_labels:
+        return ()
+    team = Team(jax.process_index(), jax.process_count(), distributed.gather)
+    found = audit.audit_labels(source, team=team)
+    doubts = odd_labels.reasons_to_stop(found) or odd_labels.reasons_to_doubt([found], None)
+    return tuple(doubts)
 
 
 def _evaluator(

@@ -6,7 +6,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.order import Shard
-from hrnet_jax.data.sources.source import Source
+from hrnet_jax.data.sources.source import Classes, Source, spread_indices
 from hrnet_jax.evaluation import driver, metrics
 from hrnet_jax.inference import multi_scale
 from hrnet_jax.inference.multi_scale import SINGLE_SCALE, TestTimeAugmentation, check_model
@@ -38,6 +38,8 @@ class EvalResult:
             the ground truth, and in the prediction; enough for the metrics of every image and for
             resampling over images.
         seconds: wall time, including compilation.
+        images_per_second: after the first batch, which compiles the network; files are read
+            meanwhile. NaN if there is one batch only.
     """
 
     confusion: np.ndarray
@@ -45,6 +47,7 @@ class EvalResult:
     ids: tuple[str, ...]
     image_counts: np.ndarray
     seconds: float
+    images_per_second: float = float("nan")
 
     @property
     def image_miou(self) -> np.ndarray:
@@ -108,21 +111,31 @@ def read_image_counts(
     return np.array([found[i] for i in ids], np.int64).reshape(len(ids), 3, len(names))
 
 
-def open_split(data: Mapping[str, Any], *, root: str, split: str) -> Source:
+def open_split(metadata: Mapping[str, Any], *, root: str, split: str) -> Source:
     """Opens a split of the dataset that a checkpoint was trained on.
 
+    A dataset whose ids are known gets the classes of the checkpoint, so that its class file is not
+    needed again.
+
     Args:
-        data: the section "data" of the checkpoint's configuration.
+        metadata: of the checkpoint.
         root: folder of the dataset; "" for the one used in training.
         split: e.g. "val".
 
     Raises:
         FileNotFoundError, ValueError: if the folder or the split does not exist.
     """
+    data = metadata["config"]["data"]
     root = root or data["root"]
     if not root or not storage.path(root).is_dir():
         raise FileNotFoundError(f"no dataset folder {root!r}; set it with --data_root=DIR")
-    return open_source(data["name"], root=root, split=split, class_file=data["class_file"])
+    if data["name"] == "folder":
+        return open_source(data["name"], root=root, split=split, class_file=data["class_file"])
+    source = open_source(data["name"], root=root, split=split)
+    classes = Classes.from_json(metadata["classes"])
+    raw = source.classes.stores_raw_ids and classes.stores_raw_ids
+    same = source.classes.names == classes.names
+    return replace(source, classes=classes) if raw and not same else source
 
 
 def spread(source: Source, max_images: int) -> Source:
@@ -135,7 +148,7 @@ def spread(source: Source, max_images: int) -> Source:
         raise ValueError(f"max_images must be 0 (all) or more, got {max_images}")
     if max_images == 0 or max_images >= len(source):
         return source
-    return source.take([i * len(source) // max_images for i in range(max_images)])
+    return source.take(spread_indices(len(source), max_images))
 
 
 @functools.partial(jax.jit, static_argnames=("num_classes", "mesh"))
@@ -194,12 +207,14 @@ class _Totals:
                 self._seen[i] += 1
         return int((index >= 0).sum())
 
-    def result(self, source: Source, seconds: float) -> EvalResult:
+    def result(self, source: Source, seconds: float, images_per_second: float) -> EvalResult:
         """The result after all images of the source."""
         if (self._seen != 1).any():
             raise RuntimeError(f"images not counted once: {np.flatnonzero(self._seen != 1)[:10]}")
         summary = metrics.summarize(self.confusion, source.classes) | {"num_images": len(source)}
-        return EvalResult(self.confusion, summary, source.ids, self.image_counts, seconds)
+        return EvalResult(
+            self.confusion, summary, source.ids, self.image_counts, seconds, images_per_second
+        )
 
 
 def _check_labels(source: Source) -> None:
@@ -244,13 +259,63 @@ def evaluate(
     batch_size = driver.round_batch_size(batch_size, mesh)
     if mesh is not None:
         variables = sharding.place_replicated(variables, mesh)
-    start = time.perf_counter()
-    totals = _Totals(len(source), model.num_classes)
 
     def compute(batch):
         images, labels, index = _place(batch, mesh)
         predictions = multi_scale.predict_labels(model, variables, images, tta)
         return predictions, *_count(labels, predictions, index, model.num_classes, mesh)
+
+    return _run(source, compute, batch_size, mesh, progress, on_batch)
+
+
+def evaluate_function(
+    predict: Callable[[np.ndarray], np.ndarray],
+    source: Source,
+    *,
+    batch_size: int,
+    progress: bool = True,
+    on_batch: OnBatch | None = None,
+) -> EvalResult:
+    """As `evaluate`, of any function from images to labels, in one process.
+
+    Args:
+        predict: uint8 [N, H, W, 3] -> train ids [N, H, W].
+        source, batch_size, progress, on_batch: as for `evaluate`.
+
+    Raises:
+        ValueError: for a split without labels, damaged files, or what `predict` raises.
+    """
+    if on_batch is None:
+        _check_labels(source)
+    batch_size = driver.round_batch_size(batch_size, None)
+
+    def compute(batch):
+        predictions = predict(batch["image"])
+        labels, index = batch["label"], batch["index"]
+        return predictions, *_count(labels, predictions, index, source.classes.num_classes, None)
+
+    return _run(source, compute, batch_size, None, progress, on_batch)
+
+
+def _run(
+    source: Source,
+    compute: Callable[[dict[str, np.ndarray]], tuple],
+    batch_size: int,
+    mesh: Mesh | None,
+    progress: bool,
+    on_batch: OnBatch | None,
+) -> EvalResult:
+    """Computes (predictions, confusion matrices, index) of every batch and adds them up."""
+    start = time.perf_counter()
+    totals = _Totals(len(source), source.classes.num_classes)
+    first: list[tuple[float, int]] = []  # when the first batch was done, and its images
+
+    def compute_timed(batch):
+        result = compute(batch)
+        if not first:
+            *_, index = jax.block_until_ready(result)
+            first.append((time.perf_counter(), int((np.asarray(index) >= 0).sum())))
+        return result
 
     def collect(batch, result) -> int:
         predictions, matrices, index = result
@@ -260,5 +325,8 @@ def evaluate(
 
     shard = Shard(*sharding.batch_shard(mesh))
     batches = segmentation_data.eval_batches(source, batch_size=batch_size, shard=shard)
-    driver.run(batches, compute, collect, source, progress=progress)
-    return totals.result(source, time.perf_counter() - start)
+    driver.run(batches, compute_timed, collect, source, progress=progress)
+    (when, count), end = first[0], time.perf_counter()
+    rest = len(source) - count
+    speed = rest / (end - when) if rest else float("nan")
+    return totals.result(source, end - start, speed)

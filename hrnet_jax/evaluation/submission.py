@@ -1,46 +1,42 @@
-"""Predictions for a test server: label-id PNGs, checked and packed into a zip file."""
+"""Predictions for a test server: label PNGs in its form, checked and packed into a zip file."""
 
-import io
 import os
 import zipfile
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from hrnet_jax.data.sources.source import Source
-from hrnet_jax.inference import visualize
+from hrnet_jax.inference.label_form import FORMS, LabelForm
 from hrnet_jax.runtime import storage
-
-SUFFIX = "_pred_labelIds.png"
-# Number of files that the test server requires; it rejects fewer after the upload.
-OFFICIAL_COUNTS = {("cityscapes", "test"): 1525}
-
-
-def file_name(sample_id: str) -> str:
-    """Path of a prediction within its folder, with the suffix the Cityscapes script looks for."""
-    return sample_id + SUFFIX
 
 
 class Writer:
     """Writes predictions on another thread; a PNG takes as long to encode as a small network runs.
 
     Use it as a context manager: leaving it waits for the files and raises the first error.
+
+    Raises:
+        ValueError: if the form does not fit the classes of the source.
     """
 
-    def __init__(self, folder: str | os.PathLike, source: Source):
-        self.folder, self.source = storage.path(folder), source
+    def __init__(
+        self, folder: str | os.PathLike, source: Source, form: LabelForm = FORMS["cityscapes"]
+    ):
+        self.folder, self.source, self.form = storage.path(folder), source, form
+        form.ids(source.classes)
         self._worker = ThreadPoolExecutor(1)
         self._waiting: list[Any] = []
 
     def add(self, index: int, predictions: np.ndarray) -> None:
         """Writes the predicted train ids [H, W] of the sample `index` of the source."""
-        raw = visualize.to_label_ids(predictions, self.source.classes)
-        path = self.folder / file_name(self.source.ids[index])
-        self._waiting.append(self._worker.submit(visualize.save, path, raw))
+        path = self.folder / (self.source.ids[index] + self.form.suffix)
+        self._waiting.append(self._worker.submit(self._write, path, predictions))
+
+    def _write(self, path: epath.Path, predictions: np.ndarray) -> None:
+        storage.write_bytes(path, self.form.encode(predictions, self.source.classes))
 
     def __enter__(self) -> "Writer":
         return self
@@ -52,35 +48,24 @@ class Writer:
                 future.result()
 
 
-def _problem(path: epath.Path, size: tuple[int, int], label_ids: Sequence[int]) -> str:
-    """What is wrong with the PNG of a prediction, or ""; size is (width, height)."""
-    with Image.open(io.BytesIO(storage.read_bytes(str(path)))) as image:
-        if image.mode != "L":
-            return f"{path}: mode {image.mode!r}, must be 'L' (8-bit gray)"
-        if image.size != size:
-            found = f"{image.width}x{image.height}"
-            return f"{path}: {found} pixels, but its image has {size[0]}x{size[1]}"
-        unknown = sorted(set(np.unique(np.asarray(image)).tolist()) - set(label_ids))
-    return f"{path}: values {unknown} are not label ids of the classes" if unknown else ""
-
-
-def check(folder: str | os.PathLike, source: Source) -> None:
+def check(folder: str | os.PathLike, source: Source, form: LabelForm = FORMS["cityscapes"]) -> None:
     """Checks predictions for what a test server would reject or count as wrong.
 
-    Every sample needs one 8-bit gray PNG with the name of `file_name`, the size of its image and
-    label ids of the classes (not train ids). The folder may contain nothing else.
+    Every sample needs one PNG of the form, named after it, with the size of its image. The folder
+    may contain nothing else.
 
     Raises:
         ValueError: naming the first files that are missing, unexpected or wrong.
     """
     folder = storage.path(folder)
-    expected_count = OFFICIAL_COUNTS.get((source.name.removeprefix("tfds_"), source.split))
-    if expected_count and len(source) != expected_count:
+    # A server rejects fewer files only after the upload.
+    required = form.counts.get((source.name.removeprefix("tfds_"), source.split))
+    if required and len(source) != required:
         raise ValueError(
-            f"{len(source)} images, but the server requires all {expected_count} of "
+            f"{len(source)} images, but the server requires all {required} of "
             f"{source.name} {source.split}"
         )
-    expected = {file_name(i) for i in source.ids}
+    expected = {i + form.suffix for i in source.ids}
     found = set(storage.names_below(folder))
     for what, names in (("missing", expected - found), ("unexpected", found - expected)):
         if names:
@@ -88,14 +73,21 @@ def check(folder: str | os.PathLike, source: Source) -> None:
                 f"{len(names)} files {what} in {folder}: {', '.join(sorted(names)[:5])}"
             )
     for index, sample_id in enumerate(source.ids):
-        height, width = source.records.size(index)
-        path = folder / file_name(sample_id)
-        if problem := _problem(path, (width, height), source.classes.label_ids):
-            raise ValueError(problem)
+        path = folder / (sample_id + form.suffix)
+        data = storage.read_bytes(str(path))
+        if problem := form.problem(data, source.records.size(index), source.classes):
+            raise ValueError(f"{path}: {problem}")
 
 
-def pack(folder: str | os.PathLike, source: Source, path: str | os.PathLike) -> epath.Path:
-    """Checks the predictions in `folder` and writes them to the zip file `path`, without folders.
+def pack(
+    folder: str | os.PathLike,
+    source: Source,
+    path: str | os.PathLike,
+    form: LabelForm = FORMS["cityscapes"],
+) -> epath.Path:
+    """Checks the predictions in `folder` and writes them to the zip file `path`.
+
+    All files are in one folder of it, which the form names.
 
     Returns:
         `path`.
@@ -103,8 +95,8 @@ def pack(folder: str | os.PathLike, source: Source, path: str | os.PathLike) -> 
     Raises:
         ValueError: as `check`, or if two files of different folders have the same name.
     """
-    check(folder, source)
-    names = [os.path.basename(file_name(i)) for i in source.ids]
+    check(folder, source, form)
+    names = [os.path.basename(i) + form.suffix for i in source.ids]
     if len(set(names)) < len(names):
         twice = sorted({n for n in names if names.count(n) > 1})
         raise ValueError(f"file names that occur in more than one folder: {', '.join(twice[:5])}")
@@ -114,7 +106,6 @@ def pack(folder: str | os.PathLike, source: Source, path: str | os.PathLike) -> 
         zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
     ):
         for sample_id, name in zip(source.ids, names, strict=True):
-            archive.writestr(
-                name, storage.read_bytes(str(storage.path(folder) / file_name(sample_id)))
-            )
+            data = storage.read_bytes(str(storage.path(folder) / (sample_id + form.suffix)))
+            archive.writestr(f"{form.folder}/{name}" if form.folder else name, data)
     return storage.path(path)

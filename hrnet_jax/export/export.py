@@ -1,21 +1,22 @@
-"""A trained segmentation network as a file that runs without this package.
+"""Writes a trained segmentation network as a file that runs without this package.
 
-Image in, label map out: normalisation, the network, upsampling to full size and the decision are
-all inside. A file is kept only after it has answered like `inference.predict_labels` here.
+Image in, label map out: normalization, the network, upsampling to full size and the decision are
+all inside. A file is kept only if its answer agrees with that of the network here.
 
 Formats, by the file's suffix:
-    .onnx       ONNX Runtime and whatever else reads ONNX; batch open, size fixed or open.
+    .onnx       ONNX Runtime and other programs that read ONNX; batch open, size fixed or open;
+                float32, float16 or int8.
     .stablehlo  `jax.export`: needs JAX only; batch open, size fixed; CPU, CUDA and TPU.
     .savedmodel TensorFlow SavedModel (a folder), for TensorFlow Serving; batch open, size fixed.
-Class names, colours, label ids and the step are in ONNX's metadata (key "hrnet_jax", JSON); beside
-the other two lies a file with the same, its name with .json at the end.
+Class names, colors, label ids and the step are in ONNX's metadata (key "hrnet_jax", JSON). For the
+other two formats they are in a file next to it, with .json added to the name.
 """
 
 import functools
 import importlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,46 +28,53 @@ import numpy as np
 from PIL import Image
 
 import hrnet_jax
-from hrnet_jax.inference import multi_scale
+from hrnet_jax.data.images.read import read_image
+from hrnet_jax.data.sources.source import spread_indices
+from hrnet_jax.inference import file_job, multi_scale
 from hrnet_jax.inference.predictor import Predictor
 from hrnet_jax.models import HRNetModel, normalize
 from hrnet_jax.runtime import sharding, storage
 
 SUFFIXES = (".onnx", ".stablehlo", ".savedmodel")
 OUTPUTS = ("labels", "probabilities", "logits")
+DTYPES = ("float32", "float16", "int8")
 PLATFORMS = ("cpu", "cuda", "tpu")
 # The first JAX whose StableHLO TensorFlow 2.21 cannot read. JAX writes for readers of the last four
 # weeks, and TensorFlow's reader is older than that of JAX 0.11.
 SAVEDMODEL_BEFORE_JAX = (0, 11)
-# What an exported model must reach to be kept.
-MIN_AGREEMENT = 0.9999
-MAX_DIFFERENCE = 1e-3
-# An open size is tried out at this one: 32 divides neither side.
+# What a file must reach to be kept, by its dtype: the fraction of pixels with the same label, and
+# the largest difference of a logit, relative to the largest logit. Measured on `sample_images`; for
+# int8 on images that it was calibrated with.
+LIMITS = {"float32": (0.9999, 1e-3), "float16": (0.99, 2e-2), "int8": (0.9, float("inf"))}
+# Number of the calibration's images that are compared.
+NUM_COMPARED = 8
+# A file of open size is tried at this one, of which 32 divides neither side.
 OPEN_SIZE = (72, 120)
 
 Outputs = dict[str, np.ndarray]
 
 
 class Disagreement(RuntimeError):
-    """An exported model does not answer as the checkpoint does."""
+    """The answer of an exported file differs too much from that of the network here."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How an exported model compares with ours.
+    """How the answer of an exported file agrees with that of the network here.
 
     Attributes:
-        labels: share of pixels with the same label.
-        logits: largest difference of a logit, relative to the largest logit; for formats that do
-            not show their logits, the same of probabilities; NaN if there are neither.
+        labels: fraction of pixels with the same label.
+        logits: largest difference of a logit, relative to the largest logit. For formats without
+            logits, the same of probabilities; NaN if there are neither.
     """
 
     labels: float
     logits: float
 
-    @property
-    def is_good(self) -> bool:
-        return self.labels >= MIN_AGREEMENT and not self.logits > MAX_DIFFERENCE
+    def is_good(self, dtype: str = "float32") -> bool:
+        """Whether a file of this dtype is kept."""
+        labels, logits = LIMITS[dtype]
+        return self.labels >= labels and not self.logits > logits
 
     def __str__(self) -> str:
         values = "" if np.isnan(self.logits) else f", values within {self.logits:.1e}"
@@ -74,7 +82,7 @@ class Agreement:
 
 
 def sample_images(size: tuple[int, int], batch_size: int = 1) -> np.ndarray:
-    """uint8 [N, H, W, 3]: smooth patches of colour with some noise, the same at every call."""
+    """uint8 [N, H, W, 3]: smooth patches of color with some noise, the same at every call."""
     rng = np.random.default_rng(0)
     rows, columns = (-(-s // 16) for s in size)
     images = []
@@ -89,7 +97,7 @@ def sample_images(size: tuple[int, int], batch_size: int = 1) -> np.ndarray:
 def forward(
     model: HRNetModel, variables: Any, images: jax.Array, outputs: tuple[str, ...]
 ) -> dict[str, jax.Array]:
-    """What an exported model computes: uint8 [N, H, W, 3] -> its outputs by name."""
+    """What an exported file computes: uint8 [N, H, W, 3] -> its outputs by name."""
     logits = model.apply(variables, normalize.normalize(images), train=False)["logits"]
     found = {"logits": logits}
     if outputs != ("logits",):
@@ -106,9 +114,9 @@ def _jitted_forward():
 
 
 def compare(expected: Outputs, found: Outputs) -> Agreement:
-    """How two models' outputs agree, in what both of them have.
+    """How two networks' outputs agree, in what both of them have.
 
-    Without labels the largest of the probabilities or else logits stands for them.
+    Without labels, the class with the largest probability or logit is taken.
     """
     names = [n for n in ("logits", "probabilities") if n in found]
     difference = float("nan")
@@ -122,38 +130,102 @@ def compare(expected: Outputs, found: Outputs) -> Agreement:
     return Agreement(float(same.mean()), difference)
 
 
-def describe(
-    predictor: Predictor, size: tuple[int, int] | None, outputs: tuple[str, ...]
-) -> dict[str, Any]:
-    """What someone who gets the file needs to know of it, as plain JSON."""
+@dataclass(frozen=True)
+class Options:
+    """What is exported.
+
+    Attributes:
+        size: (height, width) of the images; None leaves it open, which only .onnx can.
+        batch_size: images per call; None leaves it open.
+        outputs: of "labels" uint8 [N, H, W] (int32 for more than 255 classes), "probabilities"
+            float32 [N, H, W, C] and "logits" float32 [N, ceil(H / 4), ceil(W / 4), C].
+        dtype: of weights and arithmetic, from DTYPES; other than float32 only in .onnx. Inputs and
+            outputs do not depend on it.
+        opset: version of ONNX's operators; None for `onnx_graph.OPSET`.
+        calibration: for int8, images like those to be predicted: files and folders.
+        data: "name", "class_file" and "eval_split" of the dataset, which .onnx files name for
+            `evaluate --onnx`.
+    """
+
+    size: tuple[int, int] | None = None
+    batch_size: int | None = None
+    outputs: tuple[str, ...] = ("labels",)
+    dtype: str = "float32"
+    opset: int | None = None
+    calibration: Sequence[str | os.PathLike] = ()
+    data: Mapping[str, str] | None = None
+
+    def check(self, path: Path) -> None:
+        """Raises a ValueError for values that do not exist or do not fit together or the path."""
+        if path.suffix not in SUFFIXES:
+            raise ValueError(f"{path}: unknown format {path.suffix!r}; known suffixes: {SUFFIXES}")
+        if not self.outputs or set(self.outputs) - set(OUTPUTS):
+            raise ValueError(f"unknown outputs {self.outputs}; known: {OUTPUTS}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {self.dtype!r}; known: {DTYPES}")
+        if self.size is not None and min(self.size) < 32:
+            raise ValueError(f"size {self.size}: height and width must be 32 or more")
+        if self.calibration and self.dtype != "int8":
+            raise ValueError(f"images to calibrate with are for int8, not for {self.dtype}")
+        if path.suffix == ".onnx":
+            return
+        if self.size is None:
+            raise ValueError(
+                f"{path.suffix} needs the size of the images, as in --size=512x1024; only .onnx can"
+                " leave it open"
+            )
+        if self.dtype != "float32" or self.opset is not None:
+            raise ValueError(
+                f"{path.suffix} is float32 and has no opset; dtype={self.dtype} and"
+                f" opset={self.opset} need .onnx"
+            )
+        if path.suffix == ".savedmodel" and jax.version.__version_info__ >= SAVEDMODEL_BEFORE_JAX:
+            raise ValueError(
+                f"{path}: TensorFlow cannot read programs of JAX {jax.__version__}. A SavedModel"
+                " needs JAX 0.10 with TensorFlow 2.21; .onnx and .stablehlo work with this JAX, too"
+            )
+
+
+def describe(predictor: Predictor, options: Options) -> dict[str, Any]:
+    """What users of the file need to know about it, as plain JSON."""
     model = predictor.model
     return {
         "name": f"HRNet {model.variant.name}, {model.head}",
         "input": "image: uint8 RGB [N, H, W, 3], pixels as in the file",
-        "size": list(size) if size else None,
-        "outputs": list(outputs),
+        "size": list(options.size) if options.size else None,
+        "outputs": list(options.outputs),
+        "dtype": options.dtype,
         "classes": predictor.classes.to_json(),
         "step": predictor.step,
+        "model": model.to_json(),
+        **({"data": dict(options.data)} if options.data else {}),
         "hrnet_jax": hrnet_jax.__version__,
     }
 
 
-def _write_onnx(predictor, path, size, batch_size, outputs) -> None:
+def _write_onnx(predictor: Predictor, path: Path, options: Options) -> None:
     onnx_graph, onnx = _needs("hrnet_jax.export.onnx_graph"), _needs("onnx")
-    metadata = {"hrnet_jax": json.dumps(describe(predictor, size, outputs))}
     proto = onnx_graph.build(
         predictor.model,
         jax.device_get(predictor.variables),
-        size=size,
-        batch_size=batch_size,
-        outputs=outputs,
-        metadata=metadata,
+        size=options.size,
+        batch_size=options.batch_size,
+        outputs=options.outputs,
+        metadata={"hrnet_jax": json.dumps(describe(predictor, options))},
+        dtype="float16" if options.dtype == "float16" else "float32",
+        opset=options.opset or onnx_graph.OPSET,
     )
-    onnx.save(proto, path)
+    if options.dtype != "int8":
+        onnx.save(proto, path)
+        return
+    quantize = _needs("hrnet_jax.export.quantize")
+    image_range = predictor.classes.image_range
+    images = quantize.find_images(options.calibration, options.size, image_range)
+    quantize.quantize(proto, path, images, image_range)
 
 
 def _run_onnx(path: Path, images: np.ndarray) -> Outputs:
-    """The file's answer, with the logits that it computes on the way."""
+    """The file's outputs, and the logits in any case."""
     onnx, onnxruntime = _needs("onnx"), _needs("onnxruntime")
     proto = onnx.load(path)
     if all(o.name != "logits" for o in proto.graph.output):
@@ -167,15 +239,15 @@ def _run_onnx(path: Path, images: np.ndarray) -> Outputs:
 
 
 def _function(predictor, outputs) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """The forward pass with the weights inside, as the exporters of JAX want it."""
+    """The forward pass with the weights inside, as JAX's exporters need it."""
     variables = jax.device_get(predictor.variables)
     return lambda images: forward(predictor.model, variables, images, outputs)
 
 
-def _write_stablehlo(predictor, path, size, batch_size, outputs) -> None:
-    n = batch_size or jax.export.symbolic_shape("n")[0]
-    images = jax.ShapeDtypeStruct((n, *size, 3), jnp.uint8)
-    function = jax.jit(_function(predictor, outputs))
+def _write_stablehlo(predictor: Predictor, path: Path, options: Options) -> None:
+    n = options.batch_size or jax.export.symbolic_shape("n")[0]
+    images = jax.ShapeDtypeStruct((n, *options.size, 3), jnp.uint8)
+    function = jax.jit(_function(predictor, options.outputs))
     exported = jax.export.export(function, platforms=PLATFORMS)(images)
     path.write_bytes(exported.serialize())
 
@@ -186,17 +258,18 @@ def _run_stablehlo(path: Path, images: np.ndarray) -> Outputs:
     return jax.device_get(call(images))
 
 
-def _write_savedmodel(predictor, path, size, batch_size, outputs) -> None:
+def _write_savedmodel(predictor: Predictor, path: Path, options: Options) -> None:
     import tensorflow as tf
     from jax.experimental import jax2tf
 
+    height, width = options.size
     function = jax2tf.convert(
-        _function(predictor, outputs),
-        polymorphic_shapes=[f"({batch_size or 'n'}, {size[0]}, {size[1]}, 3)"],
+        _function(predictor, options.outputs),
+        polymorphic_shapes=[f"({options.batch_size or 'n'}, {height}, {width}, 3)"],
         native_serialization_platforms=PLATFORMS,
     )
     module = tf.Module()
-    signature = tf.TensorSpec((batch_size, *size, 3), tf.uint8, name="image")
+    signature = tf.TensorSpec((options.batch_size, height, width, 3), tf.uint8, name="image")
     module.predict = tf.function(function, input_signature=[signature], autograph=False)
     tf.saved_model.save(module, str(path), signatures=module.predict)
 
@@ -224,63 +297,59 @@ def _needs(name: str) -> Any:
         ) from error
 
 
-def export_model(
-    predictor: Predictor,
-    path: str | os.PathLike,
-    *,
-    size: tuple[int, int] | None = None,
-    batch_size: int | None = None,
-    outputs: tuple[str, ...] = ("labels",),
-) -> Agreement:
-    """Writes a model to `path`, in the format of its suffix, and tries it against ours.
+def _samples(options: Options, image_range: tuple[float, float] | None) -> Iterator[np.ndarray]:
+    """The batches on which a file is compared with the network: uint8 [N, H, W, 3]."""
+    if options.dtype != "int8":
+        yield sample_images(options.size or OPEN_SIZE, options.batch_size or 2)
+        return
+    inputs, _ = file_job.list_inputs(options.calibration)
+    for i in spread_indices(len(inputs), NUM_COMPARED):
+        image = read_image(inputs[i].path, image_range)
+        yield np.repeat(image[None], options.batch_size or 1, axis=0)
+
+
+def _agreement(predictor: Predictor, path: Path, options: Options) -> Agreement:
+    """How the file agrees with the network; of several batches the mean and the worst logit."""
+    run, found = _FORMATS[path.suffix][1], []
+    for images in _samples(options, predictor.classes.image_range):
+        ours = _jitted_forward()(predictor.model, predictor.variables, images, OUTPUTS)
+        found.append((compare(jax.device_get(ours), run(path, images)), images.size))
+    pixels = sum(size for _, size in found)
+    labels = sum(one.labels * size for one, size in found) / pixels
+    return Agreement(labels, max(one.logits for one, _ in found))
+
+
+def export_model(predictor: Predictor, path: str | os.PathLike, **options: Any) -> Agreement:
+    """Writes a network to `path`, in the format of its suffix, and compares the file with it.
 
     Args:
-        predictor: of `hrnet_jax.load`; its method must be single scale.
+        predictor: of `hrnet_jax.load`, with a single scale.
         path: ending in one of SUFFIXES; an older file is replaced once the new one is good.
-        size: (height, width) of the images. None leaves it open, which only ONNX can.
-        batch_size: images per call; None leaves it open.
-        outputs: of "labels" uint8 [N, H, W] (int32 for more than 255 classes), "probabilities"
-            float32 [N, H, W, C] and "logits" float32 [N, ceil(H / 4), ceil(W / 4), C].
+        **options: the fields of `Options`.
 
     Returns:
-        How the file's answer agrees with ours.
+        How the file's answer agrees with that of the network.
 
     Raises:
-        ValueError: for an unknown suffix or output, a size that is missing or too small, a method
-            other than single scale, or a package that the format needs and is not there.
-        Disagreement: if the model does not agree; nothing is left behind then.
+        ValueError: for an unknown suffix or option, a size that is missing or too small, test-time
+            augmentation, images that cannot be used for calibration, or a package that the format
+            needs and that is not installed.
+        FileNotFoundError: for images that do not exist.
+        Disagreement: if the file does not agree; nothing is left behind then.
     """
-    path = storage.path(path)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: unknown format {path.suffix!r}; known suffixes: {SUFFIXES}")
-    if not outputs or set(outputs) - set(OUTPUTS):
-        raise ValueError(f"unknown outputs {outputs}; known: {OUTPUTS}")
-    if size is None and path.suffix != ".onnx":
-        raise ValueError(
-            f"{path.suffix} needs the size of the images, as in --size=512x1024; only .onnx can"
-            " leave it open"
-        )
-    if size is not None and min(size) < 32:
-        raise ValueError(f"size {size}: height and width must be 32 or more")
+    path, chosen = storage.path(path), Options(**options)
+    chosen.check(path)
     if not predictor.tta.is_single:
-        raise ValueError(f"an exported model tests one scale, not {predictor.tta}")
-    if path.suffix == ".savedmodel" and jax.version.__version_info__ >= SAVEDMODEL_BEFORE_JAX:
-        raise ValueError(
-            f"{path}: TensorFlow cannot read programs of JAX {jax.__version__}. A SavedModel needs"
-            " JAX 0.10 with TensorFlow 2.21; .onnx and .stablehlo work with this JAX, too"
-        )
-    write, run = _FORMATS[path.suffix]
+        raise ValueError(f"an exported network predicts at one scale, not {predictor.tta}")
     with storage.written(path) as partial:
-        write(predictor, partial, size, batch_size, tuple(outputs))
-        images = sample_images(size or OPEN_SIZE, batch_size or 2)
-        ours = _jitted_forward()(predictor.model, predictor.variables, images, OUTPUTS)
-        expected = jax.device_get(ours)
-        agreement = compare(expected, run(partial, images))
-        if not agreement.is_good:
-            raise Disagreement(
-                f"{path}: not kept, since it does not answer as the checkpoint does: {agreement}"
-            )
+        _FORMATS[path.suffix][0](predictor, partial, chosen)
+        agreement = _agreement(predictor, partial, chosen)
+        if not agreement.is_good(chosen.dtype):
+            text = f"{path}: not kept, since its answer differs from the network's: {agreement}"
+            if chosen.dtype == "int8":
+                text += "; calibrate with more images, like those to be predicted"
+            raise Disagreement(text)
     if path.suffix != ".onnx":
-        about = json.dumps(describe(predictor, size, outputs), indent=1)
+        about = json.dumps(describe(predictor, chosen), indent=1)
         storage.write_text(path.with_name(f"{path.name}.json"), about + "\n")
     return agreement

@@ -6,6 +6,13 @@ normalization folded in (float64, then rounded once), Resize and Add where strea
 convolution is applied before upsampling, which is exact (see `layers.conv1x1_of_upsampled`).
 Tracing the JAX program instead would split upsampling into dozens of small operations for which
 runtimes have no fused kernels.
+
+With a fixed size every number in the graph is a constant, and the scales of each Resize too:
+quantizers and converters for other runtimes need that.
+
+In float16 three things stay in float32, because float16 has 11 bits and ends at 65504: what is done
+with pixels before the network and with logits after it, the statistics of each image, and OCR's
+averages over regions, whose weights are about 1 / (H W).
 """
 
 from typing import Any
@@ -19,17 +26,31 @@ from hrnet_jax.models import HRNetModel, normalize
 from hrnet_jax.models.heads import HEADS, OCR_KEY_CHANNELS
 from hrnet_jax.models.layers import BN_EPSILON
 
-# 18 is the first version with `axes` in Resize; runtimes released since 2023 support it.
+# Versions of ONNX's operators that a graph can be written for. Per-channel quantization and Softmax
+# over one axis need 13; nothing after 21 is used here. Runtimes released since 2023 support 18.
+OPSETS = tuple(range(13, 22))
 OPSET = 18
-IR_VERSION = 8
+DTYPES = ("float32", "float16")
 OUTPUTS = ("labels", "probabilities", "logits")
+Sizes = tuple[tuple[int, int], tuple[int, int]]
+
+
+def stays_float(node: str) -> bool:
+    """Whether the node of this name stays in float32 when the graph is quantized.
+
+    What is done with pixels and logits, and the statistics of each image.
+    """
+    return node.startswith(("image/", "logits")) or "/bn/" in node
 
 
 class _Graph:
     """Collects nodes and constants; every method returns the name of the tensor that it adds."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], image_statistics: float):
+    def __init__(
+        self, arrays: dict[str, np.ndarray], image_statistics: float, dtype: str, opset: int
+    ):
         self.arrays, self.image_statistics = arrays, image_statistics
+        self.dtype, self.opset = dtype, opset
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 
@@ -37,9 +58,22 @@ class _Graph:
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 
-    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
-        self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
+    def constant(self, name: str, value: Any, dtype: Any = None) -> str:
+        array = np.asarray(value, dtype or self.dtype)
+        self.constants[name] = numpy_helper.from_array(array, name)
         return name
+
+    def wide(self, x: str) -> str:
+        """x in float32."""
+        if self.dtype == "float32":
+            return x
+        return self.node("Cast", [x], f"{x}/float32", to=TensorProto.FLOAT)
+
+    def narrow(self, x: str) -> str:
+        """x of float32 in the network's type."""
+        if self.dtype == "float32":
+            return x
+        return self.node("Cast", [x], f"{x}/float16", to=TensorProto.FLOAT16)
 
     def folded(self, path: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Kernel [k, k, in, out] and bias of a convolution, its batch normalization folded in.
@@ -79,7 +113,7 @@ class _Graph:
             return x
         fraction, name = self.image_statistics, f"{path}/bn"
         scale, shift, mean, var = (
-            self.constant(f"{name}/{k}", values[:, None, None])
+            self.constant(f"{name}/{k}", values[:, None, None], np.float32)
             for k, values in (
                 ("scale", self.arrays[f"{name}/scale"]),
                 ("shift", self.arrays[f"{name}/bias"]),
@@ -87,12 +121,12 @@ class _Graph:
                 ("kept_var", (1 - fraction) * self.arrays[f"{name}/var"] + BN_EPSILON),
             )
         )
-        axes = self.constant("positions", [2, 3], np.int64)
-        fraction = self.constant("fraction", fraction)
-        own_mean = self.node("ReduceMean", [x, axes], f"{name}/own_mean")
+        x = self.wide(x)
+        fraction = self.constant("fraction", fraction, np.float32)
+        own_mean = self.mean_of_positions(x, f"{name}/own_mean")
         centered = self.node("Sub", [x, own_mean], f"{name}/centered")
         squares = self.node("Mul", [centered, centered], f"{name}/squares")
-        own_var = self.node("ReduceMean", [squares, axes], f"{name}/own_var")
+        own_var = self.mean_of_positions(squares, f"{name}/own_var")
         own_mean = self.node("Mul", [own_mean, fraction], f"{name}/own_mean_fraction")
         own_var = self.node("Mul", [own_var, fraction], f"{name}/own_var_fraction")
         mean = self.node("Add", [mean, own_mean], f"{name}/mixed_mean")
@@ -103,7 +137,14 @@ class _Graph:
         offset = self.node("Mul", [mean, slope], f"{name}/offset")
         offset = self.node("Sub", [shift, offset], f"{name}/intercept")
         y = self.node("Mul", [x, slope], f"{name}/scaled")
-        return self.node("Add", [y, offset], f"{name}/normalized")
+        return self.narrow(self.node("Add", [y, offset], f"{name}/normalized"))
+
+    def mean_of_positions(self, x: str, name: str) -> str:
+        """[N, C, H, W] -> [N, C, 1, 1]."""
+        if self.opset < 18:  # later, the axes are an input
+            return self.node("ReduceMean", [x], name, axes=[2, 3])
+        axes = self.constant("positions", [2, 3], np.int64)
+        return self.node("ReduceMean", [x, axes], name)
 
     def relu(self, x: str) -> str:
         return self.node("Relu", [x], f"{x}/relu")
@@ -114,37 +155,74 @@ class _Graph:
             total = self.node("Add", [total, term], name if k == 1 else f"{name}{k}")
         return total
 
-    def spatial(self, x: str) -> str:
-        """int64 [2]: height and width of [N, C, H, W], found at run time."""
-        name = f"{x}/size"
-        if all(n.output[0] != name for n in self.nodes):
-            self.node("Shape", [x], name, start=2, end=4)
+    def part_of_shape(self, x: str, first: int, last: int) -> str:
+        """int64: the sizes of the axes `first` to `last` of x, found at run time."""
+        shape, name = f"{x}/shape", f"{x}/shape{first}{last}"
+        known = {n.output[0] for n in self.nodes}
+        if shape not in known:
+            self.node("Shape", [x], shape)
+        if name not in known:
+            ends = [self.constant(f"axis{k}", [k], np.int64) for k in (first, last + 1)]
+            self.node("Slice", [shape, *ends], name)
         return name
 
-    def resize(self, x: str, like: str, method: str, align_corners: bool) -> str:
-        """[N, C, h, w] at the height and width of `like`."""
-        attributes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
-        if align_corners:
-            attributes["coordinate_transformation_mode"] = "align_corners"
-        if method == "nearest":
-            attributes = {
-                "mode": "nearest",
-                "nearest_mode": "floor",
-                "coordinate_transformation_mode": "asymmetric",
-            }
-        # With constant scales instead, ONNX Runtime is no faster.
-        inputs = [x, "", "", self.spatial(like)]
-        return self.node("Resize", inputs, f"{x}/at/{like}", axes=[2, 3], **attributes)
+    def resize(self, x: str, like: str, align_corners: bool, sizes: Sizes | None, name: str) -> str:
+        """[N, C, h, w] at the height and width of `like`, bilinear.
+
+        Args:
+            x: the maps.
+            like: maps of the size that is wanted.
+            align_corners: as in `models.resize`.
+            sizes: (height, width) of x and of `like`; None where they are open.
+            name: of the new tensor.
+        """
+        mode = "align_corners" if align_corners else "half_pixel"
+        attributes = {"mode": "linear", "coordinate_transformation_mode": mode}
+        if sizes is None:
+            size = [self.part_of_shape(x, 0, 1), self.part_of_shape(like, 2, 3)]
+            size = self.node("Concat", size, f"{name}/size", axis=0)
+            return self.node("Resize", [x, "", "", size], name, **attributes)
+        if sizes[0] == sizes[1]:
+            return x
+        # The batch may be open, so the factors are given and not the size. "axes" would need
+        # opset 18, and few tools know it.
+        factors = [1, 1, *(_factor(old, new) for old, new in zip(*sizes, strict=True))]
+        constant = "by_" + "x".join(f"{f:.9g}" for f in factors[2:])
+        factors = self.constant(constant, factors, np.float32)
+        return self.node("Resize", [x, "", factors], name, **attributes)
+
+
+def _factor(old: int, new: int) -> np.float32:
+    """The float32 factor by which a runtime gets from the size `old` to `new`: it rounds down."""
+    factor = np.float32(new / old)
+    while float(factor) * old < new:
+        factor = np.nextafter(factor, np.float32(np.inf))
+    return factor
 
 
 class _Network:
     """The layers of hrnet.py and heads.py, in their order and under their names."""
 
-    def __init__(self, model: HRNetModel, graph: _Graph):
-        self.model, self.graph = model, graph
+    def __init__(self, model: HRNetModel, graph: _Graph, size: tuple[int, int] | None):
+        self.model, self.graph, self.size = model, graph, size
 
-    def resize(self, x: str, like: str, method: str = "bilinear") -> str:
-        return self.graph.resize(x, like, method, self.model.align_corners)
+    def stream_size(self, k: int) -> tuple[int, int] | None:
+        """(height, width) of stream k, at 1 / 2**(k + 2) of the image's; None if it is open."""
+        if self.size is None:
+            return None
+        return -(-self.size[0] // 2 ** (k + 2)), -(-self.size[1] // 2 ** (k + 2))
+
+    def resize(self, x: str, source: int, target: int, like: str) -> str:
+        """x, of the size of stream `source`, at the size of stream `target`, which `like` has."""
+        old, new = self.stream_size(source), self.stream_size(target)
+        sizes = (old, new) if old and new else None
+        return self.graph.resize(x, like, self.model.align_corners, sizes, f"{x}/at/{like}")
+
+    def full_size(self, x: str) -> str:
+        """Logits at 1/4 resolution, at the size of the image."""
+        old = self.stream_size(0)
+        sizes = (old, self.size) if old and self.size else None
+        return self.graph.resize(x, "image/nchw", self.model.align_corners, sizes, "logits/full")
 
     def backbone(self, x: str) -> list[str]:
         """Normalised [N, 3, H, W] -> the four streams (or the first, as the head asks for)."""
@@ -202,7 +280,7 @@ class _Network:
             name = f"{path}/to{target}_from{source}_conv"
             if source > target:
                 x = g.conv(x, f"{name}0")
-                x = self.resize(x, streams[target], HEADS[self.model.head].method)
+                x = self.resize(x, source, target, streams[target])
             for k in range(target - source):
                 x = g.conv(x, f"{name}{k}", stride=2, relu=k < target - source - 1)
             terms.append(x)
@@ -218,7 +296,7 @@ class _Network:
         for k, x in enumerate(streams):
             part = kernel[:, :, offsets[k] : offsets[k + 1]]
             y = g.conv_of(x, f"{path}/stream{k}", part, None if k else bias)
-            terms.append(self.resize(y, streams[0]) if k else y)
+            terms.append(self.resize(y, k, 0, streams[0]) if k else y)
         return g.relu(g.normalized(g.sum(terms, f"{path}/sum"), path))
 
     def head(self, streams: list[str]) -> str:
@@ -233,18 +311,18 @@ class _Network:
         classes = self.model.num_classes
         hidden = self.conv_of_upsampled(streams, f"{root}/aux_hidden")
         regions_of = g.conv(hidden, f"{root}/aux_classifier")  # [N, K, h, w]
-        joined = [streams[0], *(self.resize(s, streams[0]) for s in streams[1:])]
+        joined = [self.resize(s, k, 0, streams[0]) if k else s for k, s in enumerate(streams)]
         joined = n("Concat", joined, f"{root}/joined", axis=1)
         pixels = g.conv(joined, f"{root}/pixels", relu=True)  # [N, 512, h, w]
 
         flat = g.constant("flat", [0, 0, -1], np.int64)
-        weights = n("Reshape", [regions_of, flat], f"{root}/region_logits")
+        weights = n("Reshape", [g.wide(regions_of), flat], f"{root}/region_logits")
         weights = n("Softmax", [weights], f"{root}/region_weights", axis=2)  # [N, K, hw]
         rows = n("Reshape", [pixels, flat], f"{root}/pixel_rows")  # [N, 512, hw]
         columns = n("Transpose", [weights], f"{root}/region_columns", perm=[0, 2, 1])
-        regions = n("MatMul", [rows, columns], f"{root}/regions")  # [N, 512, K]
+        regions = n("MatMul", [g.wide(rows), columns], f"{root}/regions")  # [N, 512, K]
         as_map = g.constant("as_map", [0, 0, classes, 1], np.int64)
-        regions = n("Reshape", [regions, as_map], f"{root}/region_maps")  # [N, 512, K, 1]
+        regions = n("Reshape", [g.narrow(regions), as_map], f"{root}/region_maps")
 
         queries = g.conv(pixels, f"{root}/f_pixel0", relu=True)
         queries = g.conv(queries, f"{root}/f_pixel1", relu=True)  # [N, 256, h, w]
@@ -256,17 +334,22 @@ class _Network:
         values = g.conv(regions, f"{root}/f_down", relu=True)
         values = n("Reshape", [values, flat], f"{root}/values")  # [N, 256, K]
 
-        size = g.spatial(queries)
         rows = n("Reshape", [queries, flat], f"{root}/query_rows")  # [N, 256, hw]
         scores = n("MatMul", [keys, rows], f"{root}/scores")  # [N, K, hw]
-        scores = n("Softmax", [scores], f"{root}/attention", axis=1)
+        scores = g.narrow(n("Softmax", [g.wide(scores)], f"{root}/attention", axis=1))
         context = n("MatMul", [values, scores], f"{root}/context")  # [N, 256, hw]
-        front = g.constant("front", [0, 0], np.int64)
-        shape = n("Concat", [front, size], f"{root}/context_shape", axis=0)
-        context = n("Reshape", [context, shape], f"{root}/context_map")
+        context = n("Reshape", [context, self.as_stream0(queries)], f"{root}/context_map")
         context = g.conv(context, f"{root}/f_up", relu=True)
         both = n("Concat", [context, pixels], f"{root}/both", axis=1)
         return g.conv(g.conv(both, f"{root}/fuse", relu=True), f"{root}/classifier")
+
+    def as_stream0(self, like: str) -> str:
+        """The shape for Reshape that makes a map of the size of stream 0, which `like` has."""
+        g, size = self.graph, self.stream_size(0)
+        if size is not None:
+            return g.constant("as_stream0", [0, 0, *size], np.int64)
+        front = g.constant("front", [0, 0], np.int64)
+        return g.node("Concat", [front, g.part_of_shape(like, 2, 3)], "as_stream0", axis=0)
 
 
 def build(
@@ -277,6 +360,8 @@ def build(
     batch_size: int | None = None,
     outputs: tuple[str, ...] = ("labels",),
     metadata: dict[str, str] | None = None,
+    dtype: str = "float32",
+    opset: int = OPSET,
 ) -> onnx.ModelProto:
     """The graph of a segmentation network with pre- and postprocessing inside.
 
@@ -292,38 +377,31 @@ def build(
         batch_size: None leaves it open.
         outputs: from OUTPUTS.
         metadata: strings to store in the file.
+        dtype: of weights and arithmetic, from DTYPES; inputs and outputs do not change.
+        opset: version of the operators, from OPSETS.
 
     Raises:
-        ValueError: for unknown outputs.
+        ValueError: for unknown outputs, another dtype or opset.
     """
-    if not outputs or set(outputs) - set(OUTPUTS):
-        raise ValueError(f"unknown outputs {outputs}; known: {OUTPUTS}")
+    check(outputs, dtype, opset)
     arrays = {
         k: np.asarray(v)
         for part in ("params", "batch_stats")
         for k, v in traverse_util.flatten_dict(variables[part], sep="/").items()
     }
-    g = _Graph(arrays, model.policy.image_statistics)
+    g = _Graph(arrays, model.policy.image_statistics, dtype, opset)
     label_type = TensorProto.INT32 if model.num_classes > 255 else TensorProto.UINT8
-    _add_nodes(g, _Network(model, g), outputs, label_type)
-
-    n = batch_size or "N"
-    full = list(size or ("H", "W"))
-    quarter = [-(-s // 4) for s in size] if size else ["h", "w"]
-    types = {
-        "image": (TensorProto.UINT8, [n, *full, 3]),
-        "labels": (label_type, [n, *full]),
-        "probabilities": (TensorProto.FLOAT, [n, *full, model.num_classes]),
-        "logits": (TensorProto.FLOAT, [n, *quarter, model.num_classes]),
-    }
+    _add_nodes(g, _Network(model, g, size), outputs, label_type)
+    types = _types(model.num_classes, label_type, size, batch_size)
     values = {name: helper.make_tensor_value_info(name, *types[name]) for name in types}
     given, found = [values["image"]], [values[name] for name in outputs]
     name, constants = f"hrnet_{model.variant.name}", list(g.constants.values())
     graph = helper.make_graph(g.nodes, name, given, found, constants)
+    opsets = [helper.make_opsetid("", opset)]
     proto = helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        opset_imports=opsets,
+        ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="hrnet_jax",
     )
     helper.set_model_props(proto, metadata or {})
@@ -331,18 +409,47 @@ def build(
     return proto
 
 
+def check(outputs: tuple[str, ...], dtype: str, opset: int) -> None:
+    """Raises a ValueError for arguments that `build` does not know."""
+    if not outputs or set(outputs) - set(OUTPUTS):
+        raise ValueError(f"unknown outputs {outputs}; known: {OUTPUTS}")
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; known: {DTYPES}")
+    if opset not in OPSETS:
+        raise ValueError(f"opset {opset} is not supported; known: {OPSETS[0]} to {OPSETS[-1]}")
+
+
+def _types(
+    num_classes: int, label_type: int, size: tuple[int, int] | None, batch_size: int | None
+) -> dict[str, tuple[int, list]]:
+    """Type and shape of the input and the outputs; open sizes have names."""
+    n = batch_size or "N"
+    full = list(size or ("H", "W"))
+    quarter = [-(-s // 4) for s in size] if size else ["h", "w"]
+    return {
+        "image": (TensorProto.UINT8, [n, *full, 3]),
+        "labels": (label_type, [n, *full]),
+        "probabilities": (TensorProto.FLOAT, [n, *full, num_classes]),
+        "logits": (TensorProto.FLOAT, [n, *quarter, num_classes]),
+    }
+
+
 def _add_nodes(g: _Graph, network: _Network, outputs: tuple[str, ...], label_type: int) -> None:
     """Adds everything from the tensor `image` to the tensors `outputs` and `logits`."""
     x = g.node("Transpose", ["image"], "image/nchw", perm=[0, 3, 1, 2])
     x = g.node("Cast", [x], "image/float", to=TensorProto.FLOAT)
     scale, shift = 1 / (255 * normalize.STD), -normalize.MEAN / normalize.STD
-    x = g.node("Mul", [x, g.constant("pixel_scale", scale[:, None, None])], "image/scaled")
-    x = g.node("Add", [x, g.constant("pixel_shift", shift[:, None, None])], "image/normalized")
-    maps = network.head(network.backbone(x))  # [N, C, h, w]
+    scale, shift = (
+        g.constant(f"pixel_{name}", values[:, None, None], np.float32)
+        for name, values in (("scale", scale), ("shift", shift))
+    )
+    x = g.node("Mul", [x, scale], "image/scaled")
+    x = g.narrow(g.node("Add", [x, shift], "image/normalized"))
+    maps = g.wide(network.head(network.backbone(x)))  # [N, C, h, w]
     g.node("Transpose", [maps], "logits", perm=[0, 2, 3, 1])
     if not set(outputs) - {"logits"}:
         return
-    full = network.resize(maps, "image/nchw")
+    full = network.full_size(maps)
     if "labels" in outputs:
         best = g.node("ArgMax", [full], "best", axis=1, keepdims=0)
         g.node("Cast", [best], "labels", to=label_type)

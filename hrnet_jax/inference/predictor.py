@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -18,6 +18,9 @@ from hrnet_jax.inference.multi_scale import (
 )
 from hrnet_jax.models import HRNetModel, create_model
 from hrnet_jax.runtime import sharding
+
+if TYPE_CHECKING:
+    from hrnet_jax.checkpoints.load import Checkpoint
 
 
 def _renamed(tta: TestTimeAugmentation, method: TestTimeAugmentation | None):
@@ -135,7 +138,10 @@ class Predictor:
     def _each(self, image: Any, function: Any) -> np.ndarray | list[np.ndarray]:
         if isinstance(image, list | tuple):
             return [self._each(one, function) for one in image]  # type: ignore[misc]
-        array = read_image(image) if isinstance(image, str | os.PathLike) else check_image(image)
+        if isinstance(image, str | os.PathLike):
+            array = read_image(image, self.classes.image_range)
+        else:
+            array = check_image(image)
         height, width = array.shape[:2]
         padding = [(0, -side % self.size_step) for side in (height, width)]
         images = np.pad(array, [*padding, (0, 0)], mode="edge")[None]
@@ -197,18 +203,28 @@ def load(
         ValueError: if the file is damaged, or the checkpoint's head predicts no label maps.
     """
     from hrnet_jax.checkpoints.load import load_checkpoint
-    from hrnet_jax.data.sources.source import Classes
 
-    tta = _renamed(tta, method)
+    tta = _renamed(tta, method)  # first: it may raise
     checkpoint = load_checkpoint(
         path_or_name, step=step, which=which, classes=classes, key=key, weights=weights
     )
+    return of_checkpoint(checkpoint, tta=tta, space=space, size_step=size_step)
+
+
+def of_checkpoint(checkpoint: "Checkpoint", **options: Any) -> Predictor:
+    """The predictor of a checkpoint that is already loaded.
+
+    Args:
+        checkpoint: of `load_checkpoint`.
+        **options: further arguments of `Predictor`.
+
+    Raises:
+        ValueError: if its head predicts no label maps, and as `Predictor`.
+    """
     return Predictor(
         create_model(**checkpoint.metadata["model"]),
         checkpoint.variables,
         Classes.from_json(checkpoint.metadata["classes"]),
         checkpoint.step,
-        tta,
-        space,
-        size_step=size_step,
+        **options,
     )

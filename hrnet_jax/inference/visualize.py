@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from hrnet_jax.data.sources.source import Classes
+from hrnet_jax.inference.fonts import find_font
 from hrnet_jax.runtime import storage
 
 IGNORE_COLOR = (0, 0, 0)
@@ -52,18 +53,21 @@ def color_labels(labels: np.ndarray, classes: Classes) -> np.ndarray:
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be integers [H, W], got {labels.dtype} {labels.shape}")
     if labels.size and not 0 <= labels.min() <= labels.max() <= 255:
-        raise ValueError(f"labels must lie in 0..255, got {labels.min()}..{labels.max()}")
+        raise ValueError(f"labels must be in 0..255, got {labels.min()}..{labels.max()}")
     return _palette(classes)[labels]
 
 
 def to_label_ids(labels: np.ndarray, classes: Classes) -> np.ndarray:
-    """Train ids -> uint8 raw label ids, as in the dataset's own label files and on test servers.
+    """Train ids -> raw label ids, as in the dataset's own label files and on test servers.
+
+    Of several ids of a class it is the first. The type is uint8, or uint16 for ids above 255.
 
     Args:
         labels: integers of any shape, 0 .. num_classes - 1; predictions have no ignored pixels.
         classes: its `label_ids` are used.
     """
-    return np.asarray(classes.label_ids, np.uint8)[labels]
+    ids = classes.first_ids
+    return np.asarray(ids, np.uint8 if max(ids) <= 255 else np.uint16)[labels]
 
 
 def overlay(
@@ -83,7 +87,7 @@ def overlay(
     image, labels = np.asarray(image), np.asarray(labels)
     _check_pair(image, labels)
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in 0..1, got {alpha}")
+        raise ValueError(f"alpha must be in 0..1, got {alpha}")
     colors = color_labels(labels, classes).astype(np.float32)
     mixed = (1 - alpha) * image.astype(np.float32) + alpha * colors
     return (mixed + 0.5).astype(np.uint8)
@@ -146,7 +150,7 @@ def captioned(image: np.ndarray, text: str, size: int = 15) -> np.ndarray:
     height, width = image.shape[:2]
     canvas = Image.new("RGB", (width, height + 2 * size), BACKGROUND)
     canvas.paste(Image.fromarray(image), (0, 2 * size))
-    font = ImageFont.load_default(size=size)
+    font = find_font(text, size)
     draw = ImageDraw.Draw(canvas)
     if draw.textlength(text, font=font) > width:
         while text and draw.textlength(text + "…", font=font) > width:
@@ -167,12 +171,12 @@ def legend(
         present: train ids whose names are bright; the others are faint. None: all are bright.
         size: of the letters, in pixels.
     """
-    font = ImageFont.load_default(size=size)
+    fonts = [find_font(name, size) for name in classes.names]
     bright = set(range(len(classes.names)) if present is None else (int(i) for i in present))
     swatch, pad, line = size, size // 2, 2 * size
     x, y, items = 0, 0, []
     for k, name in enumerate(classes.names):
-        length = swatch + pad + int(font.getlength(name)) + 2 * pad
+        length = swatch + pad + int(fonts[k].getlength(name)) + 2 * pad
         if x and x + length > width:
             x, y = 0, y + line
         items.append((x, y, k, name))
@@ -184,7 +188,7 @@ def legend(
         box = (x, top, x + swatch - 1, top + swatch - 1)
         draw.rectangle(box, fill=tuple(classes.colors[k]), outline=FAINT_INK)
         ink = INK if k in bright else FAINT_INK
-        draw.text((x + swatch + pad, y + line / 2), name, fill=ink, font=font, anchor="lm")
+        draw.text((x + swatch + pad, y + line / 2), name, fill=ink, font=fonts[k], anchor="lm")
     return np.asarray(canvas)
 
 

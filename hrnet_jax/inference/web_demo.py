@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hrnet_jax.data.images.read import decode_image
+from hrnet_jax.data.images.decode import decode_image
 from hrnet_jax.inference import visualize
 from hrnet_jax.inference.predictor import Predictor
 
@@ -67,7 +67,7 @@ def answer(predictor: Predictor, data: bytes) -> dict[str, Any]:
     Raises:
         ValueError: if the bytes cannot be read as an image.
     """
-    image = decode_image(io.BytesIO(data), "the image")
+    image = decode_image(data, "the image", image_range=predictor.classes.image_range)
     start = time.perf_counter()
     labels = predictor.predict(image)
     seconds = time.perf_counter() - start

@@ -89,7 +89,8 @@ class OCRHead(nn.Module):
 
         fused = channels(name="fuse")(jnp.concatenate([context, pixels], axis=-1), train=train)
         # Drops whole channels of an image.
-        fused = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(fused)
+        drops = train and not policy.freezes(self.path)
+        fused = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not drops)(fused)
         logits = classifier(name="classifier")(fused).astype(policy.statistics_dtype)
         return {"logits": logits, "aux_logits": aux_logits}
 

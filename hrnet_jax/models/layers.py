@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from hrnet_jax.models import parts
 from hrnet_jax.models.resize import resize
 
 # PyTorch's BatchNorm2d defaults, which the official code uses. `momentum=0.1` in PyTorch is the
@@ -60,7 +61,8 @@ KEPT = ("convolution", "statistics")
 class Policy:
     """How every layer of one network computes.
 
-    No field changes the variables. Only `image_statistics` changes results by more than rounding.
+    No field changes the variables. Only `image_statistics` and, in training, `frozen_norm` change
+    results by more than rounding.
 
     Attributes:
       dtype: of the arithmetic.
@@ -73,6 +75,8 @@ class Policy:
         nothing.
       image_statistics: fraction of each image's own statistics in evaluation, see
         `BatchNorm.of_images`.
+      frozen_norm: pairs of a part (see `parts`) and whether it is frozen: there BatchNorm, and
+        dropout, work in training as in evaluation, and the running statistics stay.
 
     Raises:
       ValueError: for an unknown choice, or `image_statistics` outside 0..1.
@@ -85,6 +89,7 @@ class Policy:
     scan: str = "none"
     lanes: int = 0
     image_statistics: float = 0.0
+    frozen_norm: tuple[tuple[str, bool], ...] = ()
 
     def __post_init__(self):
         choices = {
@@ -99,6 +104,15 @@ class Policy:
             raise ValueError(
                 f"image_statistics must be between 0 and 1, not {self.image_statistics}"
             )
+
+    def freezes(self, path: tuple[str, ...]) -> bool:
+        """Whether the module at this path lies in a part with frozen normalization."""
+        return parts.value_at("/".join(path), dict(self.frozen_norm), False)
+
+    def below(self, path: tuple[str, ...]) -> "Policy":
+        """The policy for the module at this path where it is applied as a network of its own."""
+        inside = parts.below("/".join(path), dict(self.frozen_norm))
+        return dataclasses.replace(self, frozen_norm=tuple(inside.items()))
 
     def folds(self, x: jax.Array) -> int:
         """The factor to `fold` a branch's maps by: the largest power of two that fits the lanes."""
@@ -313,6 +327,12 @@ class BatchNorm(nn.Module):
         scale = self.scale * lax.rsqrt(self.var.value + BN_EPSILON)
         return scale, self.bias - self.mean.value * scale
 
+    def of_running(self, x: jax.Array) -> jax.Array:
+        """Normalizes [N, H, W, C], folded or not, with the running statistics."""
+        scale, shift = self.affine()
+        wide = x.astype(self.policy.statistics_dtype)
+        return (wide * _spread(scale, x) + _spread(shift, x)).astype(x.dtype)
+
     def of_images(self, x: jax.Array) -> jax.Array:
         """Normalizes [N, H, W, C] with a mixture of running statistics and those of each image.
 
@@ -403,7 +423,9 @@ class ConvBN(nn.Module):
     """Convolution, batch normalization and, with `relu`, the activation.
 
     In evaluation the normalization is an affine map, which is folded into the kernel: equal up to
-    rounding, and one pass over the maps fewer. With `image_statistics` it cannot be folded.
+    rounding, and one pass over the maps fewer. With `image_statistics` it cannot be folded. Frozen
+    parts normalize in training as in evaluation, without folding: kernel and affine map may have
+    gradients of their own.
     """
 
     features: int
@@ -428,10 +450,12 @@ class ConvBN(nn.Module):
             name="conv",
         )
         bn = BatchNorm(self.features, self.policy, name="bn")
-        if train:
+        if train and not self.policy.freezes((*self.path, "bn")):
             y = bn(checkpoint_name(conv(x), "convolution"))
         elif self.policy.image_statistics:
             y = bn.of_images(conv(x))
+        elif train:
+            y = bn.of_running(checkpoint_name(conv(x), "convolution"))
         else:
             y = conv(x, *bn.affine())
         return relu(y) if self.relu else y

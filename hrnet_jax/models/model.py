@@ -2,6 +2,7 @@
 
 import functools
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -50,7 +51,7 @@ class HRNetModel(nn.Module):
         return call(head, streams, "head", train=train)
 
     def to_json(self) -> dict[str, Any]:
-        """The arguments of `create_model` that checkpoints store beside the weights."""
+        """The arguments of `create_model` that checkpoints store with the weights."""
         return {
             "variant": self.variant.name,
             "num_classes": self.num_classes,
@@ -112,6 +113,7 @@ def create_model(
     scan: str = "none",
     lanes: int = 0,
     image_statistics: float = 0.0,
+    frozen_norm: Mapping[str, bool] | None = None,
 ) -> HRNetModel:
     """Builds an HRNet as a Linen module.
 
@@ -133,6 +135,8 @@ def create_model(
       image_statistics: fraction of each image's own mean and variance in BatchNorm's statistics
         when `train` is false, 0..1; 0 is the usual BatchNorm. The network then adapts to the light,
         the camera and the street of an image; see `layers.BatchNorm.of_images`, docs/results.md.
+      frozen_norm: part of the network ("backbone/stem", "" for all, see `parts`) -> True where
+        BatchNorm and dropout work as in evaluation also when `train` is true.
 
     Raises:
       ValueError: for a name that is unknown or a number that is out of range.
@@ -144,5 +148,14 @@ def create_model(
     if align_corners is None:
         align_corners = HEADS[head].align_corners
     dtype, param_dtype = jnp.dtype(dtype), jnp.dtype(param_dtype)
-    policy = Policy(dtype, param_dtype, init, remat, scan, lanes, float(image_statistics))
+    policy = Policy(
+        dtype,
+        param_dtype,
+        init,
+        remat,
+        scan,
+        lanes,
+        float(image_statistics),
+        tuple((frozen_norm or {}).items()),
+    )
     return HRNetModel(get_variant(variant), num_classes, head, align_corners, dropout, policy)

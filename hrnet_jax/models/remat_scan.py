@@ -62,11 +62,14 @@ def call_in_turn(
       train: passed to the submodules.
     """
     policy = parent.policy
-    if level not in _LOOPS[policy.scan] or len(names) < 2 or parent.is_initializing():
+    own = [policy.below((*parent.path, name)) for name in names]
+    # A loop's body is the same for all of them, so they have to be frozen alike.
+    loops = level in _LOOPS[policy.scan] and len(names) > 1 and len(set(own)) == 1
+    if not loops or parent.is_initializing():
         for name in names:
             x = call(make(name=name), x, level, train=train)
         return x
-    module = make(parent=None)
+    module = make(parent=None).clone(policy=own[0])
     trees = [{k: tree[name] for k, tree in parent.variables.items()} for name in names]
 
     def body(x, variables):

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hrnet_jax import __version__
+from hrnet_jax.data.sources.class_file import read_names
 from hrnet_jax.evaluation import metrics
 from hrnet_jax.inference import multi_scale
 from hrnet_jax.models import HRNetModel, normalize
@@ -57,10 +58,12 @@ def num_classes_of(config: ConfigDict) -> int:
     if config.data.root and storage.path(config.data.root).is_dir():
         source = task_of(config.head).open(config, config.data.train_split)
         return source.classes.num_classes
+    if config.data.class_file:
+        return len(read_names(config.data.class_file))
     if config.data.name not in NUM_CLASSES:
         raise ValueError(
             f"the number of classes of config.data.name={config.data.name!r} depends on its files:"
-            " give --config.data.root or --num_classes"
+            " give --config.data.root, --config.data.class_file or --num_classes"
         )
     return NUM_CLASSES[config.data.name]
 
@@ -252,7 +255,8 @@ def _lower(config: ConfigDict, mesh: Mesh, program: str, num_classes: int):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), state
     )
     if program == "train":
-        lowered = build.lower_step(config, model, optimizer, schedule, mesh, state)
+        teacher = build.load_teacher(config, num_classes, None, _platform(mesh))
+        lowered = build.lower_step(config, model, optimizer, schedule, mesh, state, teacher)
         batch_bytes = config.batch_size * _image_bytes(config) / mesh.size
         sizes = {
             "parameters": _bytes(state.params),
@@ -261,6 +265,8 @@ def _lower(config: ConfigDict, mesh: Mesh, program: str, num_classes: int):
             "average": _bytes(state.ema),
             "batch": math.ceil(batch_bytes),
         }
+        if teacher is not None:
+            sizes["teacher"] = _bytes(teacher.variables)
         return lowered, sizes, model.policy.scan
     batch_size = -(-config.eval.batch_size // mesh.shape["data"]) * mesh.shape["data"]
     size = tuple(config.data.crop_size)

@@ -1,7 +1,7 @@
-"""Runs over several processes: finding each other, and refusing what would differ between them.
+"""Runs over several processes: how they find each other, and checks that they do the same.
 
-`initialize` is the one place that calls `jax.distributed.initialize`. docs/scale.md shows the
-launchers' side.
+Only `initialize` calls `jax.distributed.initialize`. docs/scale.md shows the commands of the
+launchers.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 # Seconds to wait for the other processes to appear.
 TIMEOUT_SECONDS = 300
-# Seconds that process 0, through which all others are connected, outlives its error message.
+# Seconds that process 0 waits after its error message: all others are connected through it.
 LEAVING_SECONDS = 3
-# Open MPI's jobs and SLURM's take a port of this range by their number.
+# The port of a job of Open MPI or SLURM: one of this range, chosen by the job's number.
 _FIRST_PORT, _PORTS = 61440, 4096
 
 
@@ -40,7 +40,7 @@ class Job:
       num_processes: of the job.
       process_id: 0 .. num_processes - 1.
       local_device_ids: the accelerators of this process; None: all that it sees.
-      source: who said so, for messages.
+      source: where this is from, for messages.
     """
 
     coordinator: str
@@ -55,13 +55,13 @@ def initialize(
 ) -> None:
     """Joins the processes of this job; does nothing where there is one process only.
 
-    Has to come before anything that asks JAX for its devices. The first of these decides:
+    Call it before anything that asks JAX for its devices. The first of these that is set decides:
 
     1. the arguments, all three of them;
     2. JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment (Kubernetes
-       and launchers of your own);
-    3. SLURM's `srun` and Open MPI's `mpirun`, by their environment;
-    4. a TPU machine's own description of its pod.
+       and other launchers);
+    3. the environment variables of SLURM's `srun` and Open MPI's `mpirun`;
+    4. the description of the pod on a TPU machine.
 
     Raises:
       ValueError: if some of what is needed is missing or wrong; the message names it.
@@ -75,7 +75,7 @@ def initialize(
     if job.num_processes == 1:
         return
     logger.info(
-        "process %d of %d, by %s, meets the others at %s",
+        "process %d of %d (by %s) connects to %s",
         job.process_id,
         job.num_processes,
         job.source,
@@ -94,16 +94,18 @@ def initialize(
         )
     except jax.errors.JaxRuntimeError as error:
         raise ConnectionError(
-            f"process {job.process_id} of {job.num_processes} (by {job.source}) did not meet the"
+            f"process {job.process_id} of {job.num_processes} (by {job.source}) did not find the"
             f" others at {job.coordinator} within {TIMEOUT_SECONDS} s: {error}"
         ) from error
 
 
 def wait_for_coordinator(job: Job, timeout: float = TIMEOUT_SECONDS) -> None:
-    """Waits until process 0 can be reached: JAX ends a process that waits in vain by a signal.
+    """Waits until process 0 can be reached.
+
+    JAX itself would end a process by a signal if process 0 does not appear.
 
     Raises:
-      ConnectionError: if it cannot be within `timeout` seconds.
+      ConnectionError: if it cannot be reached within `timeout` seconds.
     """
     host, _, port = job.coordinator.rpartition(":")
     deadline = time.monotonic() + timeout
@@ -111,7 +113,7 @@ def wait_for_coordinator(job: Job, timeout: float = TIMEOUT_SECONDS) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
             return
-        except OSError as error:  # a name that is not known yet, too
+        except OSError as error:  # also a host name that is not known yet
             if time.monotonic() > deadline:
                 raise ConnectionError(
                     f"process {job.process_id} of {job.num_processes} (by {job.source}) could not"
@@ -121,16 +123,16 @@ def wait_for_coordinator(job: Job, timeout: float = TIMEOUT_SECONDS) -> None:
 
 
 def leave(code: int) -> None:
-    """Ends this process with an exit code now, if it has joined others, which may wait for it.
+    """Ends this process at once with an exit code, if it is one of several.
 
-    A plain exit would wait for them, and they for this one: minutes, and then by a signal.
+    With a plain exit each process would wait for the others for minutes, until a signal ends it.
     """
     if not jax.distributed.is_initialized():
         return
     sys.stdout.flush()
     sys.stderr.flush()
     if jax.process_index() == 0:
-        time.sleep(LEAVING_SECONDS)  # for the others' own messages
+        time.sleep(LEAVING_SECONDS)  # until the others have written their messages
     os._exit(code)
 
 
@@ -140,7 +142,7 @@ def find_job(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Job | None:
-    """What arguments and environment say about this process; None if nothing. See `initialize`."""
+    """The job by arguments and environment; None if neither names one. See `initialize`."""
     named = {
         "--coordinator": coordinator,
         "--num_processes": num_processes,
@@ -152,7 +154,7 @@ def find_job(
     given = {name: environment.get(name, "") for name in variables}
     if given["JAX_NUM_PROCESSES"] or given["JAX_PROCESS_ID"]:
         return _complete(given, "the environment")
-    # An address alone replaces the one that the launcher's variables would give.
+    # An address alone is used in place of the one from the launcher's variables.
     address = given["JAX_COORDINATOR_ADDRESS"]
     for find in (_slurm_job, _open_mpi_job):
         if (job := find(environment, address)) is not None:
@@ -192,7 +194,7 @@ def _checked(job: Job) -> Job:
 def _slurm_job(environment: Mapping[str, str], address: str) -> Job | None:
     count = int(environment.get("SLURM_NTASKS", 1))
     nodes = environment.get("SLURM_STEP_NODELIST", "")
-    # Without a list of nodes this is no step of `srun`, but the batch script itself.
+    # Without a list of nodes this is the batch script itself, not a step of `srun`.
     if count == 1 or not nodes or "SLURM_PROCID" not in environment:
         return None
     if not address:
@@ -217,8 +219,8 @@ def _open_mpi_job(environment: Mapping[str, str], address: str) -> Job | None:
         found = re.match(r"(\d+)\.\d+;tcp6?://(?:([^,:\[]+)|\[([^,\]]+))", uri)
         if found is None:
             raise ValueError(
-                "Open MPI does not say where process 0 runs: set JAX_COORDINATOR_ADDRESS=HOST:PORT"
-                " (mpirun -x JAX_COORDINATOR_ADDRESS)"
+                "Open MPI's environment does not name the host of process 0: set"
+                " JAX_COORDINATOR_ADDRESS=HOST:PORT (mpirun -x JAX_COORDINATOR_ADDRESS)"
             )
         host = found[2] or f"[{found[3]}]"
         address = f"{host}:{_FIRST_PORT + int(found[1]) // 4096 % _PORTS}"
@@ -231,10 +233,10 @@ def _open_mpi_job(environment: Mapping[str, str], address: str) -> Job | None:
 def _device_of(
     environment: Mapping[str, str], local_rank: str | None, alone: bool
 ) -> tuple[int, ...] | None:
-    """The GPU of one of several processes on a machine; None where it may have all it sees."""
+    """The GPU of one of several processes on a machine; None: all GPUs that it sees."""
     if ids := environment.get("JAX_LOCAL_DEVICE_IDS"):
         return tuple(int(i) for i in ids.split(","))
-    # A launcher that binds GPUs to tasks shows each task its own only.
+    # If the launcher binds GPUs to tasks, each task sees its own GPU only.
     visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES", ","))
     if alone or local_rank is None or "," not in visible:
         return None
@@ -251,12 +253,12 @@ def on_tpu() -> bool:
 def _join_tpu_pod() -> None:
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
     if os.environ.get("TPU_SKIP_MDS_QUERY") and "," not in hosts:
-        return  # a single machine, by its own account
+        return  # a single machine
     jax.distributed.initialize(initialization_timeout=TIMEOUT_SECONDS)
 
 
 def gather(value: Any) -> list[Any]:
-    """What each process of the job gives, by their ids; all of them have to call it.
+    """The values of all processes of the job, by their ids; each process must call it.
 
     Args:
       value: anything that can be pickled; the processes trust each other.

@@ -1,4 +1,4 @@
-"""Free memory, and memory that a process keeps instead of handing it back."""
+"""Free memory, and freed memory that a process keeps for itself."""
 
 import ctypes
 import importlib.util
@@ -14,7 +14,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def _of_glibc(name: str) -> Any | None:
-    """A function of this process's C library, or None where it has no such one."""
+    """A function of this process's C library, or None if it has none of this name."""
     try:
         return getattr(ctypes.CDLL("libc.so.6"), name)
     except (OSError, AttributeError):
@@ -24,21 +24,22 @@ def _of_glibc(name: str) -> Any | None:
 def keep_freed_pages(*, single_arena: bool | None = None) -> bool:
     """Lets this process keep the memory that it frees, where its C library is glibc.
 
-    Large arrays come and go: those of images in the input pipeline, and the temporaries that XLA
-    CPU allocates anew in each call, 2 GB for a training step of w18_small_v1 with 8 images of
-    360x480. glibc would map them from the kernel and hand them back each time, and clearing and
-    mapping the pages takes a fifth of that step, and of decoding a PNG. The process then stays as
-    large as it has been, up to twice its need, since free memory comes in pieces.
+    Large arrays are allocated and freed all the time: images in the input pipeline, and the
+    temporaries that XLA CPU allocates in each call, 2 GB for a training step of w18_small_v1 with 8
+    images of 360x480. By default glibc maps them from the kernel and returns them each time.
+    Clearing and mapping the pages takes a fifth of that step, and a fifth of decoding a PNG. With
+    this setting the process never becomes smaller, and may hold up to twice what it needs, since
+    free memory is fragmented.
 
-    Call it before JAX starts: XLA's threads take their arenas when they do, and keep them.
+    Call it before JAX starts: XLA's threads choose their arenas when they start.
 
     Args:
-      single_arena: all threads share one. What XLA CPU allocates is too large for the arenas of
-        single threads, which then map it from the kernel after all; the input pipeline is faster
-        with those. None: if JAX will compute on CPU.
+      single_arena: one arena for all threads. XLA CPU's arrays are too large for the arenas of
+        single threads, which would map them from the kernel in spite of the setting. The input
+        pipeline is faster with one arena per thread. None: True if JAX will compute on CPU.
 
     Returns:
-      Whether it will; False with other C libraries.
+      Whether this is set; False with other C libraries.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is None:
@@ -70,7 +71,7 @@ class _MallocInfo(ctypes.Structure):
 
 
 def kept_bytes() -> int:
-    """What this process has freed and kept, see `keep_freed_pages`; 0 where nobody counts it."""
+    """Bytes that this process has freed and kept, see `keep_freed_pages`; 0 if not known."""
     mallinfo = _of_glibc("mallinfo2")  # since 2.33
     if mallinfo is None:
         return 0
@@ -88,5 +89,5 @@ def free_bytes(device: jax.Device) -> int | None:
         return None
     lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024 + kept_bytes()
-    # The devices of a process, if it has several, share it.
+    # All CPU devices of a process use the same memory.
     return free // jax.local_device_count("cpu")

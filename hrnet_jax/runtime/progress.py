@@ -15,6 +15,7 @@ def progress_bar(
     iterable: Iterable | None = None,
     *,
     total: int | None,
+    initial: int = 0,
     desc: str = "",
     unit: str = "it",
     disable: bool = False,
@@ -28,11 +29,14 @@ def progress_bar(
     Args:
         iterable: iterate over the bar to go through this; None: call `update`.
         total: number of steps, None if unknown.
+        initial: steps done before; they do not count for the rate.
         desc: text before the bar.
         unit: name of a step.
         disable: show nothing.
     """
-    settings = {"total": total, "desc": desc, "unit": unit, "disable": disable}
+    settings = {
+        "total": total, "initial": initial, "desc": desc, "unit": unit, "disable": disable
+    }  # fmt: skip
     if _redraws(sys.stderr):
         return tqdm(iterable, **settings)
     lines = _Lines(sys.stderr)

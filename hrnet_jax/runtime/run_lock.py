@@ -1,9 +1,10 @@
-"""One run at a time in a folder: a lock that the death of its holder opens.
+"""One run at a time in a folder: a lock that is released when its holder ends, in any way.
 
-On one machine the kernel keeps the lock (flock) and drops it with the process, kill -9 included.
-Other machines that share the folder may not see that. For them the holder writes its name and the
-time into the lock file every `HEARTBEAT_SECONDS`; who finds another host's name there watches the
-file, and takes it over if it does not change for `STALE_SECONDS`. No two clocks are compared.
+On one machine the kernel keeps the lock (flock) and releases it with the process, also after
+kill -9. Other machines with the same folder may not see that lock. For them the holder writes its
+host and the time into the lock file every `HEARTBEAT_SECONDS`. A process that finds another host
+there watches the file, and takes the lock if the file does not change for `STALE_SECONDS`. The
+clocks of two machines are never compared.
 """
 
 import contextlib
@@ -51,7 +52,7 @@ def locked(workdir: str | os.PathLike, *, advice: str = ADVICE) -> Iterator[None
         holder = _read(file)
         if kernel_agrees is False:
             raise ValueError(_refusal(folder, holder, advice))
-        # flock may say nothing about other hosts, and object stores have none.
+        # flock may not see other hosts, and object stores have no locks.
         if holder is not None and not _is_dead(holder, me, kernel_agrees):
             logger.info(
                 "%s was in use by process %s on %s: watching for %.0f s whether it still is",
@@ -59,7 +60,7 @@ def locked(workdir: str | os.PathLike, *, advice: str = ADVICE) -> Iterator[None
             )
             if _changes(file, holder):
                 raise ValueError(_refusal(folder, holder, advice))
-            logger.warning("taking over %s: that process gave no sign", folder)
+            logger.warning("taking over %s: that process has not renewed its lock", folder)
         stop = threading.Event()
         _renew(file, me)
         thread = threading.Thread(target=_keep, args=(file, me, stop), daemon=True, name="lock")
@@ -74,7 +75,7 @@ def locked(workdir: str | os.PathLike, *, advice: str = ADVICE) -> Iterator[None
 
 @contextlib.contextmanager
 def _flock(file: epath.Path) -> Iterator[bool | None]:
-    """Takes the kernel's lock: True, False if another process has it, None if there is no such."""
+    """Takes the kernel's lock: True, False if another process has it, None without such locks."""
     if storage.in_store(file):
         yield None
         return
@@ -93,7 +94,7 @@ def _try_flock(stream: IO) -> bool | None:
 
 
 def _is_dead(holder: dict[str, Any], me: dict[str, Any], kernel_agrees: bool | None) -> bool:
-    """Whether the holder's end is certain: on this host one can know."""
+    """Whether the holder has certainly ended, which can be known on its own host only."""
     if holder["host"] != me["host"]:
         return False
     if kernel_agrees:
@@ -131,7 +132,7 @@ def _renew(file: epath.Path, me: dict[str, Any]) -> None:
 def _write(file: epath.Path, text: str) -> None:
     if storage.in_store(file):
         storage.write_text(file, text)
-    else:  # into the file that is locked, which no other one may replace
+    else:  # into the locked file itself: a new file would have no lock
         file.write_text(text)
 
 

@@ -5,7 +5,6 @@ replicated. The step functions are plain `jax.jit` over global arrays. So sums a
 statistics run over the global batch, and the compiler inserts the collectives.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -215,9 +214,9 @@ def use_compilation_cache(directory: str = "") -> str:
     """Switches on the persistent compilation cache and returns its folder.
 
     The first of these that is set: `directory`, the environment's JAX_COMPILATION_CACHE_DIR,
-    hrnet_jax/xla in the user's cache folder.
+    xla in `storage.user_cache`.
     """
-    cache = storage.path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    directory = directory or jax.config.jax_compilation_cache_dir or str(cache / "hrnet_jax/xla")
+    own = str(storage.user_cache() / "xla")
+    directory = directory or jax.config.jax_compilation_cache_dir or own
     jax.config.update("jax_compilation_cache_dir", directory)
     return directory

@@ -4,8 +4,8 @@ Folders are `epath.Path`s from `path`. Single files that are read by the thousan
 local ones the functions here call the operating system and nothing else.
 
 In a store a file appears under its name when it is complete, there are no folders without files,
-and renaming is copying. Hence whole files are written by `write_bytes` or `written`, which are
-whole-or-nothing in both places.
+and renaming means copying. Whole files are therefore written by `write_bytes` or `written`: locally
+and in a store they write the complete file or nothing.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# epath would take TensorFlow's file systems where TensorFlow is installed: they know gs:// only,
-# and have names of their own for errors. It asks for this variable at its first use of a store.
+# By default epath uses TensorFlow's file systems if TensorFlow is installed: they know gs:// only,
+# and raise other errors. epath reads this variable at its first use of a store.
 os.environ["EPATH_USE_TF"] = "false"
 
 from etils import epath
@@ -64,15 +64,20 @@ def check_name(name: str) -> str:
 
 
 def absolute(path_: str | os.PathLike) -> epath.Path:
-    """The same from the root.
+    """The path from the root.
 
-    That of a store is one already: epath's own `absolute` would put it into the working folder.
+    A store's path is absolute already: epath's own `absolute` would put it into the working folder.
 
     Raises:
       ValueError: as `path`.
     """
     found = path(path_)
     return found if in_store(found) else found.absolute()
+
+
+def user_cache() -> epath.Path:
+    """This package's cache: the folder hrnet_jax in $XDG_CACHE_HOME or ~/.cache."""
+    return path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hrnet_jax"
 
 
 @functools.cache
@@ -88,8 +93,8 @@ def _store(scheme: str) -> Any:
         )
     import fsspec  # takes a tenth of a second, and most runs are local
 
-    # Others write there, too: what was listed a while ago is not what is there now. For the file
-    # systems that epath makes as well.
+    # Other programs write there, too, so listings must not be cached; this also applies to the file
+    # systems that epath makes.
     kind = fsspec.get_filesystem_class(scheme)
     protocols = [kind.protocol] if isinstance(kind.protocol, str) else kind.protocol
     for protocol in protocols:
@@ -103,7 +108,7 @@ def _store_of(file: str) -> Any:
 
 @contextlib.contextmanager
 def _named(file: str) -> Iterator[None]:
-    """Makes whatever a store's client raises an OSError that names the file."""
+    """Turns any error of a store's client into an OSError that names the file."""
     try:
         yield
     except FileNotFoundError:
@@ -131,8 +136,8 @@ def read_bytes(file: str) -> bytes:
 def read_spans(file: str, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
     """The bytes from start to stop, of each span in turn; fewer where the file ends.
 
-    Of a store's file all between the first and the last is fetched at once: the time goes into
-    requests. So the spans have to lie close together, in order.
+    From a store everything between the first and the last span is fetched at once, because each
+    request takes long. The spans must be close together and in order.
 
     Raises:
       OSError: as `read_bytes`.
@@ -163,7 +168,7 @@ def size(file: str) -> int:
 
 
 def stamps(files: Sequence[str]) -> list[str | None]:
-    """What changes with a file's contents, such as size and time; None where there is no file.
+    """Size, time and the like, which change with a file's contents; None where there is no file.
 
     A folder of a store is listed once, however many of its files are asked for.
     """
@@ -181,7 +186,7 @@ def stamps(files: Sequence[str]) -> list[str | None]:
 
 
 def missing(files: Sequence[str]) -> list[str]:
-    """Those that are not there."""
+    """The files that do not exist."""
     return [f for f, stamp in zip(files, stamps(files), strict=True) if stamp is None]
 
 
@@ -210,7 +215,7 @@ def _listing(folder: str) -> dict[str, str]:
 
 
 def files_in(folder: str | os.PathLike, pattern: str) -> list[str]:
-    """What lies below a folder and fits a pattern of `pathlib` without **, in order of names.
+    """Paths below a folder that fit a pattern of `pathlib` without **, in order of names.
 
     Raises:
       ValueError: for a name that is not UTF-8.
@@ -240,7 +245,7 @@ def names_below(
     Args:
       folder: nothing is found where there is none.
       suffixes: in small letters, as in ".png"; only files with one of these, in any case.
-      follow_links: also list what lies in folders that are symbolic links; stores have no links.
+      follow_links: also list files in folders that are symbolic links; stores have no links.
 
     Raises:
       ValueError: for a name that is not UTF-8; for a link to a folder that contains the link.
@@ -279,7 +284,7 @@ def _walk(folder: str, follow_links: bool) -> Iterator[tuple[str, list[str]]]:
 
 @contextlib.contextmanager
 def local(file: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A file or folder for libraries that read local ones only: itself, or for a while a copy.
+    """A local path for libraries that read local files only: the path itself, or a temporary copy.
 
     A local path with characters that libraries take for a pattern is given as a link to it.
 
@@ -304,7 +309,7 @@ def local(file: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def plain(path_: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A local path without characters of patterns: itself, or for a while a link to it.
+    """A local path without characters of patterns: itself, or a temporary link to it.
 
     etils, with which Orbax lists folders, takes the whole path for a pattern: below "run[1]" it
     finds nothing.
@@ -323,7 +328,7 @@ def plain(path_: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def write_bytes(file: str | os.PathLike, data: bytes, *, sync: bool = False) -> None:
-    """Writes a file, whole or not at all, and makes its folder; `sync` as in `written`.
+    """Writes a complete file or nothing, and makes its folder; `sync` as in `written`.
 
     Raises:
       OSError: naming the file.
@@ -402,7 +407,7 @@ def _upload(source: pathlib.Path, file: str) -> None:
 
 
 def upload(source: str | os.PathLike, folder: str | os.PathLike, last: str = "") -> None:
-    """Copies the files of a local folder into one of a store, beside what is there.
+    """Copies the files of a local folder into a folder of a store, whose other files stay.
 
     Args:
       source: the local folder.

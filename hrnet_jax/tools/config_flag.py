@@ -19,7 +19,7 @@ from ml_collections.config_flags.tuple_parser import TupleParser
 
 import hrnet_jax.configs
 from hrnet_jax.configs import common
-from hrnet_jax.train.config import RENAMED_KEYS, flatten
+from hrnet_jax.train.config import DICTIONARY_KEYS, RENAMED_KEYS, flatten
 
 RECIPES = Path(hrnet_jax.configs.__file__).parent
 
@@ -97,9 +97,13 @@ def find(value: str) -> str:
 
 def _unknown_key(argv: list[str]) -> str:
     """A message about the first --config.KEY that no recipe has; empty if there is none."""
-    known = list(flatten(common.get_config().to_dict()))
+    known = [*flatten(common.get_config().to_dict()), *DICTIONARY_KEYS]
     for argument in argv:
         match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        for key in DICTIONARY_KEYS:
+            if match and match[1].startswith(f"{key}."):
+                name = match[1].removeprefix(f"{key}.")
+                return f"config.{key} is a dictionary: --config.{key}='{{\"{name}\": VALUE}}'"
         if match and match[1] not in (*known, *RENAMED_KEYS):
             near = difflib.get_close_matches(match[1], known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,14 +1,16 @@
-"""Evaluates a checkpoint on a split: metrics with intervals, images and a report.
+"""Evaluates a checkpoint or an exported file: metrics with intervals, images and a report.
 
 python evaluate.py --checkpoint=RUN --output=FOLDER [--data_root=FOLDER] [--split=val] [--flip]
     [--scales=0.5,1.0,1.5] [--tile=512x1024] [--average=exp] [--compare=OTHER]
-    [--save_predictions] [--submission]
+    [--save_predictions] [--submission] [--label_form=ids] [--label_suffix=_mask.png]
+python evaluate.py --onnx=FILE --output=FOLDER --data_root=FOLDER [--split=val] [--compare=RUN]
 
 Every image is evaluated once, at its native size, on all devices. Exit code 2 means that an
 argument or a file is wrong; the message names it.
 """
 
 from hrnet_jax.tools import (  # isort: skip  # quiets TensorFlow
+    label_flags,
     outputs,
     process_flags,
     script,
@@ -16,6 +18,7 @@ from hrnet_jax.tools import (  # isort: skip  # quiets TensorFlow
     weights_flags,
 )
 
+import math
 import sys
 
 import jax
@@ -24,12 +27,17 @@ from absl import flags
 from rich.console import Console
 
 from hrnet_jax.checkpoints.load import Checkpoint, load_checkpoint
+from hrnet_jax.data.pipeline.odd_labels import framed
 from hrnet_jax.evaluation import metrics, report
-from hrnet_jax.evaluation.run import Options, SegmentationRun, classify
+from hrnet_jax.evaluation.run import Options, SegmentationRun, checkpoint_of, classify
+from hrnet_jax.inference.onnx_file import OnnxFile
 from hrnet_jax.runtime import distributed, memory, sharding
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a run or of one of its steps, a weights file, or a name."
+)
+_ONNX = flags.DEFINE_string(
+    "onnx", "", "In place of --checkpoint: a file of export_model, which ONNX Runtime computes."
 )
 _STEP = flags.DEFINE_integer("step", None, "Step of the run; default: the best one by mIoU.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
@@ -55,19 +63,20 @@ _COMPARE = flags.DEFINE_string(
 _SAVE_PREDICTIONS = flags.DEFINE_bool(
     "save_predictions",
     False,
-    "Write predictions/ID_pred_labelIds.png with raw label ids, as the Cityscapes evaluation script"
-    " and test server read them; also works without labels.",
+    "Write label PNGs to the folder predictions, in the form of --label_form: by default as the "
+    "dataset's test server reads them; also works without labels.",
 )
 _SUBMISSION = flags.DEFINE_bool(
     "submission", False, "Check the predictions and write submission.zip for the test server."
 )
-flags.mark_flags_as_required(["checkpoint", "output"])
-for _module in (tta_flags, process_flags, weights_flags):
+flags.mark_flags_as_required(["output"])
+for _module in (label_flags, tta_flags, process_flags, weights_flags):
     flags.adopt_module_key_flags(_module)  # shown by --help
 
 # Flags that do not apply to classifiers of whole images.
 _FOR_SEGMENTATION = (
     "scales", "flip", "tile", "average", "save_predictions", "compare", "submission",
+    "label_form", "label_suffix",
 )  # fmt: skip
 
 
@@ -86,6 +95,8 @@ def options() -> Options:
         pytorch_file=weights_flags.options(),
         save_predictions=_SAVE_PREDICTIONS.value,
         submission=_SUBMISSION.value,
+        label_form=label_flags.LABEL_FORM.value,
+        label_suffix=label_flags.LABEL_SUFFIX.value,
     )
 
 
@@ -102,15 +113,23 @@ def evaluate_classifier(checkpoint: Checkpoint, chosen: Options) -> None:
     )
 
 
-def evaluate_segmentation(checkpoint: Checkpoint, chosen: Options) -> None:
-    work = SegmentationRun(checkpoint, chosen)
+def print_doubts(doubts: tuple[str, ...]) -> None:
+    for text in doubts if jax.process_index() == 0 else ():
+        print(framed(text), flush=True)
+
+
+def evaluate_segmentation(
+    checkpoint: Checkpoint, chosen: Options, file: OnnxFile | None = None
+) -> None:
+    work = SegmentationRun(checkpoint, chosen, file)
     source = work.source
     chosen.output.mkdir(parents=True, exist_ok=True)
     print(
         f"{checkpoint.metadata['model']['variant']} on {source.name} {source.split}: "
-        f"{len(source)} images, checkpoint {checkpoint.path}",
+        f"{len(source)} images, {'checkpoint' if file is None else file.runtime} {checkpoint.path}",
         flush=True,
     )
+    print_doubts(work.doubts)
     result = work.evaluate()
     if work.compared:
         print(f"comparing with checkpoint {work.compared.path}", flush=True)
@@ -124,10 +143,13 @@ def evaluate_segmentation(checkpoint: Checkpoint, chosen: Options) -> None:
         console.print(report.class_table(result, intervals))
         if comparison:
             console.print(report.comparison_table(comparison))
+        print_doubts(work.doubts)  # again, next to the metrics
     written = work.write(result, intervals, comparison)
     if not source.has_labels:
         print(f"Split {source.split!r} has no labels, so there are no metrics.")
     if first:
+        if not math.isnan(result.images_per_second):
+            print(f"{result.images_per_second:.2f} images/s after the first batch")
         print(f"Wrote {chosen.output}: {', '.join(written)}")
 
 
@@ -140,6 +162,12 @@ def run() -> int:
     process_flags.check_same(sys.modules[__name__])
     sharding.use_compilation_cache()
     chosen = options()
+    if bool(_CHECKPOINT.value) == bool(_ONNX.value):
+        raise ValueError("give either --checkpoint=RUN or --onnx=FILE")
+    if _ONNX.value:
+        file = OnnxFile(_ONNX.value)
+        evaluate_segmentation(checkpoint_of(file), chosen, file)
+        return 0
     checkpoint = load_checkpoint(_CHECKPOINT.value, step=_STEP.value, **weights_flags.options())
     # While a run continues, its newest checkpoint may differ a moment later.
     distributed.check_same("checkpoints", {"step": checkpoint.step})

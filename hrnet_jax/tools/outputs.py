@@ -2,7 +2,7 @@
 
 from etils import epath
 
-from hrnet_jax.data.images.read import IMAGE_SUFFIXES
+from hrnet_jax.data.images.headers import IMAGE_SUFFIXES
 from hrnet_jax.inference.video import VIDEO_SUFFIXES
 from hrnet_jax.runtime import storage
 

@@ -61,7 +61,7 @@ def run() -> int:
     data = checkpoint.metadata["config"]["data"]
     # Checkpoints converted from PyTorch do not say which split they were trained on.
     split = _SPLIT.value or data.get("train_split", "train")
-    source = segmentation.open_split(data, root=_DATA_ROOT.value, split=split)
+    source = segmentation.open_split(checkpoint.metadata, root=_DATA_ROOT.value, split=split)
     stats, images = precise_bn.measure(
         model,
         checkpoint.variables,

@@ -3,20 +3,21 @@
 python -m hrnet_jax.tools.predict --checkpoint=RUN --output=FOLDER PATH [PATH ...]
 python -m hrnet_jax.tools.predict --checkpoint=RUN --serve
 
-Writes FOLDER/NAME_overlay.png and FOLDER/NAME_labelIds.png (raw label ids of the dataset); for a
-video FOLDER/NAME_overlay.mp4, FOLDER/NAME/000000_labelIds.png and so on. Files that cannot be read
-are skipped, listed at the end and lead to exit code 1. --serve opens a local web page instead, on
-which images can be dropped.
+Writes FOLDER/NAME_overlay.png and FOLDER/NAME_labelIds.png (raw label ids of the dataset, or what
+--label_form and --label_suffix say); for a video FOLDER/NAME_overlay.mp4,
+FOLDER/NAME/000000_labelIds.png and so on. Folders are searched at any depth, without hidden files
+and results of an earlier run. Files that cannot be read are skipped, listed at the end and lead to
+exit code 1. --serve opens a local web page instead, on which images can be dropped.
 """
 
 import sys
 
 from absl import flags
 
-from hrnet_jax.inference import file_job, web_demo
+from hrnet_jax.inference import file_job, label_form, web_demo
 from hrnet_jax.inference.predictor import Predictor, load
 from hrnet_jax.runtime import memory, sharding
-from hrnet_jax.tools import outputs, script, tta_flags, weights_flags
+from hrnet_jax.tools import label_flags, outputs, script, tta_flags, weights_flags
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Folder of a run or of one of its steps, a weights file, or a name."
@@ -32,7 +33,7 @@ _ALPHA = flags.DEFINE_float("alpha", 0.55, "Strength of the colors in overlays, 
 _SERVE = flags.DEFINE_bool("serve", False, "Open a local web page on which images can be dropped.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port of --serve; 0 takes a free one.", 0, 65535)
 flags.mark_flag_as_required("checkpoint")
-for _module in (tta_flags, weights_flags):
+for _module in (label_flags, tta_flags, weights_flags):
     flags.adopt_module_key_flags(_module)  # shown by --help
 
 
@@ -48,6 +49,8 @@ def _predictor() -> Predictor:
 def run(arguments: list[str]) -> int:
     if _SERVE.value == bool(_OUTPUT.value):
         raise ValueError("set either --output=FOLDER and name the images, or --serve")
+    if label_flags.are_used() and (_SERVE.value or "labels" not in _OUTPUTS.value):
+        raise ValueError("--label_form and --label_suffix are for label files: --save=labels")
     memory.keep_freed_pages()
     sharding.use_compilation_cache()
     if _SERVE.value:
@@ -58,7 +61,10 @@ def run(arguments: list[str]) -> int:
             server.run()
         return 0
     output = outputs.folder(_OUTPUT.value)
-    inputs, failures = file_job.list_inputs(arguments)
+    form = label_form.get_form(
+        label_flags.LABEL_FORM.value or "ids", label_flags.LABEL_SUFFIX.value
+    )
+    inputs, failures = file_job.list_inputs(arguments, output)
     job = file_job.FileJob(
         _predictor(),
         output,
@@ -66,6 +72,7 @@ def run(arguments: list[str]) -> int:
         _BATCH_SIZE.value,
         _ALPHA.value,
         failures=failures,
+        form=form,
     )
     done = job.run(inputs)
     print(f"Wrote {done} of {done + len(failures)} predictions to {output}")

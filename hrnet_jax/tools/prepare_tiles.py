@@ -18,7 +18,9 @@ from hrnet_jax.tools import outputs, script
 _NAME = flags.DEFINE_enum("name", None, SOURCES, "Dataset.")
 _ROOT = flags.DEFINE_string("root", None, "Folder of the dataset.")
 _CLASS_FILE = flags.DEFINE_string(
-    "class_file", "", "Of --name=folder: the class file instead of ROOT/classes.json."
+    "class_file",
+    "",
+    "JSON file with classes and layout; default: the dataset's own, for folder ROOT/classes.json.",
 )
 _SPLITS = flags.DEFINE_list("splits", ["train", "val"], "Splits to convert, separated by commas.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the tiles.")

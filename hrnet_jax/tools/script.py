@@ -93,7 +93,7 @@ def run(
     def main(argv: list[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax logs a page at INFO
-        warnings.formatwarning = format_warning
         return call(tool, argv[1:])
 
+    warnings.formatwarning = format_warning  # before flags: an earlier key gives a warning
     app.run(main, flags_parser=parse_or_exit)

@@ -32,11 +32,13 @@ def run(arguments: list[str]) -> int:
         raise ValueError("name the networks with --checkpoints=A,B, and at least one image")
     output = outputs.image(_OUTPUT.value, "side_by_side.png")
     sharding.use_compilation_cache()
-    images = [read_image(path) for path in arguments]
     predictors = {name: load(name) for name in names}
+    # Each network has its own rule for pictures of more than 8 bits; the first one's is drawn.
+    first = predictors[names[0]]
+    images = [read_image(path, first.classes.image_range) for path in arguments]
     drawn = []
-    for image in images:
-        seen = [(name, p.predict(image), p.classes) for name, p in predictors.items()]
+    for path, image in zip(arguments, images, strict=True):
+        seen = [(name, p.predict(path), p.classes) for name, p in predictors.items()]
         drawn.append(visualize.side_by_side(image, seen, width=_WIDTH.value))  # type: ignore[arg-type]
     visualize.save(output, visualize.grid(drawn, columns=1))
     print(f"Wrote {output}: {', '.join(names)} on {len(images)} image(s)")

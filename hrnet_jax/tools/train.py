@@ -44,7 +44,7 @@ def run() -> int:
         process_flags.join()
         if jax.process_index() > 0:
             package.setLevel(logging.WARNING)  # the first process speaks for all
-        loop.train(_CONFIG.value, _WORKDIR.value)
+        loop.train(_CONFIG.value, _WORKDIR.value, watch=preemption.ProcessWatch())
     except loop.NonFiniteError as error:
         return script.fail(str(error), code=3)
     except SaveError as error:

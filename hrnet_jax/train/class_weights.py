@@ -30,17 +30,25 @@ def from_labels(
       FileNotFoundError, ValueError: naming a label file that is missing or damaged.
     """
     mixture = Mixture.of(source)
-    counts = [class_counts(one) for one in mixture.sources]
-    fractions = _mixed([_fractions(one) for one in counts], mixture.weights)
+    found = [
+        (class_counts(one), w) for one, w in zip(mixture.sources, mixture.weights, strict=True)
+    ]
+    found = [(counts, w) for counts, w in found if counts.any()]  # others have no labels
+    if not found:
+        raise ValueError(
+            f"class weights by the rule {rule!r} need labels: {mixture.name!r} has none"
+        )
+    counts, parts = zip(*found, strict=True)
+    fractions = _mixed([_fractions(one) for one in counts], parts)
     rule = AUTO if rule == "auto" else rule
     if rule == "inverse_frequency":
         weights = inverse_frequency(fractions)
     elif rule == "median_frequency":
-        inside = _mixed([_fractions_where_present(one) for one in counts], mixture.weights)
-        presence = _mixed([(one > 0).mean(axis=0) for one in counts], mixture.weights)
+        inside = _mixed([_fractions_where_present(one) for one in counts], parts)
+        presence = _mixed([(one > 0).mean(axis=0) for one in counts], parts)
         weights = median_frequency(np.divide(inside, presence, where=presence > 0, out=inside * 0))
     else:
-        presence = _mixed([(one > 0).mean(axis=0) for one in counts], mixture.weights)
+        presence = _mixed([(one > 0).mean(axis=0) for one in counts], parts)
         weights = effective_number(presence * sum(len(one) for one in counts), beta)
     return tuple(float(w) for w in normalized(weights, fractions)), fractions
 

@@ -16,13 +16,12 @@ from hrnet_jax.data.sources.source import IGNORE_LABEL, Source
 from hrnet_jax.models import HEADS, get_variant
 from hrnet_jax.models.layers import REMAT, SCAN
 from hrnet_jax.runtime import sharding
-from hrnet_jax.train import class_weights, optimizers
+from hrnet_jax.train import class_weights, optimizers, param_groups
 from hrnet_jax.train.tasks import LOSSES, Task, task_of
 
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float64")
-SCHEDULES = ("poly", "multistep")
 
 # Earlier names of keys and values. They are still read, from configuration files, the command line
 # and checkpoints. A key keeps its section; only its last part may have another name.
@@ -37,10 +36,16 @@ RENAMED_VALUES = {"optimizer.schedule": {"staircase": "multistep"}}
 FREE_KEYS = (
     "log_every_steps", "checkpoint_every_steps", "compilation_cache", "init_from", "data.root",
     "data.class_file", "data.threads", "data.prefetch", "data.service", "data.eval_split",
+    "data.audit_images", "data.allow_odd_labels",
     "data.eval_short_side", "mesh.data", "mesh.space",
+    "distill.teacher",  # compared by its hash
     "model.remat", "model.scan",
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
+    "extend", "eval.patience",
 )  # fmt: skip
+
+# Keys whose value is a dictionary with keys of the user's choice.
+DICTIONARY_KEYS = ("optimizer.multipliers", "optimizer.decay_multipliers")
 
 # Keys that runs of earlier versions do not have, with the values that those runs used.
 LATER_KEYS = {
@@ -48,10 +53,21 @@ LATER_KEYS = {
     "data.photometric": 0.0, "data.blur": 0.0, "data.erasing": 0.0,
     "data.rotation": 0.0, "data.shear": 0.0, "data.perspective": 0.0,
     "model.image_statistics": 0.0, "loss.aux_weight": 0.4, "loss.main_weight": 1.0,
+    "distill.temperature": 1.0, "distill.weight": 1.0, "distill.min_confidence": 0.0,
+    "loss.function": "", "model.frozen_norm": "none", "optimizer.decay_norm_and_bias": True,
+    "optimizer.clip_norm": 0.0, "optimizer.function": "", "optimizer.schedule_function": "",
+    "optimizer.rise_fraction": 0.3,
     "loss.focal_gamma": 2.0, "loss.boundary_radius": 3, "loss.boundary_extra_weight": 4.0,
     "loss.lovasz_per_image": False, "loss.class_weights_beta": 0.999,
     **{f"loss.terms.{term}": None for term in LOSSES},
 }  # fmt: skip
+
+# Of a class list, what else decides what its labels and images mean. Names are always compared,
+# colors where the label files hold them; categories are for reports. Keys with their default value
+# are not in the list.
+CLASS_KEYS = ("label_ids", "ignore_ids", "label_type", "ignore_colors", "image_range")
+# Of the entries of data.mix, what may change as data.root and data.class_file may.
+FREE_MIX_KEYS = ("root", "class_file")
 
 # Numbers and their inclusive limits. An upper limit of infinity does not allow infinity itself.
 RANGES = (
@@ -66,10 +82,13 @@ RANGES = (
     ("optimizer.beta2", 0, 1),
     ("optimizer.ema_decay", 0, 1),
     ("optimizer.weight_decay", 0, math.inf),
+    ("optimizer.clip_norm", 0, math.inf),
+    ("optimizer.rise_fraction", 0, 1),
     ("optimizer.poly_power", 0, math.inf),
     ("optimizer.gamma", 0, 1),
     ("data.color_jitter", 0, 1),
     ("data.class_mix", 0, 1),
+    ("data.audit_images", 0, math.inf),
     ("data.photometric", 0, 1),
     ("data.blur", 0, 10),
     ("data.erasing", 0, 1),
@@ -85,11 +104,15 @@ RANGES = (
     ("loss.ohem_threshold", 0, 1),
     ("loss.main_weight", 0, math.inf),
     ("loss.aux_weight", 0, math.inf),
+    ("distill.min_confidence", 0, 1),
     ("eval.every_steps", 0, math.inf),
     ("eval.every_epochs", 0, math.inf),
     ("eval.batch_size", 1, math.inf),
     ("eval.num_images", 0, math.inf),
+    ("eval.patience", 0, math.inf),
 )
+# Numbers that must be larger than 0, and finite.
+POSITIVE = ("optimizer.learning_rate", "distill.temperature", "distill.weight")
 
 
 class Config(ConfigDict):
@@ -160,6 +183,8 @@ def check_config(config: ConfigDict) -> None:
     _check_choices(config)
     _check_numbers(config)
     _check_crop(config)
+    _check_optimizer(config)
+    _check_patience(config)
     if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError("config.model.dtype='float64' needs the environment's JAX_ENABLE_X64=1")
     if config.data.class_mix and config.batch_size < 2:
@@ -185,9 +210,10 @@ def _check_choices(config: ConfigDict) -> None:
     check_choice("loss.name", config.loss.name, task.losses)
     _check_terms(config, task)
     check_choice("optimizer.name", config.optimizer.name, optimizers.OPTIMIZERS)
-    check_choice("optimizer.schedule", config.optimizer.schedule, SCHEDULES)
+    check_choice("optimizer.schedule", config.optimizer.schedule, optimizers.SCHEDULES)
     check_choice("model.dtype", config.model.dtype, DTYPES)
     check_choice("model.remat", config.model.remat, REMAT)
+    check_choice("model.frozen_norm", config.model.frozen_norm, param_groups.FROZEN_NORM)
     check_choice("model.scan", config.model.scan, ("auto", *SCAN))
 
 
@@ -229,9 +255,44 @@ def _check_numbers(config: ConfigDict) -> None:
         if not low <= value <= high or value == math.inf:
             limit = f"in {low}..{high}" if high < math.inf else f"at least {low}"
             raise ValueError(f"config.{key}={value!r}: must be {limit}")
-    if not 0 < config.optimizer.learning_rate < math.inf:
+    for key in POSITIVE:
+        if not 0 < values[key] < math.inf:
+            raise ValueError(f"config.{key}={values[key]}: not > 0 and finite")
+
+
+def _check_optimizer(config: ConfigDict) -> None:
+    optimizer = config.optimizer
+    for name in ("multipliers", "decay_multipliers"):
+        for part, factor in optimizer[name].items():
+            number = isinstance(factor, int | float) and not isinstance(factor, bool)
+            if not number or not 0 <= factor < math.inf:
+                raise ValueError(
+                    f"config.optimizer.{name}: the factor of {part!r} is {factor!r}; it must be a"
+                    " number, 0 or more"
+                )
+    if optimizer.function and (optimizer.decay_multipliers or not optimizer.decay_norm_and_bias):
         raise ValueError(
-            f"config.optimizer.learning_rate={config.optimizer.learning_rate}: not > 0 and finite"
+            f"config.optimizer.function={optimizer.function!r} does its own weight decay:"
+            " decay_multipliers and decay_norm_and_bias have no effect on it; leave them out"
+        )
+    chosen = "schedule_function" if optimizer.schedule_function else "schedule"
+    has_start = optimizer.schedule_function or optimizer.schedule == "one_cycle"
+    if has_start and optimizer.warmup_steps:
+        raise ValueError(
+            f"config.optimizer.{chosen}={optimizer[chosen]!r} has its own start, and"
+            f" config.optimizer.warmup_steps={optimizer.warmup_steps} would change it: set"
+            " warmup_steps to 0"
+        )
+
+
+def _check_patience(config: ConfigDict) -> None:
+    evaluation = config.eval
+    if not evaluation.patience:
+        return
+    if not config.data.eval_split or not (evaluation.every_steps or evaluation.every_epochs):
+        raise ValueError(
+            f"config.eval.patience={evaluation.patience} needs evaluations during the run: set"
+            " config.data.eval_split, and config.eval.every_steps or config.eval.every_epochs"
         )
 
 
@@ -314,11 +375,12 @@ def class_weights_rule(config: ConfigDict) -> str:
 
 
 def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
-    """Checks that a run is continued with its own configuration.
+    """Checks that a run is continued with its own configuration, classes and images.
 
     Args:
       old: metadata of the newest checkpoint in `workdir`, None if there is none. Earlier names of
-        keys and values count as those of today; a warning lists them.
+        keys and values count as those of today; a warning lists them. What earlier versions did not
+        record is not compared.
       new: metadata of the run that starts now.
       workdir: the run's folder, for the message.
 
@@ -327,22 +389,56 @@ def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
     """
     if old is None:
         return
-    flat = [flatten({"classes": m["classes"]["names"], **m["config"]}) for m in (old, new)]
+    images = "images" in old  # earlier versions did not record them
+    flat = [
+        flatten(
+            {
+                **_classes_of(m),
+                **(_images_of(m) if images else {}),
+                "hash of distill.teacher": m.get("teacher", {}).get("hash", ""),
+                **m["config"],
+            }
+        )
+        for m in (old, new)
+    ]
     (before, renamed), (now, _) = map(current_names, flat)
     if renamed:
         logger.warning("%s was written with earlier names: %s", workdir, ", ".join(renamed))
     before, now = LATER_KEYS | before, LATER_KEYS | now
+    for values in (before, now):
+        values["data.mix"] = [_without(e, FREE_MIX_KEYS) for e in values.get("data.mix") or ()]
     differing = [
         f"{key}: saved {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
         if key not in FREE_KEYS and before.get(key) != now.get(key)
     ]
     if differing:
+        other = "images" if all(line.startswith("images") for line in differing) else "values"
         raise ValueError(
             f"{workdir} holds a run with another configuration:\n  "
             + "\n  ".join(differing)
-            + "\nGive another --workdir, or the same values to continue that run."
+            + f"\nGive another --workdir (and --config.init_from={workdir} to start from its"
+            f" weights), or the same {other} to continue that run."
         )
+
+
+def _classes_of(metadata: dict) -> dict[str, Any]:
+    """What is compared of a class list; `flatten` leaves it as it is."""
+    classes = metadata["classes"]
+    keys = (*CLASS_KEYS, "colors") if classes.get("label_type") == "colors" else CLASS_KEYS
+    found = {f"classes.{key}": classes[key] for key in keys if key in classes}
+    if isinstance(ignored := found.get("classes.ignore_ids"), list):
+        found["classes.ignore_ids"] = sorted(ignored)
+    return {"classes": classes["names"], **found}
+
+
+def _images_of(metadata: dict) -> dict[str, Any]:
+    """What is compared of the images trained on (`build.describe_images`), by their sources."""
+    return {f"images[{k}]": about for k, about in enumerate(metadata["images"])}
+
+
+def _without(entry: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in keys}
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

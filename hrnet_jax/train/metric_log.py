@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from hrnet_jax.runtime import storage
+from hrnet_jax.runtime.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +150,46 @@ class _Stopwatch:
 
     def __exit__(self, *_):
         self._pace._waited += time.perf_counter() - self._start
+
+
+class StepBar:
+    """The steps of a run as a progress bar, with the newest values behind it.
+
+    Args:
+      num_steps: steps of the whole run.
+      show: False: nothing is shown.
+    """
+
+    def __init__(self, num_steps: int, *, show: bool):
+        self._num_steps, self._show = num_steps, show
+        self._notes: dict[str, str] = {}
+        self._bar: tqdm | None = None
+
+    def note(self, name: str, value: float | None) -> None:
+        """Shows a value from the next step on; None, for one that is not finite, is left out."""
+        if value is not None:
+            self._notes[name] = f"{value:.4f}"
+
+    def update(self, step: int) -> None:
+        """This step is done; opens the bar if it is closed. Its rate is that of the steps after."""
+        if self._bar is None:
+            self._bar = progress_bar(
+                total=self._num_steps,
+                initial=step,
+                desc="training",
+                unit="step",
+                disable=not self._show,
+            )
+            self._bar.set_postfix(self._notes)
+            return
+        self._bar.set_postfix(self._notes, refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Leaves the bar as it is; the next step opens a new one below."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
 
 
 class RunLog:

@@ -1,11 +1,20 @@
 """Optimizers (SGD as in the official code, AdamW) and learning rate schedules."""
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import optax
 
+from hrnet_jax.train import param_groups
+from hrnet_jax.train.param_groups import ParameterGroups
+
 OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("poly", "multistep", "cosine", "one_cycle")
+
+# Of `torch.optim.lr_scheduler.OneCycleLR`: its defaults.
+_ONE_CYCLE_START = 25.0  # learning rate / that of the first step
+_ONE_CYCLE_END = 1e4  # learning rate of the first step / that of the last one
 
 
 def poly_schedule(
@@ -59,6 +68,64 @@ def multistep_schedule(
     return schedule
 
 
+def cosine_schedule(
+    learning_rate: float, num_steps: int, *, warmup_steps: int = 0
+) -> optax.Schedule:
+    """learning_rate * (1 + cos(pi * step / num_steps)) / 2, and 0 after the last step.
+
+    `torch.optim.lr_scheduler.CosineAnnealingLR` with T_max = num_steps; warm-up as with
+    `poly_schedule`.
+
+    Raises:
+      ValueError: as `poly_schedule`.
+    """
+    _check_steps(num_steps, warmup_steps)
+
+    def schedule(step):
+        step = jnp.asarray(step, float)
+        rate = _cosine(learning_rate, 0.0, jnp.minimum(step, num_steps) / num_steps)
+        return rate * _warmup(step, warmup_steps)
+
+    return schedule
+
+
+def one_cycle_schedule(
+    learning_rate: float, num_steps: int, *, rise_fraction: float = 0.3
+) -> optax.Schedule:
+    """Rises to `learning_rate` during a fraction of the steps, then falls to nearly 0.
+
+    `torch.optim.lr_scheduler.OneCycleLR` with its defaults for all but `rise_fraction` (its
+    pct_start): it starts at 1/25 of the learning rate and ends at 1/250000 of it, with half a
+    cosine both ways. Momentum stays as it is (cycle_momentum=False).
+
+    Raises:
+      ValueError: if `num_steps` is below 1 or the rise does not leave a step for each way.
+    """
+    _check_steps(num_steps, 0)
+    top, last = rise_fraction * num_steps - 1, num_steps - 1
+    if not 0 < top < last:
+        raise ValueError(
+            f"one_cycle over {num_steps} steps with a rise of {rise_fraction:g} of them does not"
+            " leave steps for both the rise and the fall; use more steps or another"
+            " config.optimizer.rise_fraction"
+        )
+    first = learning_rate / _ONE_CYCLE_START
+    end = first / _ONE_CYCLE_END
+
+    def schedule(step):
+        step = jnp.minimum(jnp.asarray(step, float), last)
+        rise = _cosine(first, learning_rate, step / top)
+        fall = _cosine(learning_rate, end, (step - top) / (last - top))
+        return jnp.where(step <= top, rise, fall)
+
+    return schedule
+
+
+def _cosine(start: float, end: float, fraction):
+    """From `start` to `end` along half a cosine."""
+    return end + (start - end) / 2 * (1 + jnp.cos(math.pi * fraction))
+
+
 def _check_steps(num_steps: int, warmup_steps: int) -> None:
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
@@ -78,8 +145,9 @@ def make_optimizer(
     beta2: float = 0.999,
     weight_decay: float = 5e-4,
     nesterov: bool = False,
+    groups: ParameterGroups = param_groups.ALL_ALIKE,
 ) -> optax.GradientTransformation:
-    """SGD or AdamW. The decay applies to all parameters, biases and BatchNorm's included.
+    """SGD or AdamW. The decay applies to all parameters, unless `groups` says otherwise.
 
     "sgd" is `torch.optim.SGD`, as in the official code: the decay is part of the gradient that
     momentum accumulates. "adamw" is `torch.optim.AdamW` with betas (momentum, beta2) and its
@@ -88,14 +156,25 @@ def make_optimizer(
     Raises:
       ValueError: if there is no optimizer of this name.
     """
+    decay = _decay(weight_decay, groups)
     if name == "adamw":
-        return optax.adamw(
-            schedule, b1=momentum, b2=beta2, weight_decay=weight_decay, nesterov=nesterov
-        )
-    if name != "sgd":
+        steps = (optax.scale_by_adam(b1=momentum, b2=beta2, nesterov=nesterov), decay)
+    elif name == "sgd":
+        steps = (decay, optax.trace(decay=momentum, nesterov=nesterov))
+    else:
         raise ValueError(f"unknown optimizer {name!r}; known: {sorted(OPTIMIZERS)}")
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.trace(decay=momentum, nesterov=nesterov),
-        optax.scale_by_learning_rate(schedule),
+    optimizer = optax.chain(*steps, optax.scale_by_learning_rate(schedule))
+    return param_groups.with_groups(optimizer, groups)
+
+
+def _decay(weight_decay: float, groups: ParameterGroups) -> optax.GradientTransformation:
+    """Adds to each gradient its parameter times the decay of its group."""
+    if not groups.decay_multipliers and groups.decay_norm_and_bias:
+        return optax.add_decayed_weights(weight_decay)
+
+    def add(factor, gradient, weight):
+        return gradient + weight_decay * factor * weight if factor else gradient
+
+    return optax.stateless(
+        lambda gradients, params: param_groups.map_with_paths(add, groups.decay, gradients, params)
     )

@@ -12,7 +12,8 @@ import optax
 from jax import lax
 
 from hrnet_jax.models import normalize
-from hrnet_jax.train import augment, losses
+from hrnet_jax.train import augment, distill, losses, param_groups
+from hrnet_jax.train.param_groups import ParameterGroups
 
 Metrics = dict[str, jax.Array]
 
@@ -81,12 +82,19 @@ def make_train_step(
     skip_nonfinite: bool = False,
     color_jitter: float = 0.0,
     class_mix: float = 0.0,
+    clip_norm: float = 0.0,
+    groups: ParameterGroups = param_groups.ALL_ALIKE,
     photometric: float = 0.0,
     blur: float = 0.0,
     erasing: float = 0.0,
     segmentation_loss: Callable[..., tuple[jax.Array, jax.Array]] = losses.segmentation_loss,
-) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, Metrics]]:
+    distillation: distill.Distillation | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds the pure function (state, batch) -> (state, metrics).
+
+    With distillation it is (state, batch, teacher's variables) -> (state, metrics): as an input
+    they are no constants of the program. The metrics get "distill_loss" and "distill_pixels", the
+    fraction of the pixels that count in it; "loss" is the sum that is minimized.
 
     The batch holds "image" uint8 [N, H, W, 3] and "label" [N, H, W] train ids, or [N] classes of
     whole images. The metrics are the scalars loss, pixel_accuracy, grad_norm and learning_rate
@@ -106,50 +114,81 @@ def make_train_step(
       skip_nonfinite: if the loss or the gradient's norm is not finite, only counters change.
       color_jitter: 0..1, see `augment.color_factors`; 0 leaves the images alone.
       class_mix: fraction of the images that get classes of others, see `augment.mix_classes`.
+      clip_norm: gradients with a larger norm are scaled to this one, see `_clipped`; 0: never.
+      groups: which parameters are frozen: not differentiated, and not part of the norm.
       photometric: 0..1, see `augment.photometric_numbers`.
       blur: largest standard deviation in pixels, see `augment.blur_sigmas`.
       erasing: fraction of the images with an erased rectangle, see `augment.erased_boxes`.
       segmentation_loss: `losses.segmentation_loss`, maybe with its options for auxiliary logits.
+      distillation: the teacher and its loss, or None. With parts, each part has its own mean.
     """
     loss_of = functools.partial(
         segmentation_loss, loss_function=loss_function, align_corners=model.align_corners
     )
     settings = augment.Settings(color_jitter, class_mix, photometric, blur, erasing)
-    forward = functools.partial(_forward, model, loss_of, ignore_label, settings)
-    gradient_function = jax.grad(forward, has_aux=True)
 
-    def train_step(state, batch):
+    def train_step(state, batch, teacher=None):
+        forward = functools.partial(
+            _forward, model, loss_of, ignore_label, settings, distillation, teacher
+        )
+        params, frozen = groups.split(state.params)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         # The whole batch is mixed before it is split into parts. Other changes are made part by
         # part, since they make the images float32.
         batch = augment.draw(settings, batch, seed, state.step, ignore_label)
         gradients, batch_stats, metrics = _accumulated_gradients(
-            gradient_function, state, batch, key, gradient_accumulation, unroll
+            _gradient_function(forward, frozen),
+            params,
+            state.batch_stats,
+            batch,
+            key,
+            gradient_accumulation,
+            unroll,
         )
-        new = _updated(state, gradients, batch_stats, optimizer, ema_decay)
-        metrics |= _gradient_metrics(gradients, batch_stats)
+        metrics |= _gradient_metrics(gradients, frozen, batch_stats)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step))
+        if clip_norm:
+            gradients = _clipped(gradients, metrics["grad_norm"], clip_norm)
+        new = _updated(state, gradients, batch_stats, optimizer, ema_decay, groups)
         return _where_finite(metrics, new, state) if skip_nonfinite else new, metrics
 
     return train_step
 
 
-def _forward(model, loss_of, ignore_label, settings, params, batch_stats, batch, key):
+def _gradient_function(forward, frozen):
+    """Like `forward`, but of the trained parameters; returns the gradient and the rest."""
+
+    def of_trained(params, *others):
+        return forward(param_groups.merge(params, frozen), *others)
+
+    return jax.grad(of_trained, has_aux=True)
+
+
+def _forward(
+    model, loss_of, ignore_label, settings, distillation, teacher, params, batch_stats, batch, key
+):
     """The loss, and as auxiliary output the new batch statistics and the metrics."""
     images = augment.apply(settings, batch)
+    inputs = normalize.normalize(images, model.policy.dtype)
     outputs, updated = model.apply(
         {"params": params, "batch_stats": batch_stats},
-        normalize.normalize(images, model.policy.dtype),
+        inputs,
         train=True,
         mutable=["batch_stats"],
         rngs={"dropout": key},
     )
     loss, logits = loss_of(outputs, batch["label"])
     accuracy = losses.pixel_accuracy(lax.stop_gradient(logits), batch["label"], ignore_label)
-    return loss, (updated["batch_stats"], {"loss": loss, "pixel_accuracy": accuracy})
+    metrics = {"pixel_accuracy": accuracy}
+    if distillation is not None:
+        padding = distill.padding_of(batch["image"], batch["label"], ignore_label)
+        distance, kept = distillation.loss(teacher, inputs, outputs["logits"], padding)
+        metrics |= {"distill_loss": distance, "distill_pixels": kept}
+        loss += distillation.weight * distance
+    return loss, (updated["batch_stats"], {"loss": loss, **metrics})
 
 
-def _accumulated_gradients(gradient_function, state, batch, key, parts, unroll):
+def _accumulated_gradients(gradient_function, params, batch_stats, batch, key, parts, unroll):
     """Gradients, new batch statistics and metrics of a batch that is computed in parts.
 
     The parts are computed one after the other, so only the activations of one are in memory. Their
@@ -157,48 +196,74 @@ def _accumulated_gradients(gradient_function, state, batch, key, parts, unroll):
     were a batch.
     """
     if parts == 1:
-        gradients, (batch_stats, metrics) = gradient_function(
-            state.params, state.batch_stats, batch, key
-        )
+        gradients, (batch_stats, metrics) = gradient_function(params, batch_stats, batch, key)
         return gradients, batch_stats, metrics
 
     def add_part(carry, part):
         total, batch_stats, key = carry
         key, part_key = jax.random.split(key)
-        gradients, (batch_stats, metrics) = gradient_function(
-            state.params, batch_stats, part, part_key
-        )
+        gradients, (batch_stats, metrics) = gradient_function(params, batch_stats, part, part_key)
         total = jax.tree.map(lambda t, g: t + g / parts, total, gradients)
         return (total, batch_stats, key), metrics
 
     # Part i takes every parts-th image, so that each device has images of each part.
     batches = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
     (gradients, batch_stats, _), metrics = lax.scan(
-        add_part, (zeros, state.batch_stats, key), batches, unroll=parts if unroll else 1
+        add_part, (zeros, batch_stats, key), batches, unroll=parts if unroll else 1
     )
     return gradients, batch_stats, jax.tree.map(jnp.mean, metrics)
 
 
-def _updated(state, gradients, batch_stats, optimizer, ema_decay):
-    """The state after the optimizer's step and the update of the moving averages.
+def _clipped(gradients, norm, limit):
+    """The gradients times min(1, limit / norm), as PyTorch's `clip_grad_norm_`, epsilon included.
+
+    The norm is that of the whole gradient: of the global batch, for any mesh.
+    """
+    factor = jnp.minimum(1, limit / (norm + 1e-6))
+    return jax.tree.map(lambda g: (g * factor).astype(g.dtype), gradients)
+
+
+def _updated(state, gradients, batch_stats, optimizer, ema_decay, groups):
+    """The state after the optimizer's step and the update of the moving averages."""
+    params, frozen = groups.split(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, params)
+    params = param_groups.merge(optax.apply_updates(params, updates), frozen)
+    new = TrainState(state.step + 1, params, batch_stats, opt_state)
+    return new.replace(ema=_averaged(state, new, ema_decay, groups))
+
+
+def _averaged(state, new, ema_decay, groups):
+    """The moving averages after the step; None if the state has none.
 
     Their decay is at most (1 + step) / (10 + step), as in TensorFlow's ExponentialMovingAverage, so
-    that the random initialization is forgotten early.
+    that the random initialization is forgotten early. What is frozen stays to the last bit.
     """
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema is not None:
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        new = {"params": params, "batch_stats": batch_stats}
-        ema = jax.tree.map(lambda e, n: (decay * e + (1 - decay) * n).astype(e.dtype), ema, new)
-    return TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+    if state.ema is None:
+        return None
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+
+    def average(old, new):
+        (old, frozen), (new, _) = groups.split(old), groups.split(new)
+        mixed = jax.tree.map(lambda e, n: (decay * e + (1 - decay) * n).astype(e.dtype), old, new)
+        return param_groups.merge(mixed, frozen)
+
+    return {
+        "params": average(state.ema["params"], new.params),
+        "batch_stats": average(state.ema["batch_stats"], new.batch_stats),
+    }
 
 
-def _gradient_metrics(gradients, batch_stats):
-    """The gradient's norm, and the probe that `nan_diagnosis` reads: no extra work in the step."""
-    squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)])
+def _gradient_metrics(gradients, frozen, batch_stats):
+    """The gradient's norm, and the probe that `nan_diagnosis` reads: no extra work in the step.
+
+    Frozen parameters have a gradient of 0 in the probe.
+    """
+    squares = param_groups.merge(
+        jax.tree.map(lambda g: jnp.sum(jnp.square(g)), gradients),
+        jax.tree.map(lambda p: jnp.zeros((), p.dtype), frozen),
+    )
+    squares = jnp.stack(jax.tree.leaves(squares))
     statistics = jnp.concatenate([x.ravel() for x in jax.tree.leaves(batch_stats)])
     return {
         "grad_norm": jnp.sqrt(jnp.sum(squares)),

@@ -13,23 +13,25 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hrnet_jax.data import IMAGE_SOURCES, SOURCES, open_images, open_source
-from hrnet_jax.data.pipeline import audit
+from hrnet_jax.data.pipeline import audit, odd_labels
 from hrnet_jax.data.pipeline import classification as classification_data
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.augment import Augmentation
 from hrnet_jax.data.pipeline.batches import BatchPlan
 from hrnet_jax.data.pipeline.mixture import Mixture, open_mixture
 from hrnet_jax.data.pipeline.order import Shard
+from hrnet_jax.data.pipeline.survey import Team
 from hrnet_jax.data.sources.source import IGNORE_LABEL
+from hrnet_jax.data.sources.unlabeled import is_unlabeled
 from hrnet_jax.evaluation import classification, segmentation
 from hrnet_jax.inference import visualize
 from hrnet_jax.inference.multi_scale import SEGMENTATION_HEADS
 from hrnet_jax.train import augment
 
+# Images of classification that are decoded before the first step: there may be millions.
+DECODED_IMAGES = 500
 # Losses of segmentation: the values of config.loss.name and the keys of config.loss.terms.
 LOSSES = ("cross_entropy", "ohem", "focal", "boundary", "dice", "lovasz")
-# Labels or images looked at before the first step.
-AUDITED_IMAGES = 500
 # Panels of image, label and prediction that TensorBoard gets from each evaluation.
 NUM_IMAGES = 3
 
@@ -56,6 +58,19 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Findings:
+    """What was found in the data before the first step.
+
+    Attributes:
+      text: for the log.
+      warnings: what may be wrong in it.
+    """
+
+    text: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """One kind of training.
 
@@ -64,9 +79,10 @@ class Task:
       losses: the values of config.loss.name and keys of config.loss.terms that it allows.
       open: (config, split) -> source.
       mix: (config, source of the training split) -> what to train on.
-      audit: source -> what was found in its labels or images, as text; raises ValueError for
-        data that cannot be trained on.
-      dataset: (config, source, start_step, shard) -> endless batches of "image" and "label".
+      audit: (config, what to train on, what to evaluate on or None, the processes) -> Findings;
+        raises ValueError for data that cannot be trained on, the same in all processes.
+      dataset: (config, source, start_step, shard, sample_offset) -> endless batches of "image" and
+        "label".
       label_shape: config -> shape of one image's label, and its type.
       ignore_label: label of the pixels or images that are left out.
       evaluate: (config, model, variables, source, mesh) -> Evaluation.
@@ -76,8 +92,8 @@ class Task:
     losses: tuple[str, ...]
     open: Callable[[ConfigDict, str], Any]
     mix: Callable[[ConfigDict, Any], Any]
-    audit: Callable[[Any], str]
-    dataset: Callable[[ConfigDict, Any, int, Shard], tf.data.Dataset]
+    audit: Callable[[ConfigDict, Any, Any, Team], Findings]
+    dataset: Callable[[ConfigDict, Any, int, Shard, int], tf.data.Dataset]
     label_shape: Callable[[ConfigDict], tuple[tuple[int, ...], Any]]
     ignore_label: int
     evaluate: Callable[[ConfigDict, Any, Any, Any, Mesh], Evaluation]
@@ -94,6 +110,12 @@ def task_of(head: str) -> Task:
     return _TASKS[head]
 
 
+def heads_of_same_task(head: str) -> list[str]:
+    """The heads whose task is that of `head`. Raises as `task_of`."""
+    task = task_of(head)
+    return sorted(other for other, its_task in _TASKS.items() if its_task is task)
+
+
 def augmentation_of(data: ConfigDict, kind: type[_Settings]) -> _Settings:
     """The augmentation that config.data describes; its keys have the names of the fields.
 
@@ -103,11 +125,12 @@ def augmentation_of(data: ConfigDict, kind: type[_Settings]) -> _Settings:
     return kind(**{field.name: data[field.name] for field in dataclasses.fields(kind)})
 
 
-def _batch_plan(config: ConfigDict, start_step: int, shard: Shard) -> BatchPlan:
+def _batch_plan(config: ConfigDict, start_step: int, shard: Shard, sample_offset: int) -> BatchPlan:
     return BatchPlan(
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
+        sample_offset=sample_offset,
         shard=shard,
         threads=config.data.threads,
         prefetch=config.data.prefetch,
@@ -124,21 +147,52 @@ def _open_segmentation(config: ConfigDict, split: str):
 
 
 def _mix_segmentation(config: ConfigDict, source):
-    return open_mixture(source, config.data.mix, config.data.class_uniform)
+    return open_mixture(
+        source,
+        config.data.mix,
+        config.data.class_uniform,
+        unlabeled=bool(config.distill.teacher),
+    )
 
 
-def _audit_segmentation(source) -> str:
+def _audit_segmentation(config: ConfigDict, source, eval_source, team: Team) -> Findings:
     mixture = Mixture.of(source)
-    tables = [audit.audit_labels(s, max_images=AUDITED_IMAGES).table() for s in mixture.sources]
-    return "\n".join([f"training on {mixture.describe()}", *tables])
+    count = config.data.audit_images
+    train = [
+        audit.audit_labels(s, max_images=count, team=team)
+        for s in mixture.sources
+        if not is_unlabeled(s)
+    ]
+    unlabeled = [_check_unlabeled(s) for s in mixture.sources if is_unlabeled(s)]
+    val = eval_source and audit.audit_labels(eval_source, max_images=count, team=team)
+    stops = odd_labels.reasons_to_stop(train[0]) if train else []
+    if stops and not config.data.allow_odd_labels:
+        raise ValueError(
+            "\n".join(stops) + "\nIf the labels are correct, --config.data.allow_odd_labels=True"
+            " trains on them"
+        )
+    for other in (*train[1:], *([val] if val else [])):
+        stops += odd_labels.reasons_to_stop(other)
+    doubts = odd_labels.reasons_to_doubt(train, val) if train else []
+    tables = (*(a.table() for a in train), *unlabeled)
+    return Findings(
+        "\n".join([f"training on {mixture.describe()}", *tables])
+        + (f"\nevaluating on:\n{val.table()}" if val else ""),
+        (*stops, *doubts),
+    )
+
+
+def _check_unlabeled(source) -> str:
+    audit.check_images(source)
+    return f"{source.name} {source.split}: no labels, learned from the teacher alone"
 
 
 def _segmentation_dataset(
-    config: ConfigDict, source, start_step: int, shard: Shard
+    config: ConfigDict, source, start_step: int, shard: Shard, sample_offset: int
 ) -> tf.data.Dataset:
     augmentation = augmentation_of(config.data, Augmentation)
     return segmentation_data.train_dataset(
-        source, augmentation, _batch_plan(config, start_step, shard)
+        source, augmentation, _batch_plan(config, start_step, shard, sample_offset)
     )
 
 
@@ -192,17 +246,19 @@ def _mix_classification(config: ConfigDict, source):
     return source
 
 
-def _audit_classification(source) -> str:
-    return classification_data.audit_images(source, AUDITED_IMAGES)
+def _audit_classification(config: ConfigDict, source, eval_source, team: Team) -> Findings:
+    count = config.data.audit_images or DECODED_IMAGES
+    sources = [s for s in (source, eval_source) if s is not None]
+    return Findings("\n".join(classification_data.audit_images(s, count) for s in sources))
 
 
 def _classification_dataset(
-    config: ConfigDict, source, start_step: int, shard: Shard
+    config: ConfigDict, source, start_step: int, shard: Shard, sample_offset: int
 ) -> tf.data.Dataset:
     augmentation = augmentation_of(config.data, classification_data.CropAugmentation)
     classification_data.check_center(augmentation.crop_size, config.data.eval_short_side)
     return classification_data.train_dataset(
-        source, augmentation, _batch_plan(config, start_step, shard)
+        source, augmentation, _batch_plan(config, start_step, shard, sample_offset)
     )
 
 

@@ -44,6 +44,8 @@ METADATA = {
     "version": "0",
 }
 
+NAMES = ("a", "b", "c")
+
 
 @pytest.fixture(scope="module")
 def variables(tiny):
@@ -133,10 +135,10 @@ def test_a_training_starts_from_it(shipped, variables):
     config = common.get_config()
     config.variant, config.init_from = "tiny", shipped
     network = create_model("tiny", 3, align_corners=True)
-    _equal(build.load_initial_variables(config, network), variables)
+    _equal(build.load_initial_variables(config, network, NAMES), variables)
     config.init_from = "camvid_tony"
     with pytest.raises(FileNotFoundError, match=r"camvid_tony.*: camvid_tiny"):
-        build.load_initial_variables(config, network)
+        build.load_initial_variables(config, network, NAMES)
 
 
 @pytest.mark.parametrize(
@@ -155,13 +157,13 @@ def test_a_training_starts_from_any_backbone(tmp_path, caplog, prefix, head):
     config.variant, config.init_from = "w18_small_v1", str(tmp_path / "x.pth")
     network = create_model("w18_small_v1", 3)
     with caplog.at_level("INFO"):
-        found = build.load_initial_variables(config, network)
+        found = build.load_initial_variables(config, network, NAMES)
     _equal(found["params"]["backbone"], variables["params"]["backbone"])
     _equal(found["batch_stats"]["backbone"], variables["batch_stats"]["backbone"])
     assert "left out 1 (beside the network): decoder.0.weight" in caplog.text
     config.init_from = "timm:hrnet_w19"
     with pytest.raises(ValueError, match="timm:hrnet_w19: unknown; known"):
-        build.load_initial_variables(config, network)
+        build.load_initial_variables(config, network, NAMES)
 
 
 def test_files_of_before_there_were_images_statistics(file):

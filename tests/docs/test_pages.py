@@ -53,6 +53,12 @@ def test_the_table_of_models_is_what_the_script_counts(variant):
     assert row in (DOCS.parent / "README.md").read_text("utf-8")
 
 
+def test_the_picture_of_the_architecture_is_that_of_the_table_of_variants(check):
+    import architecture_picture  # check has put docs/ on the path
+
+    assert architecture_picture.FILE.read_text("utf-8") == architecture_picture.draw()
+
+
 def page(check, tmp_path, monkeypatch, text):
     """The problems of docs/ with one page that has this text."""
     path = DOCS / "new.md"

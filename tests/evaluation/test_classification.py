@@ -131,7 +131,7 @@ def test_trains_and_feeds_segmentation(root, tmp_path, quick, caplog):
     assert evaluated.top1 == pytest.approx(scores["eval/top1"])
     start = common.get_config()
     start.update({"variant": "tiny", "init_from": str(tmp_path)})
-    started = build.load_initial_variables(start, build.make_model(start, 19))
+    started = build.load_initial_variables(start, build.make_model(start, 19), ())
     for collection in ("params", "batch_stats"):
         jax.tree.map(
             np.testing.assert_array_equal,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,14 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 import hrnet_jax
 from hrnet_jax.checkpoints import manifest
+from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.checkpoints.store import CheckpointStore
 from hrnet_jax.data import Classes
 from hrnet_jax.evaluation import metrics
+from hrnet_jax.evaluation.run import Options, SegmentationRun, checkpoint_of
+from hrnet_jax.export import export
+from hrnet_jax.inference.multi_scale import TestTimeAugmentation
+from hrnet_jax.inference.onnx_file import OnnxFile
 from hrnet_jax.models import create_model
+from hrnet_jax.runtime import storage
 from hrnet_jax.train.step import TrainState
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +83,23 @@ def workdir(tmp_path_factory, data):
 @pytest.fixture(scope="module")
 def predictor(workdir):
     return hrnet_jax.load(workdir)
+
+
+def test_labels_are_looked_at_before_the_network_runs(workdir, data, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    options = Options(output=epath.Path(tmp_path / "out"), data_root=str(root))
+    checkpoint = load_checkpoint(workdir)
+    assert SegmentationRun(checkpoint, options).doubts == ()
+    for name in IDS:
+        Image.fromarray(np.full(SIZE, 7, np.uint8)).save(root / "labels" / "val" / f"{name}.png")
+    (doubt,) = SegmentationRun(checkpoint, options).doubts
+    assert "hold one class only, 'road'" in doubt
+    path = root / "labels" / "val" / f"{IDS[4]}.png"
+    Image.fromarray(np.full(SIZE, 9, np.uint8)).save(path)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ValueError, match=r"(?s)id 9: 1536 pixels in 1 images.*town/4\.png"):
+        SegmentationRun(checkpoint, options)
 
 
 def start(*arguments):
@@ -192,6 +217,53 @@ def test_compares_with_checkpoints_and_earlier_evaluations(evaluated, workdir, t
     assert not (tmp_path / "x").exists()  # said before anything is evaluated
 
 
+@pytest.fixture(scope="module")
+def exported(predictor, tmp_path_factory):
+    """Writes an ONNX file of the checkpoint, for images of some size."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    def write(size, **options):
+        path = folder / f"{size}{len(options)}.onnx"
+        data = {"name": "folder", "class_file": "", "eval_split": "val"}
+        values = {"size": size, "batch_size": 2, "data": data} | options
+        export._write_onnx(predictor, path, export.Options(**values))
+        return OnnxFile(path)
+
+    return write
+
+
+def test_an_exported_file_is_evaluated_like_the_checkpoint(evaluated, exported, data, tmp_path):
+    file = exported(SIZE)
+    checkpoint = checkpoint_of(file)
+    output = storage.path(tmp_path / "out")
+    options = Options(output=output, data_root=str(data), num_overlays=1, batch_size=3)
+    work = SegmentationRun(checkpoint, options, file)
+    result = work.evaluate()
+    assert result.images_per_second > 0
+    output.mkdir()
+    written = work.write(result, None, None)
+    assert written == ["metrics.json", "per_image.csv", "report.html", "overlays/ (2 images)"]
+    found = json.loads((output / "metrics.json").read_text())
+    expected = json.loads((evaluated[0] / "metrics.json").read_text())
+    difference = np.subtract(found["confusion_matrix"], expected["confusion_matrix"])
+    assert np.abs(difference).sum() <= 4  # of 7680 pixels
+    assert (found["step"], found["variant"]) == (12, VARIANT)
+    assert set(found) == set(expected)
+    assert "CPUExecutionProvider, float32" in (output / "report.html").read_text()
+
+
+def test_refuses_exported_files_that_do_not_fit(exported, data, tmp_path):
+    options = {"output": storage.path(tmp_path / "out"), "data_root": str(data)}
+    file = exported((64, 64))
+    with pytest.raises(ValueError, match=r"takes images of 64x64, but .*0\.png has 32x48"):
+        SegmentationRun(checkpoint_of(file), Options(**options), file)
+    flip = Options(**options, tta=TestTimeAugmentation(flip=True))
+    with pytest.raises(ValueError, match=r"predicts at one scale; scale 1, flip"):
+        SegmentationRun(checkpoint_of(file), flip, file)
+    with pytest.raises(ValueError, match=r"its metadata lacks \['data'\]; export it again"):
+        checkpoint_of(exported(SIZE, data=None))
+
+
 def test_pictures_report_and_table(evaluated):
     output, text = evaluated
     names = sorted(p.name[:7] for p in (output / "overlays").iterdir())
@@ -210,6 +282,7 @@ def test_evaluate_refuses_with_one_line_and_code_2(workdir, tmp_path):
         ((f"--checkpoint={tmp_path}/none", output), "none: the folder does not exist"),
         ((checkpoint, output, "--data_root=/no/such"), "no dataset folder '/no/such'"),
         ((checkpoint, output, "--batchsize=2"), "'batchsize'"),
+        ((checkpoint, output, "--onnx=net.onnx"), "give either --checkpoint=RUN or --onnx=FILE"),
         ((checkpoint, output, "--compare=camvid_w18_small_v1"), "was trained for the classes"),
     ]
     for process, (_, message) in zip(
@@ -234,7 +307,7 @@ def test_predict_does_what_it_can(workdir, predictor, data, tmp_path):
     code, out, err = finish(done)
     assert code == 1
     assert "Wrote 3 of 5 predictions" in out
-    assert f"failed: {tmp_path}/bad.png: cannot be read as an image" in err
+    assert f"failed: {tmp_path}/bad.png is no PNG, JPEG" in err
     assert f"failed: {tmp_path}/nothing: contains no images or videos" in err
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert files == [f"{i}_{kind}.png" for i in (0, 3, 4) for kind in ("labelIds", "overlay")]

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from hrnet_jax.data import Classes, Source
+from hrnet_jax.data.sources import camvid
 from hrnet_jax.data.sources.files import Files
 from hrnet_jax.evaluation import segmentation
 from hrnet_jax.inference.multi_scale import TestTimeAugmentation
@@ -214,3 +215,18 @@ def test_metrics_per_image_survive_the_file(tmp_path):
     path.write_text("\n".join([old, *lines[1:]]))
     found = segmentation.read_image_counts(path, ("city/0", "city/1"), CLASSES.names)
     np.testing.assert_array_equal(found, counts)
+
+
+def test_a_known_dataset_gets_the_classes_of_the_checkpoint(tmp_path):
+    """A run with fewer classes is evaluated without its class file."""
+    for folder, pixels in (("val", np.zeros((2, 3, 3))), ("valannot", np.array([[3, 4, 8]] * 2))):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / folder / "a.png")
+    colors = ((1, 1, 1), (2, 2, 2))
+    fewer = Classes(("road", "car"), colors, ((3, 4), 8), (0, 1, 2, 5, 6, 7, 9, 10, 11))
+    data = {"name": "camvid", "root": str(tmp_path), "class_file": "gone.json"}
+    for classes, expected in ((fewer, [0, 0, 1]), (camvid.CLASSES, [3, 4, 8])):
+        metadata = {"config": {"data": data}, "classes": classes.to_json()}
+        source = segmentation.open_split(metadata, root="", split="val")
+        assert source.classes == classes
+        assert source.read(0)[1].tolist() == [expected] * 2

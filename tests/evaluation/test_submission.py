@@ -7,6 +7,9 @@ from PIL import Image
 from hrnet_jax.data import Classes, Source
 from hrnet_jax.data.sources.files import Files
 from hrnet_jax.evaluation import submission
+from hrnet_jax.evaluation.run import Options
+from hrnet_jax.inference.label_form import get_form
+from hrnet_jax.runtime import storage
 
 CLASSES = Classes(("road", "sky"), ((9, 0, 0), (0, 9, 0)), (7, 23))
 
@@ -59,6 +62,22 @@ def test_refuses_what_a_server_would(folder, source, tmp_path, spoil, message):
     assert not (tmp_path / "submission.zip").exists()
 
 
+def test_form_of_kitti_lies_in_its_folder_under_the_names_of_the_images(source, tmp_path):
+    kitti = Source(
+        "kitti", "train", CLASSES, ("000000_10", "000001_10", "000002_10"), source.records
+    )
+    form = get_form("kitti")
+    with submission.Writer(tmp_path / "kitti", kitti, form) as writer:
+        for i in range(3):
+            writer.add(i, np.ones((4, 6), np.uint8))
+    path = submission.pack(tmp_path / "kitti", kitti, tmp_path / "kitti.zip", form)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist()[0] == "semantic/000000_10.png"
+    test = Source("kitti", "test", CLASSES, kitti.ids, kitti.records)
+    with pytest.raises(ValueError, match="3 images, but the server requires all 200 of kitti test"):
+        submission.check(tmp_path / "kitti", test, form)
+
+
 def test_refuses_a_part_of_the_official_test_set(folder, source):
     part = Source("cityscapes", "test", CLASSES, source.ids, Files(source.image_paths))
     with pytest.raises(ValueError, match="3 images, but the server requires all 1525"):
@@ -69,3 +88,13 @@ def test_errors_in_writing_are_raised(source, tmp_path):
     (tmp_path / "predictions").write_text("in the way")
     with pytest.raises(OSError), submission.Writer(tmp_path / "predictions", source) as writer:  # noqa: PT011
         writer.add(0, np.zeros((4, 6), np.uint8))
+
+
+def test_forms_by_dataset_and_by_option(tmp_path):
+    output = storage.path(tmp_path)
+    assert Options(output).form_for("kitti") == get_form("kitti")
+    assert Options(output).form_for("camvid") == get_form("cityscapes")
+    chosen = Options(output, save_predictions=True, label_form="colors", label_suffix="_c.png")
+    assert chosen.form_for("kitti") == get_form("colors", "_c.png")
+    with pytest.raises(ValueError, match=r"--label_form and --label_suffix are for label files"):
+        Options(output, label_form="ids")

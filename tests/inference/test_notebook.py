@@ -1,60 +1,24 @@
-"""The notebook from top to bottom, on a checkpoint made here."""
+"""The notebooks from top to bottom, in a small form."""
 
 import os
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import nbformat
-import numpy as np
 import pytest
 from compiling import FAST_COMPILE
 from nbclient import NotebookClient
 
-import hrnet_jax
-from hrnet_jax.checkpoints import manifest
-from hrnet_jax.checkpoints.store import CheckpointStore
-from hrnet_jax.data.sources.cityscapes import CLASSES
-from hrnet_jax.data.synthetic import write as synthetic
-from hrnet_jax.models import create_model
-from hrnet_jax.train.step import TrainState
-
-PATH = Path(__file__).parents[2] / "notebooks" / "evaluate_checkpoint.ipynb"
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NAMES = ("evaluate_checkpoint", "finetune")
 
 
-@pytest.fixture(scope="module")
-def notebook():
-    return nbformat.read(PATH, as_version=4)
+def read(name):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """A run with one checkpoint of random weights, and the streets that it names."""
-    root, folder = tmp_path_factory.mktemp("streets"), tmp_path_factory.mktemp("run")
-    synthetic.write_cityscapes(root, {"val": 3}, size=(64, 128), progress=False)
-    model = create_model("w18_small_v1")
-    variables = model.init(jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))
-    data = {"name": "cityscapes", "root": str(root), "class_file": "", "eval_split": "val"}
-    model_fields = {
-        "variant": "w18_small_v1",
-        "num_classes": 19,
-        "head": "segmentation",
-        "align_corners": False,
-    }
-    metadata = {
-        "format_version": manifest.FORMAT_VERSION,
-        "model": model_fields,
-        "classes": CLASSES.to_json(),
-        "config": {"data": data},
-        "version": hrnet_jax.__version__,
-    }
-    store = CheckpointStore(str(folder))
-    store.save(TrainState(jnp.int32(7), **variables, opt_state={"count": jnp.int32(7)}), metadata)
-    store.close()
-    return folder
-
-
-def test_nothing_but_the_text_is_kept(notebook):
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_but_the_text_is_kept(name):
+    notebook = read(name)
     assert [c.get("outputs", []) for c in notebook.cells if c.get("outputs")] == []
     counts = [c.execution_count for c in notebook.cells if c.cell_type == "code"]
     assert counts == [None] * len(counts)
@@ -62,22 +26,45 @@ def test_nothing_but_the_text_is_kept(notebook):
     nbformat.validate(notebook)
 
 
-def test_runs_from_top_to_bottom(notebook, workdir, monkeypatch):
+def run(name, folder, monkeypatch, changes):
+    """Runs a notebook in a folder with other parameters; its text on both streams, its pictures."""
     # The kernel is a process of its own, which runs each program only a few times.
     flags = [f"--{name}={str(value).lower()}" for name, value in FAST_COMPILE.items()]
     monkeypatch.setenv("XLA_FLAGS", " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip())
-    notebook = notebook.copy()
+    notebook = read(name)
     (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    parameters.source = parameters.source.replace('CHECKPOINT = ""', f'CHECKPOINT = "{workdir}"')
-    parameters.source = parameters.source.replace("NUM_IMAGES = 3", "NUM_IMAGES = 2")
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": workdir}}).execute()
+    for old, new in changes.items():
+        assert old in parameters.source
+        parameters.source = parameters.source.replace(old, new)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}}).execute()
     outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
+    assert not [o for o in outputs if o.output_type == "error"]
     text = "".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outputs)
-    assert "w18_small_v1, step 7: 19 classes" in text
-    assert "cityscapes val: 3 images" in text
+    return text, [o for o in outputs if "image/png" in o.get("data", {})]
+
+
+def test_shows_the_shipped_weights_on_drawn_streets(tmp_path, monkeypatch):
+    changes = {"NUM_IMAGES = 3": "NUM_IMAGES = 2"}
+    text, pictures = run("evaluate_checkpoint", tmp_path, monkeypatch, changes)
+    assert "w18_small_v1, step 2936: 11 classes" in text
+    assert "cityscapes val: 2 images in drawn streets" in text
     for word in ("IoU", "road", "mean"):
         assert word in text
-    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     # Two panels, the confusion matrix, two of confidence, the branches.
     assert len(pictures) == 6
-    assert not [o for o in outputs if o.output_type == "error"]
+
+
+def test_fine_tunes_with_progress_in_the_cell(tmp_path, monkeypatch):
+    changes = {
+        "NUM_STEPS = 150": "NUM_STEPS = 2",
+        "(128, 256)": "(64, 128)",
+        "NUM_TRAIN, NUM_VAL = 40, 8": "NUM_TRAIN, NUM_VAL = 4, 1",
+    }
+    text, pictures = run("finetune", tmp_path, monkeypatch, changes)
+    assert "4 images to train on, 1 to evaluate on: ('sky', 'building'," in text
+    for word in ("compiling: 100%", "training: 100%", "evaluating val: 100%", "loss=", "step 2 of"):
+        assert word in text
+    # A sample, the curves, before and after.
+    assert len(pictures) == 3
+    assert (tmp_path / "finetuned.safetensors").exists()
+    assert (tmp_path / "finetuned_overlay.png").exists()

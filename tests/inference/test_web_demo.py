@@ -61,7 +61,7 @@ def test_answers_with_labels_and_fractions(server, picture):
 def test_says_what_it_cannot_do_and_goes_on(server, picture):
     status, answer = post(server, b"no image")
     assert status == 400
-    assert "cannot be read as an image" in answer["error"]
+    assert "the image is no PNG, JPEG" in answer["error"]
     assert post(server, b"")[0] == 400
     assert post(server, b"x", "/other")[0] == 400
     with pytest.raises(urllib.error.HTTPError, match="404"):
@@ -92,4 +92,4 @@ def test_a_visitor_drops_a_picture(server, picture, tmp_path):
         assert messages == []
         page.set_input_files("#file", tmp_path / "notes.txt")
         page.wait_for_selector("#message.bad")
-        assert "cannot be read as an image" in page.inner_text("#message")
+        assert "the image is no PNG, JPEG" in page.inner_text("#message")

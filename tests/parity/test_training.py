@@ -145,24 +145,27 @@ def test_trace_of_ocr(ocr):
 
 
 def test_trace_of_ocr_with_ohem(ocr):
-    """OHEM on the main output, weighted cross-entropy on the auxiliary one, over 5 steps.
+    """OHEM on the main output, weighted cross-entropy on the auxiliary one, over 3 steps.
 
     The expected values come from the official network in PyTorch 2.13.0 (float64) with losses and
     SGD written out in a loop of our own; the same loop gives the official plain trace. OHEM
-    keeps the pixels below the threshold, 9141 of 15565 in the first step.
+    keeps the pixels below the threshold, 9141 of 15565 in the first step. Each step multiplies a
+    difference in the last digit by about 200, as in the plain trace, so that a fourth step would
+    compare rounding; the gradient is a step ahead of the loss in this.
     """
     model, state, step = ocr
     with np.load(official.DATA / "ocr_w18_align_ohem.npz") as file:
         expected = dict(file)
     names = official.load("ocr_w18_align").arrays["final_names"]
     hard = functools.partial(
-        step, num_steps=np.float64(5), threshold=_THRESHOLD, class_weights=np.array(CLASS_WEIGHTS)
+        step, num_steps=np.float64(3), threshold=_THRESHOLD, class_weights=np.array(CLASS_WEIGHTS)
     )
     with jax.enable_x64(True):
-        found, norms, _, state = _take_steps(hard, state, 5)
+        found, norms, _, state = _take_steps(hard, state, 3)
     final = _official(model, state.params, state.batch_stats)
     np.testing.assert_allclose(found, expected["losses"], rtol=1e-8, atol=0)
-    np.testing.assert_allclose(norms, expected["grad_norms"], rtol=1e-8, atol=0)
+    np.testing.assert_allclose(norms[:2], expected["grad_norms"][:2], rtol=1e-8, atol=0)
+    np.testing.assert_allclose(norms, expected["grad_norms"], rtol=1e-6, atol=0)
     for kind in ("running", ""):  # statistics, then all
         chosen = [k for k, name in enumerate(names) if kind in name]
         final_norms = [np.linalg.norm(final[names[k]]) for k in chosen]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hrnet_jax.configs import cityscapes
+from hrnet_jax.configs import camvid, cityscapes
 from hrnet_jax.models.backbone import Branch, Stem
 from hrnet_jax.models.heads import SegmentationHead
 from hrnet_jax.models.layers import Policy
@@ -18,6 +18,7 @@ from hrnet_jax.preflight import compile as preflight
 from hrnet_jax.preflight import gpus
 from hrnet_jax.preflight.report import table
 from hrnet_jax.preflight.topology import Topology, gpu_compiler, open_topology
+from hrnet_jax.runtime import sharding
 from hrnet_jax.train import build
 
 # What is compiled for other machines is kept, too, but cannot be used again.
@@ -200,6 +201,19 @@ def test_bad_settings(config):
         preflight.inspect(config, topology, program="serve", num_classes=19)
 
 
+def test_a_teacher_is_checked_and_counted(tmp_path, quick):
+    config = camvid.get_config()
+    config.variant, config.data.crop_size = "tiny", (64, 64)
+    config.distill.teacher = "camvid_w18_small_v1"
+    topology = Topology("v5e:2x4", "tpu", tuple(jax.devices()), 2**34)
+    with pytest.raises(ValueError, match="has 11 classes, the dataset 19"):
+        preflight.inspect(config, topology, num_classes=19)
+    lowered, sizes, _ = preflight._lower(config, sharding.make_mesh(), "train", 11)
+    assert sizes["teacher"] == 4 * (1538891 + 7232)  # parameters and statistics
+    *_, teacher = lowered.in_avals[0]
+    assert sum(x.size * 4 for x in jax.tree.leaves(teacher)) == sizes["teacher"]
+
+
 def test_suggestions_cost_more_and_more(config):
     topology = Topology("v5e:2x2", "tpu", (None,) * 4, 2**34)
     config.batch_size = 16
@@ -235,11 +249,14 @@ def test_the_first_suggestion_that_fits(config, monkeypatch):
     assert tried == ["norm", "block"]
 
 
-def test_classes_of_the_data(config):
+def test_classes_of_the_data(config, tmp_path):
     assert preflight.num_classes_of(config) == 19
     config.data.name = "folder"
     with pytest.raises(ValueError, match="--num_classes"):
         preflight.num_classes_of(config)
+    config.data.class_file = str(tmp_path / "classes.json")
+    (tmp_path / "classes.json").write_text('{"names": ["a", "b"]}')
+    assert preflight.num_classes_of(config) == 2
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_data_are_those_of_a_folder(bucket, streets, tmp_path):
     storage.path(here.label_paths[1]).unlink()
     storage.path(there.label_paths[1]).unlink()
     for root in streets:
-        with pytest.raises(FileNotFoundError, match=f"1 of 4 images .* is {root}/gtFine/train"):
+        with pytest.raises(FileNotFoundError, match=f"1 of 4 .* looked for {root}/gtFine/train"):
             open_source("cityscapes", root=root, split="train")
     for source in (there, here):
         with storage.written(source.label_paths[1]) as file:

@@ -23,6 +23,6 @@ def test_other_errors_of_the_device_are_not_hidden():
 
 
 def test_what_is_said_to_the_user_stands_without_the_place_in_our_code():
-    assert script.format_warning("grey", UserWarning, "inference.py", 12) == "warning: grey\n"
+    assert script.format_warning("gray", UserWarning, "inference.py", 12) == "warning: gray\n"
     other = script.format_warning("old", DeprecationWarning, "jax.py", 7)
     assert other.startswith("jax.py:7: DeprecationWarning: old")

@@ -48,6 +48,18 @@ def test_weights_by_hand(mixture, rule, expected):
     assert np.sum(weights * fractions) == pytest.approx(1)
 
 
+def test_images_without_labels_do_not_count(mixture):
+    blank = np.zeros((5, 3), np.int64)
+    for rule in class_weights.RULES:
+        expected, _ = class_weights.from_labels(mixture(COUNTS, weights=(1.0,)), rule, 0.9)
+        weights, _ = class_weights.from_labels(
+            mixture(COUNTS, blank, weights=(0.3, 0.7)), rule, 0.9
+        )
+        np.testing.assert_allclose(weights, expected)
+    with pytest.raises(ValueError, match="need labels: 'x' has none"):
+        class_weights.from_labels(mixture(blank, weights=(1.0,)), "auto", 0.9)
+
+
 def test_limits_of_beta(mixture):
     equal, _ = class_weights.from_labels(mixture(COUNTS, weights=(1.0,)), "effective_number", 0)
     np.testing.assert_allclose(equal, 1)

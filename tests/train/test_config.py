@@ -240,3 +240,63 @@ def test_a_checkpoint_of_an_earlier_version_predicts(old_run):
     predictor = hrnet_jax.load(old_run)
     assert predictor.classes.names == CLASSES.names
     assert predictor.predict(np.zeros((32, 64, 3), np.uint8)).shape == (32, 64)
+
+
+def _metadata(**changes):
+    config = {"data": {"mix": changes.pop("mix", []), "root": changes.pop("root", "HERE")}}
+    images = changes.pop("images", {"split": "train", "number": 3, "names": "a1"})
+    classes = {"names": ["soil", "leaf"], "colors": [[0, 0, 0], [0, 9, 0]], "label_ids": [0, 1]}
+    classes |= {"ignore_ids": [7, 8], "categories": []} | changes
+    return {"classes": classes, "config": config, "images": [images]}
+
+
+@pytest.mark.parametrize(
+    "free",
+    [
+        {"root": "ELSEWHERE"},
+        {"colors": [[1, 1, 1], [2, 2, 2]]},
+        {"categories": ["ground", "plant"]},
+        {"ignore_ids": [8, 7]},
+        {"mix": [{"name": "camvid", "root": "ELSEWHERE", "weight": 0.1}]},
+    ],
+)
+def test_what_may_change_when_a_run_is_continued(free):
+    mix = [{"name": "camvid", "root": "HERE", "weight": 0.1}] if "mix" in free else []
+    check_same_config(_metadata(mix=mix), _metadata(**free), "RUN")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ({}, {"label_ids": [0, 255]}, r"classes\.label_ids: saved \[0, 1\], now \[0, 255\]"),
+        ({}, {"ignore_ids": []}, r"classes\.ignore_ids: saved \[7, 8\], now \[\]"),
+        ({}, {"ignore_ids": "rest"}, r"classes\.ignore_ids: saved \[7, 8\], now 'rest'"),
+        ({"image_range": [0, 9]}, {}, r"classes\.image_range: saved \[0, 9\], now None"),
+        ({}, {"label_type": "colors"}, r"classes\.label_type: saved None, now 'colors'"),
+        (
+            {"label_type": "colors"},
+            {"label_type": "colors", "colors": [[0, 0, 0], [9, 9, 9]]},
+            r"classes\.colors: .* now \[\[0, 0, 0\], \[9, 9, 9\]\]",
+        ),
+        (
+            {"mix": [{"name": "camvid", "class_map": {"sky": "soil"}}]},
+            {"mix": [{"name": "camvid", "class_map": {"sky": "leaf"}}]},
+            r"data\.mix: saved .*'sky': 'soil'.*, now .*'sky': 'leaf'",
+        ),
+        (
+            {},
+            {"images": {"split": "train", "number": 4, "names": "b2"}},
+            r"images\[0\]\.names: saved 'a1', now 'b2'\n  images\[0\]\.number: saved 3, now 4\n"
+            r"Give another --workdir \(and --config\.init_from=RUN .*the same images to continue",
+        ),
+    ],
+)
+def test_what_must_not_change_when_a_run_is_continued(old, new, line):
+    with pytest.raises(ValueError, match=line):
+        check_same_config(_metadata(**old), _metadata(**new), "RUN")
+
+
+def test_what_earlier_versions_did_not_record_is_not_compared():
+    old = _metadata()
+    del old["images"]
+    check_same_config(old, _metadata(images={"number": 4}), "RUN")

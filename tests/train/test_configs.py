@@ -10,7 +10,10 @@ from hrnet_jax.models import VARIANTS
 from hrnet_jax.train import build
 from hrnet_jax.train.config import check_config, flatten
 
-NAMES = ("cityscapes", "camvid", "imagenet", "demo", "fake_data")
+NAMES = (
+    "cityscapes", "camvid", "ade20k", "mapillary", "bdd100k", "imagenet", "demo", "fake_data",
+    "finetune", "few_images", "thin_classes",
+)  # fmt: skip
 
 
 def _get(name, arg=None):
@@ -88,6 +91,28 @@ def test_camvid_recipes(recipe):
     rates = [float(schedule(step)) for step in (500, 999)]
     expected = [0.002, 0.002] if recipe == "constant" else [0.0005, 0.000001]
     assert rates == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "batch", "steps", "crop", "rate", "decay"),
+    [
+        ("ade20k", "ade20k", 16, 160_000, (512, 512), 0.01, 5e-4),
+        ("bdd100k", "bdd100k", 16, 80_000, (512, 1024), 0.01, 5e-4),
+        ("mapillary", "mapillary_vistas_v1.2", 16, 0, (1024, 1024), 0.005, 1e-4),
+    ],
+)
+def test_recipes_of_the_literature(name, dataset, batch, steps, crop, rate, decay):
+    config = _get(name)
+    assert (config.data.name, config.batch_size, config.num_steps) == (dataset, batch, steps)
+    assert (config.data.crop_size, config.loss.class_weights) == (crop, None)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (rate, decay)
+
+
+def test_versions_of_mapillary():
+    assert _get("mapillary", "version=2.0").data.name == "mapillary_vistas_v2.0"
+    with pytest.raises(ValueError, match=r"unknown version '3' .*known: \('1.2', '2.0'\)"):
+        _get("mapillary", "version=3")
 
 
 def test_official_imagenet_recipe():

@@ -1,27 +1,33 @@
 """Whole runs with a tiny network on a synthetic set: files, resuming, refusals, NaN."""
 
+import dataclasses
 import json
 import logging
+import shutil
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from stopping import stopped_at
+from stopping import interrupted_at, stopped_at
 
 import hrnet_jax
 from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.checkpoints.store import CheckpointStore
 from hrnet_jax.configs import camvid, common, fake_data, imagenet
+from hrnet_jax.data.sources.cityscapes import CLASSES
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import create_model
 from hrnet_jax.pytorch import convert
 from hrnet_jax.pytorch import files as torch_files
-from hrnet_jax.runtime import run_lock
-from hrnet_jax.train import build, loop
+from hrnet_jax.runtime import progress, run_lock
+from hrnet_jax.train import build, loop, preemption
 from hrnet_jax.train.config import check_config, check_same_config
-from hrnet_jax.train.tasks import task_of
+from hrnet_jax.train.tasks import Evaluation, task_of
+
+CITYSCAPES = CLASSES.names
+LETTERS = tuple("abcdefg")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,7 @@ def _log(workdir):
     return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
 
-def test_run_resume_and_load(tmp_path, streets, quick, caplog):
+def test_run_resume_and_load(tmp_path, streets, quick, caplog, monkeypatch, capsys):
     caplog.set_level(logging.INFO, "hrnet_jax")
     whole = loop.train(_config(streets), str(tmp_path / "whole"))
 
@@ -81,9 +87,18 @@ def test_run_resume_and_load(tmp_path, streets, quick, caplog):
     assert 0 <= lines[4]["eval/miou"] <= 1
     assert list((tmp_path / "whole" / "tensorboard").iterdir())
 
-    # Stopped after step 2 (and before anything of step 3 is saved), then the same command again.
-    with stopped_at(3):
+    # Ctrl-C in step 1, noticed in step 2, then the same call again.
+    monkeypatch.setattr(progress, "_redraws", lambda stream: True)
+    caplog.set_level(logging.WARNING, "hrnet_jax")
+    with interrupted_at(1) as raised:
         loop.train(_config(streets), str(tmp_path / "parts"))
+    assert isinstance(raised.value, preemption.Preempted)
+    assert str(raised.value) == "SIGINT: saved step 2 of 4 and ended"
+    # Bars show the progress where the log does not.
+    shown = capsys.readouterr().err
+    for bar in ("compiling: 100%", "training:  25%", " 1/4 [", "loss="):
+        assert bar in shown
+    caplog.set_level(logging.INFO, "hrnet_jax")
     resumed = loop.train(_config(streets, log_every_steps=2), str(tmp_path / "parts"))
     assert "continuing at step 2 of 4" in caplog.text
     _equal(resumed, whole)
@@ -108,10 +123,10 @@ def test_run_resume_and_load(tmp_path, streets, quick, caplog):
 
     # And its weights can start another run.
     start = {"init_from": str(tmp_path / "whole")}
-    started = build.load_initial_variables(_config(streets, **start), _tiny_model(19))
+    started = build.load_initial_variables(_config(streets, **start), _tiny_model(19), CITYSCAPES)
     _equal(started, checkpoint.variables)
     with caplog.at_level("INFO"):
-        started = build.load_initial_variables(_config(streets, **start), _tiny_model(7))
+        started = build.load_initial_variables(_config(streets, **start), _tiny_model(7), LETTERS)
     assert "random: head/classifier; left out: head/classifier" in caplog.text
     old, new = checkpoint.variables["params"], started["params"]
     _equal(new["backbone"], old["backbone"])
@@ -119,9 +134,9 @@ def test_run_resume_and_load(tmp_path, streets, quick, caplog):
     assert new["head"]["classifier"]["kernel"].shape == (1, 1, 60, 7)
     wide = build.make_model(_config("x", variant="w18_small_v1"), 7)
     with pytest.raises(ValueError, match=r"does not fit the backbone.*batch_stats/backbone/"):
-        build.load_initial_variables(_config(streets, **start), wide)
+        build.load_initial_variables(_config(streets, **start), wide, LETTERS)
     with pytest.raises(FileNotFoundError, match="no such file"):
-        build.load_initial_variables(_config(streets, init_from="/none"), _tiny_model(7))
+        build.load_initial_variables(_config(streets, init_from="/none"), _tiny_model(7), LETTERS)
 
 
 def test_imagenet_weights_start_a_segmentation_network(tmp_path, caplog):
@@ -131,7 +146,7 @@ def test_imagenet_weights_start_a_segmentation_network(tmp_path, caplog):
     path = tmp_path / "imagenet.pth"
     torch_files.write_tensors(path, convert.to_torch(imagenet, variables))
     config = _config("x", variant="w18_small_v1", init_from=str(path))
-    started = build.load_initial_variables(config, build.make_model(config, 19))
+    started = build.load_initial_variables(config, build.make_model(config, 19), CITYSCAPES)
     for collection in ("params", "batch_stats"):
         _equal(started[collection]["backbone"], variables[collection]["backbone"])
     assert "random: head/classifier, head/hidden; left out: head/classifier, head/" in caplog.text
@@ -139,6 +154,89 @@ def test_imagenet_weights_start_a_segmentation_network(tmp_path, caplog):
 
 def _tiny_model(num_classes):
     return build.make_model(_config("x"), num_classes)
+
+
+def test_a_frozen_run_ends_early_and_continues_bit_for_bit(
+    tmp_path, streets, quick, monkeypatch, caplog
+):
+    """Metrics in place of evaluations: the best one is that of step 2."""
+    caplog.set_level(logging.INFO, "hrnet_jax")
+    metrics = {1: 0.1, 2: 0.3, 3: 0.2, 4: 0.3, 5: 0.1, 6: 0.0}
+    steps = iter(())
+
+    def evaluate(*_):
+        return Evaluation(metrics[next(steps)], {}, "")
+
+    task = dataclasses.replace(task_of("segmentation"), evaluate=evaluate)
+    monkeypatch.setattr(loop, "task_of", lambda head: task)
+    config = _config(streets, **{
+        "num_steps": 6, "checkpoint_every_steps": 1, "eval.every_steps": 1, "eval.patience": 2,
+        "optimizer.multipliers": {"backbone": 0.0}, "optimizer.ema_decay": 0.9,
+    })  # fmt: skip
+    steps = iter((1, 2, 3, 4))
+    whole = loop.train(config, str(tmp_path / "whole"))
+    assert int(whole.step) == 4
+    assert "learning rate: backbone x 0" in caplog.text
+    assert "early at step 4 of 6: 2 evaluations in a row are not above 0.3000 of step 2" in (
+        caplog.text
+    )
+    assert len(jax.tree.leaves(whole.opt_state)) == 1 + len(jax.tree.leaves(whole.params["head"]))
+    _equal(whole.ema["params"]["backbone"], whole.params["backbone"])
+
+    steps = iter((1, 2, 3, 4))
+    with stopped_at(4):
+        loop.train(config, str(tmp_path / "parts"))
+    resumed = loop.train(config, str(tmp_path / "parts"))
+    _equal(resumed, whole)
+    assert not any(steps)
+
+    # It is finished, until more patience is given.
+    caplog.clear()
+    _equal(loop.train(config, str(tmp_path / "parts")), whole)
+    assert "has ended early at step 4" in caplog.text
+    assert "compiling" not in caplog.text
+    steps, config.eval.patience = iter((5, 6)), 5
+    assert int(loop.train(config, str(tmp_path / "parts")).step) == 6
+
+
+def test_a_finished_run_is_extended(tmp_path, streets, quick, caplog):
+    """To another length and batch size; the same commands give the same bits."""
+    caplog.set_level(logging.INFO, "hrnet_jax")
+    short = {"num_steps": 2, "eval.every_steps": 0, "data.eval_split": "", "log_every_steps": 1}
+    longer = short | {"num_steps": 4, "batch_size": 4}
+    loop.train(_config(streets, **short), str(tmp_path / "a"))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(
+        ValueError, match=r"(?s)batch_size: saved 2, now 4.*--config.extend to go on"
+    ):
+        loop.train(_config(streets, **longer), str(tmp_path / "a"))
+    whole = loop.train(_config(streets, extend=True, **longer), str(tmp_path / "a"))
+    assert int(whole.step) == 4
+    assert "extending the run at step 2: num_steps 2 -> 4, batch_size 2 -> 4" in caplog.text
+    lines = _log(tmp_path / "a")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["train/epoch"] for line in lines] == pytest.approx([0.4, 0.8, 1.6, 2.4])
+    rates = [line["train/learning_rate"] for line in lines[2:]]
+    np.testing.assert_allclose(rates, [0.01 * (1 - k / 4) ** 0.9 for k in (2, 3)], rtol=1e-6)
+
+    with stopped_at(4):
+        long = _config(streets, extend=True, **longer, checkpoint_every_steps=1)
+        loop.train(long, str(tmp_path / "b"))
+    resumed = loop.train(_config(streets, **longer), str(tmp_path / "b"))  # a plain command
+    _equal(resumed, whole)
+    history = load_checkpoint(tmp_path / "b").metadata["history"]
+    assert history == [{"step": 2, "changed": {"num_steps": [2, 4], "batch_size": [2, 4]}}]
+    loop.train(_config(streets, extend=True, **longer), str(tmp_path / "b"))
+    assert "nothing to do. A larger --config.num_steps" in caplog.text
+
+    # The data went on where they were.
+    source, _ = build.open_sources(_config(streets, **short))
+    before = build.make_batches(_config(streets, **short), source, 2)
+    after = build.make_batches(_config(streets, **longer), source, 2, sample_offset=-4)
+    expected = [next(before), next(before)]
+    np.testing.assert_array_equal(
+        next(after)["image"], np.concatenate([batch["image"] for batch in expected])
+    )
 
 
 def test_nan_stops_the_run_and_names_the_step(tmp_path, streets, quick, monkeypatch):
@@ -176,7 +274,11 @@ BAD_CONFIGS = [
     ("loss.terms", {"dice": float("nan")}, r"config.loss.terms.dice=nan: must be at least 0"),
     ("loss.focal_gamma", -0.5, r"config.loss.focal_gamma=-0.5: must be at least 0"),
     ("loss.boundary_radius", 0, r"config.loss.boundary_radius=0: must be at least 1"),
-    ("loss.class_weights", "inverse", r"unknown config.loss.class_weights='inverse' \(did you"),
+    (
+        "loss.class_weights",
+        "inverse",
+        r"unknown config.loss.class_weights='inverse'; known: \['auto', 'effective",
+    ),
     ("loss.class_weights_beta", 1.1, r"config.loss.class_weights_beta=1.1: must be in 0..1"),
     ("data.rotation", 200.0, r"config.data.rotation=200.0: must be in 0..180"),
     ("data.photometric", 2.0, r"config.data.photometric=2.0: must be in 0..1"),
@@ -201,13 +303,19 @@ BAD_CONFIGS = [
         r"\(50, 64\) is not divisible by 32.*use \(64, 64\).*allow_any_crop",
     ),
     ("data.crop_size", (16, 64), "each 32 or more"),
-    ("data.name", "kitti", "unknown config.data.name='kitti'; known"),
+    ("data.name", "nuscenes", "unknown config.data.name='nuscenes'; known"),
     ("data.root", "/nowhere", "/nowhere"),
     ("data.train_split", "", "train_split is empty"),
     ("data.scale_min", -1.0, "scale_min"),
     ("loss.class_weights", (1.0, 2.0), "has 2 values, 'cityscapes' has 19 classes"),
     ("mesh.data", 16, "needs 16 devices, there are 8"),
     ("init_from", "/none", "init_from='/none'"),
+    ("optimizer.multipliers", {"neck": 0.1}, "unknown part 'neck'; known: backbone, "),
+    ("optimizer.clip_norm", -1.0, "config.optimizer.clip_norm=-1.0: must be at least 0"),
+    ("optimizer.schedule", "cosin", r"did you mean 'cosine'"),
+    ("model.frozen_norm", "affine", r"known: \['all', 'none', 'statistics'\]"),
+    ("loss.function", "nowhere:loss", "'nowhere' cannot be imported"),
+    ("eval.patience", -1, "config.eval.patience=-1: must be at least 0"),
 ]
 
 

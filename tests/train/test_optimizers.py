@@ -1,5 +1,6 @@
 """The schedule's values and bad inputs; test_train_step.py tests the optimiser itself."""
 
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -78,3 +79,50 @@ def test_adamw_is_pytorchs():
 def test_unknown_optimizer_is_refused():
     with pytest.raises(ValueError, match=r"'adam'; known: \['adamw', 'sgd'\]"):
         optimizers.make_optimizer(optax.constant_schedule(0.1), name="adam")
+
+
+def test_cosine_is_pytorchs():
+    """Values of torch.optim.lr_scheduler.CosineAnnealingLR(T_max=10), torch 2.13, float64."""
+    expected = [
+        0.1, 0.09755282581475769, 0.09045084971874738, 0.07938926261462367, 0.06545084971874739,
+        0.05, 0.03454915028125264, 0.020610737385376353, 0.009549150281252635,
+        0.002447174185242324, 0.0,
+    ]  # fmt: skip
+    with jax.enable_x64(True):
+        schedule = optimizers.cosine_schedule(0.1, 10)
+        assert [float(schedule(k)) for k in range(11)] == pytest.approx(expected, rel=1e-13)
+        assert float(schedule(50)) == 0
+        warm = optimizers.cosine_schedule(0.1, 10, warmup_steps=4)
+        assert float(warm(1)) == pytest.approx(expected[1] / 2, rel=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "rise", "expected"),
+    [
+        (10, 0.5, [
+            0.0040000000000000036, 0.018058874503045733, 0.052000000000000005, 0.08594112549695429,
+            0.1, 0.0904508879153485, 0.0654509879153485, 0.03454941208465151, 0.009549512084651508,
+            4e-07,
+        ]),
+        (20, 0.3, [
+            0.0040000000000000036, 0.013167184270002533, 0.037167184270002526, 0.06683281572999747,
+            0.09083281572999748, 0.1, 0.09874640062350874, 0.09504846320134738, 0.089091617757105,
+            0.0811745653949763, 0.07169430017913009, 0.06112620219362893, 0.0500002,
+            0.03887419780637107, 0.028306099820869922, 0.0188258346050237, 0.010908782242895003,
+            0.004951936798652629, 0.0012539993764912555, 4e-07,
+        ]),
+    ],
+)  # fmt: skip
+def test_one_cycle_is_pytorchs(num_steps, rise, expected):
+    """Values of torch.optim.lr_scheduler.OneCycleLR(pct_start=rise), torch 2.13, float64."""
+    with jax.enable_x64(True):
+        schedule = optimizers.one_cycle_schedule(0.1, num_steps, rise_fraction=rise)
+        found = [float(schedule(k)) for k in range(num_steps)]
+        assert found == pytest.approx(expected, rel=1e-10)
+        assert float(schedule(num_steps + 5)) == found[-1]
+
+
+@pytest.mark.parametrize(("num_steps", "rise"), [(3, 0.3), (10, 1.0), (10, 0.0)])
+def test_a_cycle_without_room_is_refused(num_steps, rise):
+    with pytest.raises(ValueError, match=r"more steps or another config.optimizer.rise_fraction"):
+        optimizers.one_cycle_schedule(0.1, num_steps, rise_fraction=rise)

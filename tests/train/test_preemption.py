@@ -1,4 +1,7 @@
-"""What signals do: ask once, end at the second, reach a process that is deep in compiled code."""
+"""What signals do: ask once, end at the second, reach a process that is deep in compiled code.
+
+For a call from Python they raise, and end no process.
+"""
 
 import os
 import signal
@@ -20,7 +23,7 @@ def _child(body: str) -> subprocess.Popen:
     program = f"""
 import os, signal, sys, time
 from hrnet_jax.train import preemption
-with preemption.Watch() as watch:
+with preemption.ProcessWatch() as watch:
     print("ready", flush=True)
     {body}
 """
@@ -35,7 +38,7 @@ with preemption.Watch() as watch:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_asks_and_the_old_handlers_come_back(number):
     before = signal.getsignal(number)
-    with preemption.Watch() as watch:
+    with preemption.ProcessWatch() as watch:
         watch.save_first()
         assert not watch.requested()
         os.kill(os.getpid(), number)
@@ -81,7 +84,7 @@ def test_other_threads_leave_signals_alone():
     handlers = []
 
     def enter():
-        with preemption.Watch() as watch:
+        with preemption.ProcessWatch() as watch:
             handlers.append(signal.getsignal(signal.SIGTERM))
             assert not watch.requested()
 
@@ -90,3 +93,30 @@ def test_other_threads_leave_signals_alone():
     thread.start()
     thread.join()
     assert handlers == [before]
+
+
+def _interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)  # cut short: Python calls the handler in the main thread
+
+
+def test_a_call_from_python_raises_and_its_handlers_come_back(capfd):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.raises(KeyboardInterrupt, match="SIGINT ended the run"), preemption.Interrupts():
+        _interrupt()
+    with preemption.Interrupts() as watch:
+        watch.save_first()
+        assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
+        os.kill(os.getpid(), signal.SIGINT)
+        assert watch.requested() == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            _interrupt()
+        with pytest.raises(KeyboardInterrupt), watch.end_at_once():
+            pytest.fail("the evaluation began after Ctrl-C")
+    assert {number: signal.getsignal(number) for number in before} == before
+    assert capfd.readouterr().err.count("SIGINT: saving and ending") == 1
+
+
+def test_whoever_catches_ctrl_c_catches_a_run_that_saved():
+    assert issubclass(preemption.Preempted, KeyboardInterrupt)
+    assert not issubclass(preemption.Preempted, Exception)

@@ -14,7 +14,9 @@ import pytest
 from hrnet_jax.models import normalize
 from hrnet_jax.models.layers import ConvBN, Policy
 from hrnet_jax.runtime import sharding
-from hrnet_jax.train import augment, losses, optimizers
+from hrnet_jax.train import augment, distill, losses, optimizers
+from hrnet_jax.train import step as step_module
+from hrnet_jax.train.param_groups import ParameterGroups
 from hrnet_jax.train.step import create_state, make_train_step
 
 SIZE = (32, 64)
@@ -38,8 +40,8 @@ def _compiled(model, mesh=None, **options):
     return jax.jit(step, compiler_options=sharding.compiler_options(), **placed)
 
 
-def _state(model, ema=False):
-    return create_state(model, OPTIMIZER, seed=3, ema=ema)
+def _state(model, ema=False, seed=3):
+    return create_state(model, OPTIMIZER, seed=seed, ema=ema)
 
 
 def _close(actual, expected, **tolerance):
@@ -187,6 +189,67 @@ def test_classes_are_mixed_over_the_whole_batch(model):
     _close(got.params, expected.params, atol=1e-6)
 
 
+def _distillation(**options):
+    """A teacher with other weights; the classes 1 and 2 are exchanged."""
+    teacher = _state(Small(), seed=8)
+    variables = {"params": teacher.params, "batch_stats": teacher.batch_stats}
+    return distill.Distillation(Small(), (0, 2, 1), 2.0, 0.5, **options), variables
+
+
+def test_distillation_adds_the_distance_from_the_teacher(model):
+    """On the same images, with the teacher in evaluation mode and padding left out."""
+    distillation, teacher = _distillation()
+    state, batch = _state(model), _batch(2)
+    batch["image"][:, :, 32:] = 0
+    batch["label"][:, :, 32:] = 255
+    plain_state, plain = _compiled(model)(state, batch)
+    got_state, got = _compiled(model, distillation=distillation)(state, batch, teacher)
+    inputs = normalize.normalize(batch["image"])
+    logits = model.apply(teacher, inputs, train=False)["logits"][:, :, :8, jnp.array([0, 2, 1])]
+    own = model.apply(
+        {"params": state.params, "batch_stats": state.batch_stats},
+        inputs,
+        train=True,
+        mutable=["batch_stats"],
+    )[0]["logits"][:, :, :8]
+    p, q = jax.nn.softmax(logits / 2), jax.nn.softmax(own / 2)
+    distance = 4 * jnp.mean(jnp.sum(p * jnp.log(p / q), axis=-1))
+    assert float(got["distill_pixels"]) == 0.5
+    assert float(got["distill_loss"]) == pytest.approx(float(distance), rel=1e-4)
+    assert float(got["loss"]) == pytest.approx(float(plain["loss"] + 0.5 * distance), rel=1e-5)
+    _close(got_state.batch_stats, plain_state.batch_stats, rtol=1e-5)
+    change = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), got_state.params, plain_state.params)
+    assert max(jax.tree.leaves(change)) > 1e-4
+
+
+def test_distillation_of_images_without_labels(model):
+    distillation, teacher = _distillation()
+    batch = _batch(2)
+    batch["label"][:] = 255
+    _, metrics = _compiled(model, distillation=distillation)(_state(model), batch, teacher)
+    assert float(metrics["loss"]) == pytest.approx(0.5 * float(metrics["distill_loss"]))
+    assert float(metrics["grad_norm"]) > 1e-3
+
+
+def test_distillation_on_eight_devices_and_in_parts(model):
+    """Pixels are kept unevenly: the mean is over those of all devices."""
+    distillation, teacher = _distillation(min_confidence=0.5)
+    results = []
+    for data, options in ((1, {}), (8, {}), (1, {"gradient_accumulation": 2})):
+        mesh = sharding.make_mesh(data=data)
+        state, variables = sharding.place_replicated((_state(model), teacher), mesh)
+        batch = sharding.place_batch(_batch(8), mesh)
+        step = _compiled(model, mesh, distillation=distillation, **options)
+        results.append(step(state, batch, variables))
+    (one_state, one), (eight_state, eight), (_, parts) = results
+    assert 0 < float(one["distill_pixels"]) < 1
+    _close(eight, one, rtol=1e-4)
+    _close(eight_state.params, one_state.params, atol=2e-5)
+    # Each part has its own batch statistics and mean.
+    assert float(parts["distill_pixels"]) == pytest.approx(float(one["distill_pixels"]))
+    assert float(parts["distill_loss"]) == pytest.approx(float(one["distill_loss"]), rel=0.1)
+
+
 def test_float64():
     with jax.enable_x64(True):
         model = Small(Policy(jnp.dtype("float64"), jnp.dtype("float64")))
@@ -203,3 +266,60 @@ def test_bfloat16_keeps_float32_parameters(model):
     assert {x.dtype for x in kept} == {jnp.dtype("float32"), jnp.dtype("int32")}
     _, reference = _compiled(model)(_state(model), _batch(2))
     assert float(metrics["loss"]) == pytest.approx(float(reference["loss"]), rel=0.05)
+
+
+def test_frozen_parts_stay_and_the_others_learn_as_their_groups_say(model):
+    """One step of plain SGD by hand, with the gradient's norm clipped; in parts, too."""
+    groups = ParameterGroups(multipliers={"layer0": 0, "last": 0.5}, decay_norm_and_bias=False)
+    frozen = Small(Policy(frozen_norm=tuple(groups.frozen_norm_parts().items())))
+    optimizer = optimizers.make_optimizer(SCHEDULE, weight_decay=0.5, groups=groups)
+    state, batch = create_state(frozen, optimizer, seed=3, ema=True), _batch(2)
+    size = len(jax.tree.leaves(state.params)) - len(jax.tree.leaves(state.params["layer0"]))
+    assert len(jax.tree.leaves(state.opt_state)) == size + 1  # and the step's counter
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            out, _ = frozen.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                normalize.normalize(batch["image"]), train=True, mutable=["batch_stats"],
+            )  # fmt: skip
+            return losses.segmentation_loss(
+                out, batch["label"], losses.cross_entropy, align_corners=False
+            )[0]
+
+        return jax.grad(loss)(params)
+
+    gradients = gradient(state.params)
+    norm = float(optax.tree.norm({k: v for k, v in gradients.items() if k != "layer0"}))
+    step = make_train_step(
+        frozen, optimizer, SCHEDULE, losses.cross_entropy, seed=0, ema_decay=0.5,
+        groups=groups, clip_norm=norm / 2,
+    )  # fmt: skip
+    new, metrics = jax.jit(step, compiler_options=sharding.compiler_options())(state, batch)
+    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)  # before clipping
+    assert metrics["probe"]["gradients"].shape == (len(jax.tree.leaves(state.params)),)
+    for old, kept in ((state.params, new.params), (state.batch_stats, new.batch_stats)):
+        _equal(kept["layer0"], old["layer0"])
+    for kind, tree in (("params", new.params), ("batch_stats", new.batch_stats)):
+        _equal(new.ema[kind]["layer0"], tree["layer0"])
+    for name, factor in (("layer1", 1.0), ("last", 0.5)):
+        expected = jax.tree_util.tree_map_with_path(
+            lambda path, p, g, factor=factor: (
+                p - 0.1 * factor * (0.5 * g + (0.5 * p if path[-1].key == "kernel" else 0))
+            ),
+            state.params[name],
+            gradients[name],
+        )
+        _close(new.params[name], expected, atol=2e-5)
+        assert not np.array_equal(
+            new.batch_stats[name]["bn"]["mean"], state.batch_stats[name]["bn"]["mean"]
+        )
+
+
+def test_clipping_is_pytorchs():
+    """Values of torch.nn.utils.clip_grad_norm_, torch 2.13: norm 5, limit 2; limit 7: unchanged."""
+    gradients = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    clipped = step_module._clipped(gradients, jnp.float32(5.0), 2.0)
+    _close(clipped, {"a": np.array([1.1999998]), "b": np.array([1.5999997])}, rtol=1e-6)
+    _equal(step_module._clipped(gradients, jnp.float32(5.0), 7.0), gradients)

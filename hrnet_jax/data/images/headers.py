@@ -1,91 +1,55 @@
-"""Format and size of PNG and JPEG files from their first bytes, before anything is decoded.
+"""Format, size and orientation of an image file from its header, before anything is decoded.
 
 A small file can decode to gigabytes, a JPEG may be named .png, and a palette PNG holds indices that
-decoders turn into colors. The header shows all of this, and takes a few hundred bytes to read.
+decoders turn into colors. The header shows all of this, and takes some kilobytes to read.
 """
 
-import struct
-from dataclasses import dataclass
-from pathlib import PurePath
+from hrnet_jax.data.images.containers import Bytes, Header, InFile, InMemory, parse
 
-from hrnet_jax.runtime import storage
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "LABEL_FORMATS",
+    "MAX_PIXELS",
+    "Header",
+    "check_image_header",
+    "check_label_header",
+    "check_pair",
+    "check_sizes",
+    "parse_header",
+    "read_header",
+]
 
+# Files with these names, in any case, are images in folders; what they hold decides how they are
+# read.
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Of labels; they keep every value.
+LABEL_FORMATS = ("png", "tiff", "bmp")
 # 67 Mpixels: four times the largest street images in use, 200 MB as RGB.
 MAX_PIXELS = 2**26
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_KINDS = {0: "grey", 2: "rgb", 3: "palette", 4: "grey+alpha", 6: "rgba"}
-_JPEG_KINDS = {1: "grey", 3: "rgb", 4: "cmyk"}
-# Start-of-frame markers; C4, C8 and CC share their range but are tables.
-_JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_SUFFIXES = {"png": (".png",), "jpeg": (".jpg", ".jpeg")}
-
-
-@dataclass(frozen=True)
-class Header:
-    format: str  # "png" or "jpeg"
-    height: int
-    width: int
-    kind: str  # grey, rgb, palette, grey+alpha, rgba, cmyk
-    bits: int  # per channel
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.height, self.width
+_KINDS = ("gray", "rgb", "palette", "gray+alpha", "rgba", "cmyk")
+# What a file is that is no image, by its first bytes: (position, bytes, what it is).
+_OTHERS = (
+    (0, b"GIF8", "a GIF file: save it as PNG, or predict it as a video"),
+    (4, b"ftyphei", "a HEIC file: save it as JPEG or PNG"),
+    (4, b"ftypmif", "a HEIC file: save it as JPEG or PNG"),
+    (4, b"ftypavif", "an AVIF file: save it as JPEG or PNG"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS: run git lfs pull"),
+    (0, b"<!DOCTYPE html", "a web page: the download has failed"),
+    (0, b"<html", "a web page: the download has failed"),
+)
 
 
 def parse_header(data: bytes, name: str) -> Header:
     """Reads the header of an encoded image.
 
     Args:
-        data: the file's bytes, or as many of its first ones as hold the header.
-        name: what errors call it; if it has the suffix of an image file, the content must match.
+        data: the file's bytes.
+        name: what errors call it.
 
     Raises:
-        ValueError: naming the file, if it is empty, neither PNG nor JPEG, of another format than
-            its name says, or larger than MAX_PIXELS.
+        ValueError: naming the file, if it is empty, of no known format, or larger than MAX_PIXELS.
     """
-    if not data:
-        raise ValueError(f"{name} is empty (0 bytes)")
-    if data.startswith(_PNG_SIGNATURE):
-        header = _parse_png(data, name)
-    elif data.startswith(b"\xff\xd8"):
-        header = _parse_jpeg(data, name)
-    else:
-        raise ValueError(f"{name} is neither a PNG nor a JPEG file (begins with {data[:8]!r})")
-    suffix = PurePath(name).suffix.lower()
-    if suffix in sum(_SUFFIXES.values(), ()) and suffix not in _SUFFIXES[header.format]:
-        raise ValueError(
-            f"{name} holds {header.format.upper()} data under the name {suffix}; rename it, or "
-            "save it again as PNG if it must be lossless"
-        )
-    if header.height < 1 or header.width < 1:
-        raise ValueError(f"{name} has no pixels: {header.height}x{header.width}")
-    if header.height * header.width > MAX_PIXELS:
-        raise ValueError(
-            f"{name} is {header.height}x{header.width} by its header: more than {MAX_PIXELS} "
-            "pixels are not decoded"
-        )
-    return header
-
-
-def check_label_header(header: Header, name: str) -> None:
-    """Rejects label files whose pixels cannot be class ids.
-
-    Raises:
-        ValueError: naming the file and how to correct it.
-    """
-    if header.format != "png":
-        raise ValueError(f"label {name} is a {header.format.upper()} file: labels must be PNG")
-    if header.kind not in ("grey", "palette"):
-        raise ValueError(
-            f"label {name} is a color image ({header.kind}): labels must be single-channel PNG "
-            "with class ids as values; convert the colors to ids first"
-        )
-    if header.kind == "grey" and header.bits != 8:
-        raise ValueError(
-            f"label {name} has {header.bits} bits per pixel: labels must be 8-bit PNG; save it as "
-            "uint8"
-        )
+    return _checked(InMemory(data), name)
 
 
 def read_header(path: str) -> Header:
@@ -94,35 +58,110 @@ def read_header(path: str) -> Header:
     Raises:
         FileNotFoundError, ValueError: naming the file.
     """
-    (data,) = storage.read_spans(path, [(0, 64)])
-    if data.startswith(b"\xff\xd8"):
-        # The frame header follows embedded profiles and previews of any length.
-        data = storage.read_bytes(path)
-    return parse_header(data, path)
+    return _checked(InFile(path), path)
 
 
-def _parse_png(data: bytes, name: str) -> Header:
-    if len(data) < 33 or data[12:16] != b"IHDR":
-        raise ValueError(f"{name} is a damaged PNG file: it has no header")
-    width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
-    if color not in _PNG_KINDS:
-        raise ValueError(f"{name} is a damaged PNG file: color type {color} does not exist")
-    return Header("png", height, width, _PNG_KINDS[color], bits)
+def _checked(file: Bytes, name: str) -> Header:
+    first = file.read(0, 32)
+    if not first:
+        raise ValueError(f"{name} is empty (0 bytes)")
+    try:
+        header = parse(file)
+    except ValueError as error:
+        raise ValueError(f"{name} is a {error}") from error
+    if header is None:
+        found = [what for start, sign, what in _OTHERS if first[start:].startswith(sign)]
+        raise ValueError(
+            f"{name} is {found[0]}"
+            if found
+            else f"{name} is no PNG, JPEG, WebP, TIFF, BMP or PPM file (begins with {first[:8]!r})"
+        )
+    if header.height < 1 or header.width < 1:
+        raise ValueError(f"{name} has no pixels: {header.height}x{header.width}")
+    if header.height * header.width > MAX_PIXELS:
+        raise ValueError(
+            f"{name} is {header.height}x{header.width} by its header: more than {MAX_PIXELS} "
+            "pixels are not decoded; cut it into parts, or make it smaller"
+        )
+    return header
 
 
-def _parse_jpeg(data: bytes, name: str) -> Header:
-    position = 2
-    while position + 9 < len(data):
-        marker = data[position + 1]
-        if data[position] != 0xFF:
-            break
-        if marker == 0xFF:
-            position += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:
-            position += 2
-        elif marker in _JPEG_FRAMES:
-            bits, height, width, channels = struct.unpack_from(">BHHB", data, position + 4)
-            return Header("jpeg", height, width, _JPEG_KINDS.get(channels, "other"), bits)
-        else:
-            position += 2 + struct.unpack_from(">H", data, position + 2)[0]
-    raise ValueError(f"{name} is a damaged JPEG file: it has no frame header")
+def check_image_header(header: Header, name: str, image_range: tuple | None = None) -> None:
+    """Rejects images whose meaning is not clear.
+
+    Args:
+        header: of the file.
+        name: of the file.
+        image_range: `Classes.image_range`.
+
+    Raises:
+        ValueError: naming the file and how to correct it.
+    """
+    if header.pages > 1:
+        raise ValueError(
+            f"{name} holds several pages or frames: save the one that is meant as a file of its own"
+        )
+    if header.kind not in _KINDS:
+        raise ValueError(
+            f"{name} holds {header.kind}, of which it does not say how they become red, green and "
+            "blue: save the three to be used as RGB, or one as gray"
+        )
+    if header.bits > 8 and (header.format == "jpeg" or header.kind == "cmyk"):
+        raise ValueError(
+            f"{name} has {header.bits} bits per channel, which is not read from a "
+            f"{header.kind} {header.format.upper()} file: save it as 8-bit RGB"
+        )
+    if header.bits > 8 and image_range is None:
+        raise ValueError(
+            f"{name} has {header.bits} bits per channel: write into the class file which values "
+            'become 0 and 255, e.g. "image_range": [0, 4095], or save it with 8 bits'
+        )
+
+
+def check_pair(
+    image: Header,
+    label: Header,
+    image_name: str,
+    label_name: str,
+    image_range: tuple | None = None,
+) -> None:
+    """Checks the headers of an image and its label, and that both have the same size.
+
+    Raises:
+        ValueError: naming the file and how to correct it.
+    """
+    check_image_header(image, image_name, image_range)
+    check_label_header(label, label_name)
+    check_sizes(image, label, image_name, label_name)
+
+
+def check_sizes(image: Header, label: Header, image_name: str, label_name: str) -> None:
+    """Raises ValueError if an image and its label, both upright, differ in size."""
+    if image.size == label.size:
+        return
+    hint = ""
+    if image.orientation != label.orientation:
+        turned, number = ("image", image) if image.orientation != 1 else ("label", label)
+        hint = (
+            f". The {turned} has the orientation mark {number.orientation} and is turned upright; "
+            "if both fit as stored, remove the mark (exiftool -Orientation= FILE)"
+        )
+    raise ValueError(
+        f"label {label_name} is {label.size[0]}x{label.size[1]} but its image {image_name} is "
+        f"{image.size[0]}x{image.size[1]}{hint}"
+    )
+
+
+def check_label_header(header: Header, name: str) -> None:
+    """Rejects label files whose format cannot hold class ids.
+
+    Raises:
+        ValueError: naming the file and how to correct it.
+    """
+    if header.format not in LABEL_FORMATS:
+        raise ValueError(
+            f"label {name} is a {header.format.upper()} file, which may not keep values as they "
+            f"are: labels must be {', '.join(LABEL_FORMATS)}"
+        )
+    if header.pages > 1:
+        raise ValueError(f"label {name} holds several pages: save the one that is meant")

@@ -1,4 +1,4 @@
-"""PNG files of 8-bit grey or RGB, decoded from the top as far as rows are needed.
+"""PNG files of 8-bit gray or RGB, decoded from the top as far as rows are needed.
 
 Two thirds of a PNG decoder's time goes into inflating. ISA-L inflates three times as fast as zlib
 and stops at a given length. The rows that it gives are wrapped up again as an uncompressed PNG, and
@@ -17,12 +17,12 @@ from isal import isal_zlib
 from hrnet_jax.data.images.headers import Header
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_CHANNELS = {"grey": 1, "rgb": 3}
+_CHANNELS = {"gray": 1, "rgb": 3}
 _STORED = 65535  # bytes in an uncompressed deflate block, at most
 
 
 def is_plain(data: bytes, header: Header) -> bool:
-    """Whether `decode_rows` can read the file: 8 bits per channel, grey or RGB, not interlaced."""
+    """Whether `decode_rows` can read the file: 8 bits per channel, gray or RGB, not interlaced."""
     return header.format == "png" and header.bits == 8 and header.kind in _CHANNELS and not data[28]
 
 

@@ -1,56 +1,35 @@
 """Images given for prediction: files and arrays, checked."""
 
-import io
 import os
-import warnings
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 
+from hrnet_jax.data.images.decode import decode_image
 from hrnet_jax.runtime import storage
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
+def read_image(
+    path: str | os.PathLike, image_range: tuple[float, float] | None = None
+) -> np.ndarray:
+    """Reads an image file as upright uint8 RGB [H, W, 3]; `decode_image` says how.
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads an image file as uint8 RGB [H, W, 3], pixels as stored (no rotation by EXIF).
-
-    Grey, palette and opaque RGBA files are converted without loss, with a warning.
+    Args:
+        path: of the file, local or in a store.
+        image_range: `Classes.image_range`, for files of more than 8 bits per channel.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it is not an image, damaged, or of an unsupported kind
-            (16 bit, transparent, CMYK, ...).
+        ValueError: naming the file, if it is not an image, damaged, or of a kind whose meaning is
+            not clear (transparent, several pages, ...).
     """
-    if storage.in_store(path):
-        data = storage.read_bytes(os.fspath(path))
-        return decode_image(io.BytesIO(data), os.fspath(path))
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such image")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, not an image")
-    return decode_image(path, str(path))
-
-
-def decode_image(file: Path | BinaryIO, name: str) -> np.ndarray:
-    """As `read_image`, of a file or stream that errors call `name`."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: cannot be read as an image: {error}") from error
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return np.asarray(image)
-    if image.mode not in ("L", "P", "LA", "RGBA", "RGB"):
-        raise ValueError(f"{name}: mode {image.mode!r} is not supported; save it as 8-bit RGB")
-    rgba = np.asarray(image.convert("RGBA"))
-    if (rgba[..., 3] != 255).any():
-        raise ValueError(f"{name}: has transparent pixels; put it on a background, save as RGB")
-    warnings.warn(f"{name}: converted from mode {image.mode} to RGB", stacklevel=2)
-    return rgba[..., :3]
+    if not storage.in_store(path):
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{path}: no such image")
+        if Path(path).is_dir():
+            raise ValueError(f"{path} is a folder, not an image")
+    name = os.fspath(path)
+    return decode_image(storage.read_bytes(name), name, image_range=image_range)
 
 
 def check_image(image: np.ndarray) -> np.ndarray:
@@ -60,7 +39,7 @@ def check_image(image: np.ndarray) -> np.ndarray:
     if image.ndim == 4:
         advice = "; for several images pass a list of them"
     elif image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
-        advice = "; repeat the grey channel three times"
+        advice = "; repeat the gray channel three times"
     elif image.ndim == 3 and image.shape[2] == 4:
         advice = "; drop the alpha channel: image[..., :3]"
     elif image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:

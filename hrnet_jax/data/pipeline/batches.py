@@ -46,6 +46,8 @@ class BatchPlan:
         batch_size: images of a batch over all processes.
         seed: seed of order and augmentation, 0 .. 2**32 - 1.
         start_step: step of the first batch.
+        sample_offset: of the first sample of a step, added to step * batch_size; other than 0 in a
+            run whose batch size has changed. May be negative.
         shard: this process gets the contiguous slice number `index` of `count` of each batch.
         threads: number of threads that make samples; 0: one for each core.
         prefetch: number of batches made ahead.
@@ -58,6 +60,7 @@ class BatchPlan:
     batch_size: int
     seed: int
     start_step: int = 0
+    sample_offset: int = 0
     shard: Shard = WHOLE
     threads: int = 0
     prefetch: int = 2
@@ -75,6 +78,8 @@ class BatchPlan:
         ):
             if value < 0:
                 raise ValueError(f"{name} must be 0 or more, got {value}")
+        if self.start_step * self.batch_size + self.sample_offset < 0:
+            raise ValueError(f"sample_offset {self.sample_offset} is before the first sample")
 
 
 def sample_rng(seed: int, global_index: int, stream: int = 0) -> np.random.Generator:
@@ -135,7 +140,8 @@ def _batches(
     @tf.autograph.experimental.do_not_convert
     def sample(local_index: tf.Tensor) -> dict[str, tf.Tensor]:
         step = plan.start_step + first + local_index // len(slots) * every
-        global_index = step * plan.batch_size + slots.start + local_index % len(slots)
+        start = step * plan.batch_size + plan.sample_offset
+        global_index = start + slots.start + local_index % len(slots)
         arrays = call(load, draw(global_index), types)
         return {
             name: tf.ensure_shape(array, shape)

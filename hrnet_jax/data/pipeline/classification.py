@@ -2,11 +2,10 @@
 
 The augmentation is that of the official ImageNet code, which uses torchvision's: a crop of random
 area and aspect ratio, resized with antialiasing, flipped or not; for evaluation the short side is
-resized and the center cropped. Pillow decodes and resizes in both, so the pixels are the same.
+resized and the center cropped. Pillow resizes in both, so the pixels are the same.
 `batches` says how the order follows from seed and step.
 """
 
-import io
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from hrnet_jax.data.images.headers import MAX_PIXELS
+from hrnet_jax.data.images.decode import decode_image
 from hrnet_jax.data.pipeline.augment import checked_crop_size
 from hrnet_jax.data.pipeline.batches import (
     BatchPlan,
@@ -127,32 +126,16 @@ def check_center(crop_size: tuple[int, int], short_side: int) -> None:
 
 
 def decode_rgb(data: bytes, name: str) -> Image.Image:
-    """PNG or JPEG of any color mode -> RGB.
-
-    The content decides: some of ImageNet's files are CMYK, and one is a PNG named .JPEG.
+    """An image file -> upright RGB; `decode.decode_image` says which are read and how.
 
     Raises:
-        ValueError: naming the file, if it is empty, damaged, neither PNG nor JPEG, too small or
-            too large.
+        ValueError: naming the file, if it is damaged, of an unclear kind, too small or too large.
     """
-    if not data:
-        raise ValueError(f"{name} is empty (0 bytes)")
-    try:
-        image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-        width, height = image.size
-        if width * height <= MAX_PIXELS:
-            image.load()
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(
-            f"{name} is neither a PNG nor a JPEG file (begins with {data[:8]!r})"
-        ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} is damaged: {error}") from error
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{name} is {height}x{width}: more than {MAX_PIXELS} pixels")
+    pixels = decode_image(data, name)
+    height, width = pixels.shape[:2]
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{name} is {height}x{width}: smaller than {MIN_SIDE} pixels")
-    return image.convert("RGB")
+    return Image.fromarray(pixels)
 
 
 def read_image(source: ImageSource, index: int) -> tuple[Image.Image, int]:

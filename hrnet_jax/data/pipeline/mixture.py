@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hrnet_jax.data.pipeline.order import block_counts
+from hrnet_jax.data.sources import class_maps
 from hrnet_jax.data.sources.source import Classes, Source
+from hrnet_jax.data.sources.unlabeled import with_blank_labels
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Mixture:
         for source in self.sources:
             if not source.has_labels:
                 raise ValueError(
-                    f"split {source.split!r} of {source.name!r} has no labels to train on"
+                    f"split {source.split!r} of {source.name!r} has no labels to train on; images"
+                    " without labels are for training with a teacher: --config.distill.teacher"
                 )
             if source.classes.names != self.classes.names:
                 raise ValueError(
                     f"{source.name!r} has other classes than {self.name!r}: {source.classes.names} "
-                    f"and {self.classes.names}; map them with a class_map"
+                    f"and {self.classes.names}; map them with a class_map (ready-made ones: "
+                    f"{', '.join(map(' to '.join, class_maps.pairs()))})"
                 )
 
     @classmethod
@@ -73,16 +77,21 @@ class Mixture:
         return ", ".join(parts)
 
 
-def open_mixture(first: Source, others: Sequence[dict], class_uniform: float) -> Source | Mixture:
+def open_mixture(
+    first: Source, others: Sequence[dict], class_uniform: float, *, unlabeled: bool = False
+) -> Source | Mixture:
     """What `config.data.mix` and `config.data.class_uniform` describe.
 
     Args:
         first: the dataset that the rest of `config.data` names; its weight is 1 minus the others'.
         others: dicts with name, root, split, weight and, if need be, class_file and class_map.
+            Without a class_map, other classes are mapped by a ready-made one (`class_maps`).
         class_uniform: see `Mixture`.
+        unlabeled: splits without labels are taken, too: all their pixels are ignored.
 
     Raises:
-        ValueError: for unknown or missing keys, or invalid values.
+        ValueError: for unknown or missing keys, or invalid values; for a split without labels where
+            they are needed.
         FileNotFoundError: if a dataset is missing.
     """
     from hrnet_jax.data import open_source
@@ -100,7 +109,10 @@ def open_mixture(first: Source, others: Sequence[dict], class_uniform: float) ->
             split=entry["split"],
             class_file=entry.get("class_file", ""),
         )
-        if class_map := entry.get("class_map"):
+        class_map = entry.get("class_map") or class_maps.find(
+            source.classes.names, first.classes.names
+        )
+        if class_map:
             source = source.with_classes(first.classes, class_map)
         sources.append(source)
         weights.append(float(entry["weight"]))
@@ -109,6 +121,20 @@ def open_mixture(first: Source, others: Sequence[dict], class_uniform: float) ->
             f"config.data.mix: the weights {weights} leave nothing for {first.name!r}, whose "
             "weight is 1 minus their sum"
         )
+    if unlabeled:
+        sources = [_labeled_or_blank(s, first.classes, class_uniform) for s in sources]
+    first = sources[0]
     if len(sources) == 1 and not class_uniform:
         return first
     return Mixture(tuple(sources), (1 - sum(weights), *weights), class_uniform)
+
+
+def _labeled_or_blank(source: Source, classes: Classes, class_uniform: float) -> Source:
+    if source.has_labels:
+        return source
+    if class_uniform:
+        raise ValueError(
+            f"config.data.class_uniform={class_uniform} looks for classes in labels, but split"
+            f" {source.split!r} of {source.name!r} has none; set it to 0"
+        )
+    return with_blank_labels(source, classes)

@@ -115,15 +115,16 @@ class TrainingSamples:
             focus=pixel,
         )
         window = augment.window(view, sample.size, crop_size)
-        image, label = augment.apply_view(
+        # As train ids, because the padding is IGNORE_LABEL, which can be the raw id of a class.
+        train_ids = source.to_train_ids(sample.label(window), index)
+        return augment.apply_view(
             sample.image(window),
-            sample.label(window),
+            train_ids,
             view,
             crop_size,
             size=sample.size,
             origin=(window[0].start, window[1].start),
         )
-        return image, source.to_train_ids(label, index)
 
 
 def _pixel_of(

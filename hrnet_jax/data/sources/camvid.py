@@ -8,7 +8,7 @@ The files are in the folder CamVid of the repository alexgkendall/SegNet-Tutoria
 
 import os
 
-from hrnet_jax.data.sources.files import Pair, find_images, source_of_pairs
+from hrnet_jax.data.sources.files import Pair, find_images, log_unpaired, source_of_pairs
 from hrnet_jax.data.sources.source import Classes, Source
 from hrnet_jax.runtime import storage
 
@@ -38,8 +38,13 @@ CLASSES = Classes(
 )
 
 
-def open_camvid(root: str | os.PathLike, split: str) -> Source:
+def open_camvid(root: str | os.PathLike, split: str, classes: Classes = CLASSES) -> Source:
     """The frames of `split` with their labels.
+
+    Args:
+        root: the dataset's folder.
+        split: of SPLITS.
+        classes: what the labels mean.
 
     Raises:
         FileNotFoundError: if the folder is not laid out as above, or a label is missing.
@@ -55,4 +60,5 @@ def open_camvid(root: str | os.PathLike, split: str) -> Source:
             stem = name.removesuffix(".png")
             sample_id = f"{part}/{stem}" if split == "trainval" else stem
             pairs.append(Pair(sample_id, image, f"{root / part}annot/{name}"))
-    return source_of_pairs("camvid", split, CLASSES, pairs, layout=LAYOUT)
+        log_unpaired((root / part, "*"), (root / f"{part}annot", "*.png"), pairs)
+    return source_of_pairs("camvid", split, classes, pairs, layout=LAYOUT)

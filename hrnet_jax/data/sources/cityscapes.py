@@ -9,7 +9,7 @@ The coarse labels are a dataset of their own, "cityscapes_coarse".
 
 import os
 
-from hrnet_jax.data.sources.files import Pair, find_images, source_of_pairs
+from hrnet_jax.data.sources.files import Pair, find_images, log_unpaired, source_of_pairs
 from hrnet_jax.data.sources.source import Classes, Source
 from hrnet_jax.runtime import storage
 
@@ -55,12 +55,15 @@ CLASSES = Classes(
 )
 
 
-def open_cityscapes(root: str | os.PathLike, split: str, *, coarse: bool = False) -> Source:
+def open_cityscapes(
+    root: str | os.PathLike, split: str, classes: Classes = CLASSES, *, coarse: bool = False
+) -> Source:
     """The images of `split` with their labels ("test" comes without labels).
 
     Args:
         root: the dataset's folder.
         split: of SPLITS or COARSE_SPLITS.
+        classes: what the labels mean.
         coarse: take the coarse labels instead of the fine ones.
 
     Raises:
@@ -85,5 +88,6 @@ def open_cityscapes(root: str | os.PathLike, split: str, *, coarse: bool = False
             stem = file.removesuffix(_IMAGE_SUFFIX)
             label = f"{root / kind / part}/{city}/{stem}{suffix}"
             pairs.append(Pair(f"{city}/{stem}", image, label))
+        log_unpaired((folder, "*/*"), (root / kind / part, f"*/*{suffix}"), pairs)
     # The official test labels are dummies: nothing may be trained on or scored against them.
-    return source_of_pairs(name, split, CLASSES, pairs, layout=layout, has_labels=split != "test")
+    return source_of_pairs(name, split, classes, pairs, layout=layout, has_labels=split != "test")

@@ -1,14 +1,18 @@
 """Samples that are an image file and a label file each."""
 
+import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from hrnet_jax.data.images import decode
-from hrnet_jax.data.images.headers import parse_header, read_header
+from hrnet_jax.data.images.headers import Header, check_sizes, parse_header, read_header
+from hrnet_jax.data.sources import label_values
 from hrnet_jax.data.sources.source import (
     Classes,
     Records,
@@ -19,41 +23,47 @@ from hrnet_jax.data.sources.source import (
 )
 from hrnet_jax.runtime import storage
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class EncodedSample:
     """A sample of encoded files, see `source.Sample`.
 
     Attributes:
-        image_data: a PNG or JPEG file.
+        image_data: an image file of any kind that `decode.decode_image` reads.
         label_data: a PNG file, or None.
         image_name: what errors call the image.
         label_name: what errors call the label.
+        classes: how the files are read; None: labels are ids of one byte.
     """
 
     image_data: bytes
     label_data: bytes | None
     image_name: str
     label_name: str
+    classes: Classes | None = None
 
     @property
     def size(self) -> tuple[int, int]:
-        return parse_header(self.image_data, self.image_name).size
+        return self._header.size
+
+    @cached_property
+    def _header(self) -> Header:
+        return parse_header(self.image_data, self.image_name)
 
     def image(self, window: Window | None = None) -> np.ndarray:
-        if window is None:
-            return decode.decode_image(self.image_data, self.image_name)
-        return decode.decode_image(self.image_data, self.image_name, window[0].stop)[window]
+        image_range = self.classes.image_range if self.classes else None
+        rows = None if window is None else window[0].stop
+        image = decode.decode_image(self.image_data, self.image_name, rows, image_range=image_range)
+        return image if window is None else image[window]
 
     def label(self, window: Window | None = None) -> np.ndarray:
-        if (size := parse_header(self.label_data, self.label_name).size) != self.size:
-            raise ValueError(
-                f"label {self.label_name} is {size[0]}x{size[1]} but its image {self.image_name} "
-                f"is {self.size[0]}x{self.size[1]}"
-            )
-        if window is None:
-            return decode.decode_label(self.label_data, self.label_name)
-        return decode.decode_label(self.label_data, self.label_name, window[0].stop)[window]
+        header = parse_header(self.label_data, self.label_name)
+        check_sizes(self._header, header, self.image_name, self.label_name)
+        rows = None if window is None else window[0].stop
+        label = read_label(self.label_data, self.label_name, self.classes, rows)
+        return label if window is None else label[window]
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class Files(Records[Sample]):
     Attributes:
         image_paths: one per sample.
         label_paths: one per sample; empty if the split has no labels.
+        classes: how the files are read; None: labels are ids of one byte.
 
     Raises:
         ValueError: if the numbers of files differ.
@@ -70,6 +81,7 @@ class Files(Records[Sample]):
 
     image_paths: tuple[str, ...] = field()  # without the default of `Records`
     label_paths: tuple[str, ...] = ()
+    classes: Classes | None = None
 
     def __post_init__(self):
         if self.label_paths and len(self.label_paths) != len(self.image_paths):
@@ -94,7 +106,7 @@ class Files(Records[Sample]):
     def open(self, index: int) -> EncodedSample:
         label = storage.read_bytes(self.label_paths[index]) if self.label_paths else None
         image = storage.read_bytes(self.image_paths[index])
-        return EncodedSample(image, label, self.name(index), self.label_name(index))
+        return EncodedSample(image, label, self.name(index), self.label_name(index), self.classes)
 
     def size(self, index: int) -> tuple[int, int]:
         return read_header(self.image_paths[index]).size
@@ -102,11 +114,30 @@ class Files(Records[Sample]):
     def label(self, index: int) -> np.ndarray:
         # Counting the ids of a split needs no images, which are ten times as large.
         path = self.label_paths[index]
-        return decode.decode_label(storage.read_bytes(path), path)
+        return read_label(storage.read_bytes(path), path, self.classes)
 
     def take(self, indices: Sequence[int]) -> "Files":
         pick = lambda paths: tuple(paths[i] for i in indices) if paths else ()  # noqa: E731
-        return Files(pick(self.image_paths), pick(self.label_paths))
+        return Files(pick(self.image_paths), pick(self.label_paths), self.classes)
+
+
+def read_label(
+    data: bytes, name: str, classes: Classes | None, rows: int | None = None
+) -> np.ndarray:
+    """A label file as `Records.label` gives it, uint8 [H, W].
+
+    Args:
+        data: the file's bytes.
+        name: what errors call it.
+        classes: the class list; None: labels are ids of one byte.
+        rows: how many are needed, from the top; more may come.
+
+    Raises:
+        ValueError: naming the file, if it is damaged or holds what the class list does not know.
+    """
+    colors = classes is not None and classes.label_type == "colors"
+    values = decode.decode_label(data, name, rows, colors=colors)
+    return label_values.to_bytes(values, classes, name)
 
 
 class Pair(NamedTuple):
@@ -127,6 +158,40 @@ def not_hidden(names: Iterable[str]) -> list[str]:
 
 def _is_hidden(parts: Sequence[str]) -> bool:
     return any(part.startswith(".") for part in parts)
+
+
+def log_unused(folder: str | os.PathLike, names: Iterable[str], what: str) -> None:
+    """Warns of files of a dataset that are not used, with their number and the first ones.
+
+    Args:
+        folder: where they lie.
+        names: their places in the folder.
+        what: why, as in "are labels without an image".
+    """
+    if names := sorted(names):
+        logger.warning(
+            "%d files in %s %s and are not used, e.g. %s", len(names), folder, what, names[:3]
+        )
+
+
+def log_unpaired(
+    images: tuple[epath.Path, str], labels: tuple[epath.Path, str], pairs: Iterable[Pair]
+) -> None:
+    """Warns of files of a dataset with fixed names that belong to no pair.
+
+    Args:
+        images: folder of a split's images, and the pattern (of `storage.files_in`) of all files in
+            it.
+        labels: folder of its labels, and the pattern of labels only.
+        pairs: what is used.
+    """
+    used = {path for pair in pairs for path in (pair.image, pair.label)}
+    kinds = ((images, "do not have the names of images"), (labels, "are labels without an image"))
+    for (folder, pattern), what in kinds:
+        names = (
+            p[len(str(folder)) + 1 :] for p in storage.files_in(folder, pattern) if p not in used
+        )
+        log_unused(folder, not_hidden(names), what)
 
 
 def find_images(
@@ -182,8 +247,9 @@ def source_of_pairs(
     if not has_labels:
         labels = ()
     if missing := storage.missing(labels):
+        folder = storage.path(os.path.dirname(missing[0]))
         raise FileNotFoundError(
-            f"{len(missing)} of {len(labels)} images of {name} {split!r} have no label; the first "
-            f"one looked for is {missing[0]} (layout: {layout})"
+            f"{len(missing)} of {len(labels)} images of {name} {split!r} have no label; looked for "
+            f"{', '.join(missing[:3])}; {describe_folder(folder)} (layout: {layout})"
         )
-    return Source(name, split, classes, ids, Files(images, labels))
+    return Source(name, split, classes, ids, Files(images, labels, classes))

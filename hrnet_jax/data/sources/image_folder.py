@@ -1,6 +1,6 @@
 """Images with one class each, in one folder per class:
 
-    root/SPLIT/CLASS/**/NAME.{jpg,jpeg,png}
+    root/SPLIT/CLASS/**/NAME.{png,jpg,jpeg,webp,tif,tiff,bmp,ppm}
 
 which is ImageNet's usual layout. The classes are the folders' names in alphabetic order.
 """
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from hrnet_jax.data.sources.files import not_hidden
+from hrnet_jax.data.images.headers import IMAGE_SUFFIXES
+from hrnet_jax.data.sources.files import log_unused, not_hidden
 from hrnet_jax.data.sources.source import Records, Source, describe_folder
 from hrnet_jax.runtime import storage
 
-LAYOUT = "ROOT/SPLIT/CLASS/**/NAME.{jpg,jpeg,png}"
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+LAYOUT = "ROOT/SPLIT/CLASS/**/NAME.{jpg,png,...}"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ImageClasses:
 
 
 class LabeledImage(NamedTuple):
-    """An encoded image (PNG or JPEG) and the number of its class."""
+    """An encoded image and the number of its class."""
 
     data: bytes
     label: int
@@ -112,17 +112,21 @@ def open_image_folder(root: str | os.PathLike, split: str) -> ImageSource:
         raise FileNotFoundError(
             f"no class folders in {folder}; {describe_folder(folder)}. Expected layout: {LAYOUT}"
         )
-    ids, labels = [], []
+    ids, labels, others, empty = [], [], [], []
     for label, name in enumerate(names):
         files = not_hidden(storage.names_below(folder / name, follow_links=True))
         found = sorted(filter(_is_image, files))
-        if not found:
-            raise ValueError(
-                f"class folder {folder / name} holds no images ({', '.join(_SUFFIXES)}); "
-                f"{describe_folder(folder / name)}. Remove it if there is no such class"
-            )
         ids += [f"{name}/{path}" for path in found]
         labels += [label] * len(found)
+        others += [f"{name}/{path}" for path in files if not _is_image(path)]
+        empty += [] if found else [name]
+    if empty:
+        raise ValueError(
+            f"{len(empty)} of {len(names)} class folders in {folder} hold no images "
+            f"({', '.join(IMAGE_SUFFIXES)}): {empty[:5]}; {describe_folder(folder / empty[0])}. "
+            "Remove them if there are no such classes"
+        )
+    log_unused(folder, others, "are no images with a known suffix")
     return Source(
         name="image_folder",
         split=split,
@@ -133,4 +137,4 @@ def open_image_folder(root: str | os.PathLike, split: str) -> ImageSource:
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(_SUFFIXES)
+    return name.lower().endswith(IMAGE_SUFFIXES)

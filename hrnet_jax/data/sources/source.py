@@ -15,7 +15,12 @@ IGNORE_LABEL = 255
 # it, so it never reaches training.
 UNKNOWN_LABEL = 254
 MAX_CLASSES = 254
+# The largest raw id: that of a 16-bit PNG.
+MAX_ID = 65535
+LABEL_TYPES = ("ids", "colors")
+_LIST_KEYS = ("names", "colors", "label_ids", "ignore_ids", "categories", "ignore_colors")
 
+Color = tuple[int, int, int]  # RGB, 0..255
 Window = tuple[slice, slice]  # rows and columns of an image
 ClassesT = TypeVar("ClassesT")  # Classes or image_folder.ImageClasses
 SampleT = TypeVar("SampleT")  # Sample or image_folder.LabeledImage
@@ -23,24 +28,34 @@ SampleT = TypeVar("SampleT")  # Sample or image_folder.LabeledImage
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a dataset; index i of every tuple belongs to train id i.
+    """The classes of a dataset; index i of every tuple of one per class belongs to train id i.
 
     Attributes:
         names: one per class.
         colors: RGB in 0..255, one per class.
-        label_ids: the raw id in the label files, one per class, in 0..254.
-        ignore_ids: raw ids that are known and mean "no class". 255 always does.
+        label_ids: the raw id in the label files, one per class, in 0..65535; a tuple where several
+            raw ids are one class, whose first one is written back.
+        ignore_ids: raw ids that are known and mean "no class". 255 does unless it is a label id.
         categories: a coarser name per class, or empty.
+        label_type: of LABEL_TYPES: label files hold "ids", or exactly the "colors".
+        ignore_colors: colors in label files that mean "no class".
+        ignore_rest: every other id or color means "no class", too; "ignore_ids": "rest" in JSON.
+        image_range: (low, high), the values in pictures of more than 8 bits that become 0 and 255;
+            None: such pictures are refused.
 
     Raises:
         ValueError: for lengths that differ, ids out of range or used twice, names used twice.
     """
 
     names: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
-    label_ids: tuple[int, ...]
+    colors: tuple[Color, ...]
+    label_ids: tuple[int | tuple[int, ...], ...]
     ignore_ids: tuple[int, ...] = ()
     categories: tuple[str, ...] = ()
+    label_type: str = "ids"
+    ignore_colors: tuple[Color, ...] = ()
+    ignore_rest: bool = False
+    image_range: tuple[int, int] | None = None
 
     def __post_init__(self):
         if not 1 <= len(self.names) <= MAX_CLASSES:
@@ -53,35 +68,103 @@ class Classes:
             if odd := [v for v in getattr(self, field_name) if not isinstance(v, str)]:
                 raise ValueError(f"{field_name} must be strings, got {odd[0]!r}")
         _refuse_repeats("class name", self.names)
-        _refuse_repeats("label id", (*self.label_ids, *self.ignore_ids))
-        for what, ids, top in (("label", self.label_ids, 254), ("ignore", self.ignore_ids, 255)):
-            for i in ids:
-                if not _is_int(i) or not 0 <= i <= top:
-                    raise ValueError(f"{what} id {i!r}: need an integer in 0..{top}")
         for name, color in zip(self.names, self.colors, strict=True):
-            if len(color) != 3 or not all(_is_int(c) and 0 <= c <= 255 for c in color):
-                raise ValueError(f"color {color!r} of {name!r}: need three integers in 0..255")
+            _check_color(color, f" of {name!r}")
+        self._check_ids()
+        self._check_label_type()
+        _check_image_range(self.image_range)
+
+    def _check_ids(self) -> None:
+        # [4] is 4, so that equal classes compare equal.
+        one = lambda ids: ids[0] if isinstance(ids, tuple) and len(ids) == 1 else ids  # noqa: E731
+        object.__setattr__(self, "label_ids", tuple(map(one, self.label_ids)))
+        if () in self.label_ids:
+            raise ValueError(f"class {self.names[self.label_ids.index(())]!r} has no label id")
+        label_ids = [i for ids in self.ids_by_class for i in ids]
+        for what, ids in (("label", label_ids), ("ignore", self.ignore_ids)):
+            for i in ids:
+                if not _is_int(i) or not 0 <= i <= MAX_ID:
+                    raise ValueError(f"{what} id {i!r}: need an integer in 0..{MAX_ID}")
+        _refuse_repeats("label id", (*label_ids, *self.ignore_ids))
+
+    def _check_label_type(self) -> None:
+        if self.ignore_rest and (self.ignore_ids or self.ignore_colors):
+            raise ValueError("ignore_rest ignores all others: give no ignore_ids or ignore_colors")
+        if self.label_type not in LABEL_TYPES:
+            raise ValueError(f"unknown label_type {self.label_type!r}; known: {LABEL_TYPES}")
+        for color in self.ignore_colors:
+            _check_color(color, " in ignore_colors")
+        if self.label_type == "ids":
+            if self.ignore_colors:
+                raise ValueError('ignore_colors are for labels with "label_type": "colors"')
+            return
+        if self.ignore_ids:
+            raise ValueError('"label_type": "colors" has ignore_colors, not ignore_ids')
+        _refuse_repeats("color of label files", (*self.colors, *self.ignore_colors))
 
     @property
     def num_classes(self) -> int:
         return len(self.names)
 
+    @property
+    def ids_by_class(self) -> tuple[tuple[int, ...], ...]:
+        """All raw ids of each class."""
+        return tuple(ids if isinstance(ids, tuple) else (ids,) for ids in self.label_ids)
+
+    @property
+    def first_ids(self) -> tuple[int, ...]:
+        """The raw id that is written for each class."""
+        return tuple(ids[0] for ids in self.ids_by_class)
+
+    @property
+    def stores_raw_ids(self) -> bool:
+        """Whether a byte holds every raw id of the class list.
+
+        Readers (`Records.label`), tiles and counts have one byte per pixel. It is the raw id where
+        this is true; else (ids above 255, colors) it is the train id, or IGNORE_LABEL.
+        """
+        ids = [i for ids in self.ids_by_class for i in ids]
+        return self.label_type == "ids" and max(*ids, *self.ignore_ids, 0) <= 255
+
+    @property
+    def label_format(self) -> str:
+        """On what, apart from its file, a label as read depends; "" if it holds raw ids."""
+        if self.stores_raw_ids and not self.ignore_rest:
+            return ""
+        parts = self.label_type, self.colors, self.ignore_colors, self.label_ids, self.ignore_ids
+        return repr((*parts, self.ignore_rest))
+
     def lookup(self) -> np.ndarray:
-        """uint8 [256]: raw id -> train id, IGNORE_LABEL or UNKNOWN_LABEL."""
-        table = np.full(256, UNKNOWN_LABEL, np.uint8)
-        table[[*self.ignore_ids, IGNORE_LABEL]] = IGNORE_LABEL
-        table[list(self.label_ids)] = np.arange(self.num_classes)
+        """uint8 [256]: byte in a label as read -> train id, IGNORE_LABEL or UNKNOWN_LABEL."""
+        raw = self.stores_raw_ids
+        table = np.full(256, IGNORE_LABEL if self.ignore_rest and raw else UNKNOWN_LABEL, np.uint8)
+        table[IGNORE_LABEL] = IGNORE_LABEL
+        table[list(self.ignore_ids) if raw else []] = IGNORE_LABEL
+        for k, ids in enumerate(self.ids_by_class):
+            table[list(ids) if raw else k] = k
         return table
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists, as stored in checkpoints; `from_json` reads them."""
-        return {
+        """Plain lists, as stored in checkpoints; `from_json` reads them.
+
+        Later keys are left out where they have their default, so that older files stay equal.
+        """
+        data: dict[str, Any] = {
             "names": list(self.names),
             "colors": [list(c) for c in self.colors],
-            "label_ids": list(self.label_ids),
+            "label_ids": [list(i) if isinstance(i, tuple) else i for i in self.label_ids],
             "ignore_ids": list(self.ignore_ids),
             "categories": list(self.categories),
         }
+        if self.label_type != "ids":
+            data["label_type"] = self.label_type
+        if self.ignore_colors:
+            data["ignore_colors"] = [list(c) for c in self.ignore_colors]
+        if self.ignore_rest:
+            data["ignore_ids" if self.label_type == "ids" else "ignore_colors"] = "rest"
+        if self.image_range:
+            data["image_range"] = list(self.image_range)
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Classes":
@@ -90,21 +173,33 @@ class Classes:
         Raises:
             ValueError: for missing or unknown keys, or values that do not fit together.
         """
-        known = ("names", "colors", "label_ids", "ignore_ids", "categories")
+        known = (*_LIST_KEYS, "label_type", "image_range")
         if not isinstance(data, dict):
             raise ValueError(f"classes must be a dict with {known}, got {type(data).__name__}")
         if unknown := sorted(set(data) - set(known)):
             raise ValueError(f"unknown keys {unknown} in classes; known: {known}")
-        if missing := [k for k in known[:3] if k not in data]:
-            raise ValueError(f"classes lack the keys {missing}; needed: {known[:3]}")
-        values = {k: data.get(k, []) for k in known}
+        if missing := [k for k in _LIST_KEYS[:3] if k not in data]:
+            raise ValueError(f"classes lack the keys {missing}; needed: {_LIST_KEYS[:3]}")
+        values = {k: data.get(k, []) for k in _LIST_KEYS}
+        label_type = data.get("label_type", "ids")
+        ignore_key = "ignore_ids" if label_type == "ids" else "ignore_colors"
+        if ignore_rest := values[ignore_key] == "rest":
+            values[ignore_key] = []
         for k, v in values.items():
             if not isinstance(v, list | tuple):
                 raise ValueError(f"classes: {k!r} must be a list, got {type(v).__name__}")
-        if bad := [c for c in values["colors"] if not isinstance(c, list | tuple)]:
-            raise ValueError(f"classes: each color must be a list [r, g, b], got {bad[0]!r}")
-        values["colors"] = [tuple(c) for c in values["colors"]]
-        return cls(**{k: tuple(v) for k, v in values.items()})
+        for k in ("colors", "ignore_colors"):
+            if bad := [c for c in values[k] if not isinstance(c, list | tuple)]:
+                raise ValueError(f"classes: each color must be a list [r, g, b], got {bad[0]!r}")
+        # Ids and colors of a class may be lists themselves.
+        frozen = lambda v: tuple(v) if isinstance(v, list) else v  # noqa: E731
+        lists: dict[str, Any] = {k: tuple(map(frozen, v)) for k, v in values.items()}
+        return cls(
+            **lists,
+            label_type=label_type,
+            ignore_rest=ignore_rest,
+            image_range=frozen(data.get("image_range")),
+        )
 
 
 class Sample(Protocol):
@@ -116,7 +211,11 @@ class Sample(Protocol):
         """uint8 RGB [h, w, 3]: the whole image, or the given rows and columns."""
 
     def label(self, window: Window | None = None) -> np.ndarray:
-        """Raw ids, uint8 [h, w]; the split must have labels."""
+        """Raw ids, uint8 [h, w]; the split must have labels.
+
+        With a class list whose raw ids do not fit in a byte, or with colors, train ids; see
+        `Classes.stores_raw_ids`.
+        """
 
 
 class Records(Generic[SampleT]):
@@ -128,12 +227,14 @@ class Records(Generic[SampleT]):
         label_paths: one label file per sample; empty if labels are not single files.
         id_counts: pixels of each raw id, uint32 [samples, 256], where they are stored with the
             samples; else None.
+        classes: how files of images and labels are read; None: labels are ids of one byte.
     """
 
     has_labels: bool
     image_paths: tuple[str, ...] = ()
     label_paths: tuple[str, ...] = ()
     id_counts: np.ndarray | None = None
+    classes: Classes | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -145,6 +246,15 @@ class Records(Generic[SampleT]):
     def label_name(self, index: int) -> str:
         """What error messages call the label."""
         return self.name(index)
+
+    @property
+    def label_format(self) -> str:
+        """On what, apart from the files, the bytes of labels depend; "" if they are raw ids."""
+        return self.classes.label_format if self.classes else ""
+
+    def files(self, index: int) -> tuple[str, ...]:
+        """The files that hold a sample: its image and label, or a shard of many samples."""
+        return tuple(paths[index] for paths in (self.image_paths, self.label_paths) if paths)
 
     def open(self, index: int) -> SampleT:
         """One sample.
@@ -160,7 +270,7 @@ class Records(Generic[SampleT]):
         return self.open(index).size  # type: ignore[attr-defined]
 
     def label(self, index: int) -> np.ndarray:
-        """The raw ids of a label, uint8 [H, W]. Raises as `open`."""
+        """The raw ids of a label, uint8 [H, W], see `Sample.label`. Raises as `open`."""
         return self.open(index).label()  # type: ignore[attr-defined]
 
     def take(self, indices: Sequence[int]) -> "Records[SampleT]":
@@ -249,8 +359,9 @@ class Source(Generic[ClassesT, SampleT]):
     def known_ids(self: "Source[Classes, Sample]") -> str:
         """The ids that labels may hold, as errors list them."""
         table = self.lookup()
-        ignored, known = table == IGNORE_LABEL, table < UNKNOWN_LABEL
-        return f"{np.flatnonzero(known).tolist()}, ignored: {np.flatnonzero(ignored).tolist()}"
+        known = np.flatnonzero(table < UNKNOWN_LABEL).tolist()
+        ignored = np.flatnonzero(table == IGNORE_LABEL).tolist()
+        return f"{known}, ignored: {'all others' if self.classes.ignore_rest else ignored}"
 
     def to_train_ids(self: "Source[Classes, Sample]", label: np.ndarray, index: int) -> np.ndarray:
         """Raw ids -> train ids.
@@ -306,6 +417,13 @@ class Source(Generic[ClassesT, SampleT]):
         return replace(self, classes=classes, train_ids=tuple(table.tolist()))
 
 
+def spread_indices(count: int, wanted: int) -> Sequence[int]:
+    """`wanted` of `count` indices, evenly spread; 0, or more than there are: all."""
+    if not 0 < wanted < count:
+        return range(count)
+    return [i * count // wanted for i in range(wanted)]
+
+
 def describe_folder(path: epath.Path, limit: int = 8) -> str:
     """What errors say about a folder in which something was not found."""
     if not path.is_dir():
@@ -317,6 +435,21 @@ def describe_folder(path: epath.Path, limit: int = 8) -> str:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _check_color(color: Any, where: str) -> None:
+    if len(color) != 3 or not all(_is_int(c) and 0 <= c <= 255 for c in color):
+        raise ValueError(f"color {color!r}{where}: need three integers in 0..255")
+
+
+def _check_image_range(limits: Any) -> None:
+    """Raises ValueError unless it is None or two increasing integers in 0..65535."""
+    if limits is None:
+        return
+    if not isinstance(limits, tuple) or len(limits) != 2 or not all(map(_is_int, limits)):
+        raise ValueError(f"image_range {limits!r}: need [low, high], two integers, or null")
+    if not 0 <= limits[0] < limits[1] <= 65535:
+        raise ValueError(f"image_range {limits!r}: need 0 <= low < high <= 65535")
 
 
 def _refuse_repeats(what: str, values: Iterable) -> None:

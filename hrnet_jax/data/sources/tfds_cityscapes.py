@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from hrnet_jax.data.sources.cityscapes import CLASSES
 from hrnet_jax.data.sources.files import EncodedSample
-from hrnet_jax.data.sources.source import Records, Sample, Source
+from hrnet_jax.data.sources.source import Classes, Records, Sample, Source
 from hrnet_jax.data.sources.tfds_shards import Prepared, Shards
 
 # Our split names -> those of TFDS.
@@ -31,12 +31,17 @@ class ShardRecords(Records[Sample]):
 
     shards: Shards
     has_labels: bool
+    classes: Classes
 
     def __len__(self) -> int:
         return len(self.shards.ids)
 
     def name(self, index: int) -> str:
         return self.shards.name(index)
+
+    def files(self, index: int) -> tuple[str, ...]:
+        shard, _ = self.shards.places[index]
+        return (self.shards.paths[shard],)
 
     def take(self, indices: Sequence[int]) -> "ShardRecords":
         return replace(self, shards=self.shards.take(indices))
@@ -49,15 +54,17 @@ class ShardRecords(Records[Sample]):
         """
         keys = (_IMAGE, _LABEL) if self.has_labels else (_IMAGE,)
         image, *label = self.shards.features(index, *keys)
-        return EncodedSample(image, label[0] if label else None, *2 * [self.name(index)])
+        names = 2 * [self.name(index)]
+        return EncodedSample(image, label[0] if label else None, *names, self.classes)
 
 
-def open_tfds_cityscapes(root: str | os.PathLike, split: str) -> Source:
+def open_tfds_cityscapes(root: str | os.PathLike, split: str, classes: Classes = CLASSES) -> Source:
     """The samples of `split` in a data_dir of TFDS; ids are SPLIT/NUMBER.
 
     Args:
         root: the data_dir, or the folder of the prepared version itself.
         split: as with the folder layout; "val" is TFDS's "validation".
+        classes: what the labels mean.
 
     Raises:
         FileNotFoundError: if nothing is prepared there; it says how to.
@@ -72,7 +79,7 @@ def open_tfds_cityscapes(root: str | os.PathLike, split: str) -> Source:
     return Source(
         name="tfds_cityscapes",
         split=split,
-        classes=CLASSES,
+        classes=classes,
         ids=shards.ids,
-        records=ShardRecords(shards, has_labels),
+        records=ShardRecords(shards, has_labels, classes),
     )

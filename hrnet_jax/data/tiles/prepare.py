@@ -30,8 +30,9 @@ from etils import epath
 
 from hrnet_jax.data import SOURCES, open_source
 from hrnet_jax.data.images import decode
-from hrnet_jax.data.pipeline import audit
-from hrnet_jax.data.sources.source import UNKNOWN_LABEL, Source
+from hrnet_jax.data.pipeline.parallel import parallel
+from hrnet_jax.data.sources.source import UNKNOWN_LABEL, Source, spread_indices
+from hrnet_jax.data.sources.union import UnionRecords
 from hrnet_jax.data.tiles import format as tile_format
 from hrnet_jax.runtime import run_lock, storage
 
@@ -106,8 +107,8 @@ class Estimate:
 
 def estimate(source: Source, output: epath.Path, samples: int = 4) -> Estimate:
     """Compresses a few images, spread over the source, and multiplies by the number of pixels."""
-    chosen = sorted({i * len(source) // samples for i in range(samples)})
-    sizes = list(audit.parallel(source.records.size, range(len(source)), "sizes", False))
+    chosen = spread_indices(len(source), samples)
+    sizes = list(parallel(source.records.size, range(len(source)), "sizes", False))
     examples = [tile_example(source, i) for i in chosen]
     stored = sum(len(e["image"]) + len(e["label"]) for e in examples)
     per_pixel = stored / sum(math.prod(sizes[i]) for i in chosen)
@@ -141,8 +142,7 @@ def prepare(
             prepares the same tiles, or a file of the source is damaged.
         OSError: if writing fails; complete shards are kept.
     """
-    if isinstance(source.records, tile_format.TileRecords):
-        raise ValueError(f"{source.name!r} {source.split!r} are tiles already")
+    _check_source(source)
     if shard_images < 1:
         raise ValueError(f"shard_images must be 1 or more, got {shard_images}")
     output = storage.path(output)
@@ -175,6 +175,15 @@ def prepare(
     work.rmtree()
     describe_for_tfds(output)
     return path
+
+
+def _check_source(source: Source) -> None:
+    if isinstance(source.records, tile_format.TileRecords):
+        raise ValueError(f"{source.name!r} {source.split!r} are tiles already")
+    if isinstance(source.records, UnionRecords):
+        raise ValueError(
+            f"split {source.split!r}: prepare its splits one by one; reading joins their tiles, too"
+        )
 
 
 def _check_space(
@@ -210,7 +219,7 @@ def _write_shards(
         k: range(k * shard_images, min((k + 1) * shard_images, len(source))) for k in missing
     }
     order = [i for k in missing for i in members[k]]
-    records = audit.parallel(record, order, f"tiling {source.split}", progress)
+    records = parallel(record, order, f"tiling {source.split}", progress)
     with contextlib.closing(records):
         for done, k in enumerate(missing):
             complete = f"{len(shards) - len(missing) + done} of {len(shards)} shards"
@@ -271,7 +280,7 @@ def _check_plan(path: epath.Path, plan: str) -> None:
     if path.is_file() and path.read_text() != plan:
         raise ValueError(
             f"{path.parent} is an unfinished preparation of other files or with other options: "
-            "delete it and the shards beside it to start again"
+            "delete it and the shards in the same folder to start again"
         )
     storage.write_bytes(path, plan.encode(), sync=True)
 
@@ -446,7 +455,7 @@ def verify(folder: str | os.PathLike, split: str, *, progress: bool = True) -> i
                 raise ValueError(f"{folder / entry['name']} is damaged: another checksum in {path}")
 
     count = len(manifest["files"])
-    for _ in audit.parallel(check, range(count), f"verifying {split}", progress):
+    for _ in parallel(check, range(count), f"verifying {split}", progress):
         pass
     return count
 

@@ -90,7 +90,7 @@ def select(logits, labels):
 def negative_log_likelihood(logits, labels):
     """-log softmax(logits)[label] per pixel: [..., C], [...] -> [...].
 
-    With its own derivative: only the logits, which are there anyhow, and one number per pixel are
+    With its own derivative: only the logits, which exist in any case, and one number per pixel are
     kept for the backward pass, instead of several arrays of the logits' size.
     """
     return _negative_log_likelihood_forward(logits, labels)[0]
@@ -112,23 +112,23 @@ negative_log_likelihood.defvjp(_negative_log_likelihood_forward, _negative_log_l
 
 
 @jax.custom_vjp
-def smoothed_log_likelihood(logits, labels, shares):
-    """As `negative_log_likelihood`, and sum_c shares[c] * -log softmax(logits)[c] per pixel."""
-    return _smoothed_forward(logits, labels, shares)[0]
+def smoothed_log_likelihood(logits, labels, fractions):
+    """As `negative_log_likelihood`, and sum_c fractions[c] * -log softmax(logits)[c] per pixel."""
+    return _smoothed_forward(logits, labels, fractions)[0]
 
 
-def _smoothed_forward(logits, labels, shares):
+def _smoothed_forward(logits, labels, fractions):
     losses, (_, log_sum, _) = _negative_log_likelihood_forward(logits, labels)
-    mean = jnp.sum(shares) * log_sum - jnp.sum(shares * logits, axis=-1)
-    return (losses, mean), (logits, log_sum, labels, shares)
+    mean = jnp.sum(fractions) * log_sum - jnp.sum(fractions * logits, axis=-1)
+    return (losses, mean), (logits, log_sum, labels, fractions)
 
 
 def _smoothed_backward(residuals, gradients):
-    logits, log_sum, labels, shares = residuals
+    logits, log_sum, labels, fractions = residuals
     own, mean = (gradient[..., None] for gradient in gradients)
     probabilities = jnp.exp(logits - log_sum[..., None])
-    of_sum = own + mean * jnp.sum(shares)
-    return probabilities * of_sum - one_hot(labels, logits) * own - mean * shares, None, None
+    of_sum = own + mean * jnp.sum(fractions)
+    return probabilities * of_sum - one_hot(labels, logits) * own - mean * fractions, None, None
 
 
 smoothed_log_likelihood.defvjp(_smoothed_forward, _smoothed_backward)

@@ -84,7 +84,7 @@ def lovasz_softmax(
     losses, present = _jaccard_extension(order, truth > 0), jnp.any(truth > 0, axis=-2)
     if not per_image:
         return _mean_of_present(losses, present, targets)
-    means = jax.vmap(lambda *image: _mean_of_present(*image, targets))(losses, present)
+    means = jax.vmap(lambda a, b: _mean_of_present(a, b, targets))(losses, present)
     counts = jnp.any(targets.valid.reshape(*pixels), axis=-1)
     return ratio(jnp.sum(means), jnp.sum(counts, dtype=means.dtype))
 

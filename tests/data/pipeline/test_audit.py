@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hrnet_jax.data import open_source
+from hrnet_jax.data import Classes, open_source
 from hrnet_jax.data.pipeline.audit import audit_labels
 from hrnet_jax.data.sources.files import Files
 
@@ -54,6 +54,34 @@ def test_unknown_ids_are_named_with_examples(make_source):
         audit(source)
 
 
+def test_the_likely_reason_for_unknown_ids(make_source):
+    classes = Classes(("ground", "tree", "sky"), ((90, 60, 30),) * 3, label_ids=(0, 1, 2))
+
+    def message(label):
+        source = make_source([label.shape], label=label.astype(np.uint8), classes=classes)
+        with pytest.raises(ValueError, match="does not know") as caught:
+            audit(source)
+        return str(caught.value).splitlines()
+
+    *_, last = message(np.array([[0, 1, 2, 3]]))
+    assert 'The labels seem to count from 1: "label_ids": [1, ..., 3]' in last
+    *_, last = message(np.array([[0, 128, 255]]))
+    assert '"label_ids": [0, 128, 255] in the class file' in last
+    *lines, last = message(np.arange(30)[None])
+    assert "resized with interpolation" in last
+    assert len(lines) == 7  # five ids with examples
+    assert lines[-1] == f"  and the ids {[*range(8, 30)]}"
+
+
+def test_labels_given_as_images(make_source):
+    source = make_source([(2, 4)] * 2)
+    same = dataclasses.replace(source, records=Files(source.label_paths, source.label_paths))
+    with pytest.raises(ValueError, match=r"are the same files, e\.g\. .*label000\.png"):
+        audit(same)
+    Path(source.image_paths[0]).write_bytes(Path(source.label_paths[0]).read_bytes())
+    assert audit(source).num_counted == 2  # one of them only
+
+
 def test_all_ignored(make_source):
     source = make_source([(2, 4)], label=np.full((2, 4), 255, np.uint8))
     with pytest.raises(ValueError, match=r"all 8 pixels in 1 labels .* Ids found: \[255\]"):
@@ -69,7 +97,7 @@ def test_sizes_are_compared_for_all_files(make_source):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b"GIF89a", "neither a PNG"), (b"\x89PNG\r\n\x1a\n", "damaged PNG")],
+    [(b"", "is empty"), (b"GIF89a", "a GIF file"), (b"\x89PNG\r\n\x1a\n", "damaged PNG")],
 )
 def test_bad_headers_are_found_without_counting(make_source, content, message):
     source = make_source([(2, 4)] * 10)

@@ -206,7 +206,7 @@ def test_centres_must_fit(source):
     ("content", "message"),
     [
         (b"", r"is empty \(0 bytes\)"),
-        (b"GIF89a, but not", "is neither a PNG nor a JPEG file"),
+        (b"GIF89a, but not", "is a GIF file"),
         ("cut", "is damaged"),
         ("small", "is 7x40: smaller than 8 pixels"),
     ],
@@ -234,7 +234,7 @@ def test_a_file_that_is_gone(source):
 
 
 def test_any_colour_mode_and_wrong_suffixes(tmp_path):
-    """As in ImageNet itself: CMYK files, a PNG called .JPEG; palettes and grey besides."""
+    """As in ImageNet itself: CMYK files, a PNG called .JPEG; palettes and gray besides."""
     for mode, kind in (("CMYK", "JPEG"), ("L", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")):
         path = tmp_path / "x.JPEG"
         Image.new("RGB", (20, 20), (255, 255, 255)).convert(mode).save(path, kind)

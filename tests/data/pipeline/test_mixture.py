@@ -4,6 +4,7 @@ from batching import train_batches
 
 from hrnet_jax.data import Classes, open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
+from hrnet_jax.data.pipeline.class_counts import class_counts
 from hrnet_jax.data.pipeline.mixture import Mixture, open_mixture
 
 OTHER = Classes(("dirt", "leaves", "cloud", "bird"), ((0, 0, 0),) * 4, (1, 2, 4, 9), (6,))
@@ -40,13 +41,37 @@ def test_wrong_class_maps(make_source, change, message):
 
 def test_sources_must_share_their_classes(make_source, streets):
     street = open_source("cityscapes", root=streets, split="train")
-    with pytest.raises(ValueError, match=r"other classes than 'test'.*class_map"):
+    with pytest.raises(
+        ValueError,
+        match=r"other classes than 'test'.*ready-made .*camvid to cityscapes",
+    ):
         Mixture((make_source([(2, 2)]), street), (1, 1))
     with pytest.raises(ValueError, match="2 sources but 1 weights"):
         Mixture((street, street))
     test = open_source("cityscapes", root=streets, split="test")
     with pytest.raises(ValueError, match=r"'test' .* has no labels to train on"):
         Mixture((street, test), (1, 1))
+
+
+def test_splits_without_labels_for_a_teacher(streets):
+    street = open_source("cityscapes", root=streets, split="train")
+    other = {"name": "cityscapes", "root": str(streets), "split": "test", "weight": 0.5}
+    mixture = open_mixture(street, [other], 0.0, unlabeled=True)
+    blank = mixture.sources[1]
+    image, label = blank.read(0)
+    expected, none = open_source("cityscapes", root=streets, split="test").read(0)
+    np.testing.assert_array_equal(image, expected)
+    assert none is None
+    assert label.shape == image.shape[:2]
+    assert (label == 255).all()
+    assert blank.records.open(0).label((slice(2, 5), slice(1, 3))).shape == (3, 2)
+    assert len(blank.take([0]).image_paths) == 1
+    assert not class_counts(blank).any()
+    alone = open_mixture(open_source("cityscapes", root=streets, split="test"), [], 0.0,
+                         unlabeled=True)  # fmt: skip
+    assert alone.has_labels
+    with pytest.raises(ValueError, match=r"class_uniform=0\.5.*'test' of 'cityscapes' has none"):
+        open_mixture(street, [other], 0.5, unlabeled=True)
 
 
 def test_epoch_is_one_turn_of_the_first_source(streets):
@@ -60,8 +85,10 @@ def test_described_by_the_config(streets, camvid):
     street = open_source("cityscapes", root=streets, split="train")
     assert open_mixture(street, (), 0.0) is street
     entry = {"name": "camvid", "root": str(camvid), "split": "train", "weight": 0.25}
-    with pytest.raises(ValueError, match="class_map"):
-        open_mixture(street, (entry,), 0.0)
+    # Without a class_map the ready-made one is taken, where there is one.
+    ready = open_mixture(street, (entry,), 0.0).sources[1]
+    assert ready.classes == street.classes
+    assert ready.lookup()[4] == street.classes.names.index("sidewalk")  # CamVid's pavement
     names = open_source("camvid", root=camvid, split="train").classes.names
     class_map = {name: name if name in street.classes.names else "" for name in names}
     mixture = open_mixture(street, (entry | {"class_map": class_map},), 0.0)
@@ -97,7 +124,7 @@ def test_samples_by_class_hold_it_wherever_it_is(make_source, tmp_path, monkeypa
     hit = [(b["label"] == 2).any((1, 2)) for b in chosen]
     assert np.sum(hit) >= 20  # two classes in turn
     # Counted once: the second time the labels are not read.
-    assert len(list((tmp_path / "cache").rglob("class_counts_*.npy"))) == 1
+    assert len(list((tmp_path / "cache").rglob("survey_*.npz"))) == 1
     again = crops(Mixture((source,), class_uniform=1.0), 1, scale_min=0.8)
     np.testing.assert_array_equal(again[0]["image"], chosen[0]["image"])
 

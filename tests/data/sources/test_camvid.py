@@ -41,3 +41,17 @@ def test_errors(camvid):
     (camvid / "trainannot" / "b.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 2 images .*trainannot/b.png"):
         open_source("camvid", root=camvid, split="train")
+
+
+def test_files_that_are_not_used_are_named(camvid, caplog):
+    root = camvid
+    open_source("camvid", root=root, split="trainval")
+    assert not caplog.records
+    (root / "train" / "a.png").rename(root / "train" / "a.bmp")
+    (root / "train" / "._b.png").write_bytes(b"")
+    open_source("camvid", root=root, split="trainval")
+    assert [r.getMessage() for r in caplog.records] == [
+        f"1 files in {root}/train do not have the names of images and are not used, e.g. ['a.bmp']",
+        f"1 files in {root}/trainannot are labels without an image and are not used, e.g. "
+        "['a.png']",
+    ]

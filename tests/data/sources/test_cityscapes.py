@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,3 +74,17 @@ def test_coarse_labels_are_a_set_of_their_own(streets, tmp_path):
     assert coarse.label_paths[0].endswith("_gtCoarse_labelIds.png")
     with pytest.raises(ValueError, match=r"unknown split 'test' of cityscapes_coarse; known: "):
         open_source("cityscapes_coarse", root=tmp_path, split="test")
+
+
+def test_files_that_are_not_used_are_named(tmp_path, streets, caplog):
+    root = tmp_path / "streets"
+    shutil.copytree(streets, root)
+    source = open_source("cityscapes", root=root, split="val")
+    assert not caplog.records
+    image = Path(source.image_paths[0])
+    image.rename(image.with_suffix(".jpg"))
+    open_source("cityscapes", root=root, split="val")
+    assert [r.getMessage().split(" e.g. ")[1] for r in caplog.records] == [
+        f"['{source.ids[0]}_leftImg8bit.jpg']",
+        f"['{source.ids[0]}_gtFine_labelIds.png']",
+    ]

@@ -38,7 +38,7 @@ def test_other_class_file(folder, tmp_path):
         ('{"names": []}', "classes.json: need 1..254 classes"),
         ('{"names": [1]}', "classes.json: need"),
         ('{"names": ["a"], "ids": [1]}', r"unknown keys \['ids'\]"),
-        ('{"names": ["a"], "label_ids": [300]}', "label id 300"),
+        ('{"names": ["a"], "label_ids": [70000]}', "label id 70000"),
     ],
 )
 def test_bad_class_files(folder, text, message):
@@ -54,7 +54,7 @@ def test_errors(folder):
     with pytest.raises(FileNotFoundError, match=r"1 of 2 images .*labels/train/b/two.png"):
         open_source("folder", root=folder, split="train")
     (folder / "images/train/a/one.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"nothing but their suffix: \['a/one'\]"):
+    with pytest.raises(ValueError, match=r"nothing but their suffix: \['a/one.jpg', 'a/one.png'\]"):
         open_source("folder", root=folder, split="train")
     (folder / "classes.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no class file .*classes.json"):
@@ -69,12 +69,12 @@ def test_files_that_are_not_samples(folder, caplog):
     (images / "a" / ".ipynb_checkpoints").mkdir()
     for path in (images / "._x.png", images / ".DS_Store", images / "a/.ipynb_checkpoints/y.png"):
         path.write_bytes(b"")
-    for path in (images / "a" / "z.tif", labels / "b" / "three.png", labels / "._x.png"):
+    for path in (images / "a" / "z.gif", labels / "b" / "three.png", labels / "._x.png"):
         path.write_bytes(b"")
     assert open_source("folder", root=folder, split="train") == expected
     unused_image, unused_label = (record.getMessage() for record in caplog.records)
     assert unused_image.startswith(f"1 files in {images} are no images with a known suffix")
-    assert "['a/z.tif']" in unused_image
+    assert "['a/z.gif']" in unused_image
     assert unused_label.startswith(f"1 files in {labels} are labels without an image")
     assert "['b/three.png']" in unused_label
 

@@ -39,11 +39,25 @@ def test_order_labels_and_bytes(root):
     assert ImageClasses.from_json(source.classes.to_json()) == source.classes
 
 
-def test_refuses_a_class_without_images(root):
-    (root / "train" / "mouse").mkdir()
-    (root / "train" / "mouse" / "note.txt").write_text("none yet")
-    with pytest.raises(ValueError, match=r"train/mouse holds no images .*holds note.txt"):
+def test_refuses_classes_without_images(root):
+    for name in ("mouse", "bird"):
+        (root / "train" / name).mkdir()
+        (root / "train" / name / "note.txt").write_text("none yet")
+    pattern = r"2 of 4 class folders in .*/train hold no images .*: \['bird', 'mouse'\]; .*note.txt"
+    with pytest.raises(ValueError, match=pattern):
         open_images("image_folder", root=root, split="train")
+
+
+def test_linked_folders_are_read_and_other_files_are_named(root, tmp_path, caplog):
+    (root / "train" / "bird").symlink_to(write(tmp_path / "else" / "b.PNG").parent)
+    (root / "train" / "dog" / "list.txt").write_text("b.JPEG")
+    (root / "train" / "dog" / "deep" / "c.gif").write_bytes(b"GIF89a")
+    source = open_images("image_folder", root=root, split="train")
+    assert (source.classes.names[0], source.ids[0]) == ("bird", "bird/b.PNG")
+    assert (
+        f"2 files in {root}/train are no images with a known suffix and are not used, e.g. "
+        "['dog/deep/c.gif', 'dog/list.txt']"
+    ) in caplog.text
 
 
 def test_refuses_other_layouts(root, tmp_path):

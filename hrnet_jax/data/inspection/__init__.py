@@ -1,0 +1,1 @@
+"""What an unknown folder of images and labels holds, and the class file that describes it."""

@@ -220,6 +220,11 @@ def _check_choices(config: ConfigDict) -> None:
 def _check_terms(config: ConfigDict, task: Task) -> None:
     """Checks that the losses exist for the task and that their weights add to something."""
     terms = loss_terms(config)
+    if config.loss.function and set(config.loss.terms.values()) - {None}:
+        raise ValueError(
+            f"config.loss.function={config.loss.function!r} and config.loss.terms={terms} are both"
+            " set: your function replaces the whole loss of the main output; set one of them"
+        )
     for name, weight in terms.items():
         check_choice("loss.terms", name, task.losses)
         if not 0 <= weight < math.inf:

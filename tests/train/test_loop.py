@@ -356,6 +356,10 @@ def test_losses_that_cannot_be_meant_are_refused():
         check_config(config)
     config.loss.terms = {"dice": 1.0, "ohem": 0.5}
     check_config(config)
+    config.loss.function = "mine:loss"
+    with pytest.raises(ValueError, match=r"'mine:loss' and config.loss.terms=.* are both set"):
+        check_config(config)
+    config.loss.function = ""
     config.head, config.loss.main_weight, config.loss.aux_weight = "ocr", 0.0, 0.0
     with pytest.raises(ValueError, match="are both 0: nothing would be learned"):
         check_config(config)

@@ -57,7 +57,7 @@ def lovasz_softmax(
     by class. As the authors' `lovasz_softmax(classes="present")`.
 
     The sort needs all pixels of the batch in one place: a batch that is sharded over devices is
-    gathered, 8 bytes for each pixel and class on each device. With `per_image` nothing is gathered
+    gathered, class by class: 8 bytes for each pixel and class. With `per_image` nothing is gathered
     over the batch.
 
     Args:

@@ -52,7 +52,7 @@ def main() -> None:
             pixels = images[i % BATCHES].to(device, non_blocking=True).permute(0, 3, 1, 2)
             target = labels[i % BATCHES].to(device, non_blocking=True).long()
             loss = step((pixels - mean) / std, target)
-        return float(loss)
+        return float(loss.detach())
 
     start = time.perf_counter()
     run(2)

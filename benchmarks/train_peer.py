@@ -83,22 +83,22 @@ def main(argv: list[str]) -> None:
     check_config(config)
     check(config)
     source, eval_source = build.open_sources(config)
-    num_steps, steps_per_epoch = build.run_length(config, len(source))
-    schedule, optimizer = build.make_optimizer(config, num_steps, steps_per_epoch)
+    num_steps, epochs = build.run_length(config, len(source))
+    schedule, optimizer = build.make_optimizer(config, num_steps, epochs.steps_per_epoch)
     model = build.make_model(config, source.classes.num_classes)
     sharding.use_compilation_cache(config.compilation_cache)
     state = create_state(
         model,
         optimizer,
         seed=config.seed,
-        variables=build.load_initial_variables(config, model),
+        variables=build.load_initial_variables(config, model, source.classes.names),
     )
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "peer.pth"
     torch_files.write_tensors(weights, convert.to_torch(model, variables, "official"))
     learning_rates = jax.device_get(jax.vmap(schedule)(np.arange(num_steps)))
-    eval_every = build.steps_per_evaluation(config, steps_per_epoch)
+    eval_every = build.steps_per_evaluation(config, epochs.steps_per_epoch)
 
     shape = map(str, (source.classes.num_classes, config.batch_size, *config.data.crop_size))
     threads = str(len(os.sched_getaffinity(0)))
@@ -127,7 +127,7 @@ def main(argv: list[str]) -> None:
             losses.append(float(ask(f"step {float(rate)!r}", batch["image"], batch["label"])))
             evaluates = step % eval_every == 0 or step == num_steps
             if evaluates or step == 1 or step % config.log_every_steps == 0:
-                loss, epoch = float(np.mean(losses)), step / steps_per_epoch
+                loss, epoch = float(np.mean(losses)), epochs.at(step)
                 log.scalars(step, {"epoch": epoch, "loss": loss, "learning_rate": float(rate)})
                 print(f"step {step}/{num_steps}  epoch {epoch:.1f}  loss {loss:.4f}", flush=True)
                 losses = []

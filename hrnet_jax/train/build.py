@@ -513,23 +513,22 @@ def make_loss(config: ConfigDict) -> losses.LossFunction:
             ignore_label=task_of(config.head).ignore_label,
             class_weights=config.loss.class_weights,
         )
-    terms = loss_terms(config)
-    functions = {name: _loss_function(config, name) for name in terms}
-    if terms == {(name := next(iter(terms))): 1.0}:
-        return functions[name]
-    pairs = tuple((functions[name], weight) for name, weight in sorted(terms.items()) if weight)
-    return functools.partial(losses.weighted_sum, terms=pairs)
+    functions = _loss_functions(config)
+    terms = [(functions[name], w) for name, w in sorted(loss_terms(config).items()) if w]
+    if len(terms) == 1 and terms[0][1] == 1:
+        return terms[0][0]
+    return functools.partial(losses.weighted_sum, terms=tuple(terms))
 
 
-def _loss_function(config: ConfigDict, name: str) -> losses.LossFunction:
-    """The loss of this name with its options."""
+def _loss_functions(config: ConfigDict) -> dict[str, losses.LossFunction]:
+    """Every loss by its name, with its options."""
     loss = config.loss
     options = {
         "ignore_label": task_of(config.head).ignore_label,
         "class_weights": loss.class_weights,
     }
     smoothed = options | {"label_smoothing": loss.label_smoothing}
-    functions = {
+    return {
         "cross_entropy": functools.partial(losses.cross_entropy, **smoothed),
         "ohem": functools.partial(
             losses.ohem_cross_entropy,
@@ -549,14 +548,13 @@ def _loss_function(config: ConfigDict, name: str) -> losses.LossFunction:
             losses.lovasz_softmax, per_image=loss.lovasz_per_image, **options
         ),
     }
-    return functions[name]
 
 
 def make_segmentation_loss(config: ConfigDict) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """`losses.segmentation_loss` with its options: cross-entropy for the auxiliary output."""
     return functools.partial(
         losses.segmentation_loss,
-        aux_loss_function=_loss_function(config, "cross_entropy"),
+        aux_loss_function=_loss_functions(config)["cross_entropy"],
         aux_weight=config.loss.aux_weight,
         main_weight=config.loss.main_weight,
     )

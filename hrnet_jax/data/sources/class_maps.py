@@ -15,6 +15,21 @@ from collections.abc import Mapping
 
 from hrnet_jax.data.sources import camvid, cityscapes, public
 
+# What both versions of Vistas call alike, for Cityscapes.
+_VISTAS_TO_CITYSCAPES: Mapping[str, str] = {
+    "vegetation": "Vegetation",
+    "terrain": "Terrain; Sand",
+    "sky": "Sky",
+    "person": "Person",
+    "rider": "Bicyclist; Motorcyclist; Other Rider",
+    "car": "Car",
+    "truck": "Truck",
+    "bus": "Bus",
+    "train": "On Rails",
+    "motorcycle": "Motorcycle",
+    "bicycle": "Bicycle",
+}
+
 # (from, to) -> {class of the target: classes of the other dataset, separated by "; "}
 _TABLES: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("mapillary_vistas_v1.2", "cityscapes"): {
@@ -27,17 +42,7 @@ _TABLES: Mapping[tuple[str, str], Mapping[str, str]] = {
         "pole": "Pole; Utility Pole",
         "traffic light": "Traffic Light",
         "traffic sign": "Traffic Sign (Front)",
-        "vegetation": "Vegetation",
-        "terrain": "Terrain; Sand",
-        "sky": "Sky",
-        "person": "Person",
-        "rider": "Bicyclist; Motorcyclist; Other Rider",
-        "car": "Car",
-        "truck": "Truck",
-        "bus": "Bus",
-        "train": "On Rails",
-        "motorcycle": "Motorcycle",
-        "bicycle": "Bicycle",
+        **_VISTAS_TO_CITYSCAPES,
         "": "Bird; Ground Animal; Guard Rail; Barrier; Parking; Rail Track; Bridge; Tunnel; "
         "Mountain; Snow; Water; Banner; Bench; Bike Rack; Billboard; Catch Basin; CCTV Camera; "
         "Fire Hydrant; Junction Box; Mailbox; Manhole; Phone Booth; Street Light; "
@@ -116,17 +121,7 @@ _TABLES: Mapping[tuple[str, str], Mapping[str, str]] = {
         "Traffic Light - Cyclists; Traffic Light - Other",
         "traffic sign": "Traffic Sign (Front); Traffic Sign - Direction (Front); "
         "Traffic Sign - Parking; Traffic Sign - Temporary (Front)",
-        "vegetation": "Vegetation",
-        "terrain": "Terrain; Sand",
-        "sky": "Sky",
-        "person": "Person",
-        "rider": "Bicyclist; Motorcyclist; Other Rider",
-        "car": "Car",
-        "truck": "Truck",
-        "bus": "Bus",
-        "train": "On Rails",
-        "motorcycle": "Motorcycle",
-        "bicycle": "Bicycle",
+        **_VISTAS_TO_CITYSCAPES,
         "": "Bird; Ground Animal; Concrete Block; Guard Rail; Barrier; Road Median; Road Side; "
         "Lane Separator; Temporary Barrier; Driveway; Parking; Parking Aisle; Rail Track; "
         "Road Shoulder; Bridge; Tunnel; Mountain; Snow; Water; Banner; Bench; Bike Rack; "

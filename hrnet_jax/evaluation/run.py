@@ -41,6 +41,8 @@ class Options:
         output: folder of the results.
         data_root: folder of the dataset; "" for the one used in training.
         split: the split to evaluate; "" for the one evaluated during training.
+        data_name: another dataset than the one used in training; "" for that one.
+        class_file: of the other dataset; "" for its own classes.
         batch_size: images per step, over all devices.
         max_images: evaluate only so many images, evenly spread; 0 for all.
         tta: test-time augmentation.
@@ -61,6 +63,8 @@ class Options:
     output: epath.Path
     data_root: str = ""
     split: str = ""
+    data_name: str = ""
+    class_file: str = ""
     batch_size: int = 1
     max_images: int = 0
     tta: TestTimeAugmentation = SINGLE_SCALE
@@ -324,7 +328,7 @@ def _check_sizes(file: OnnxFile, source: Source) -> None:
 def _open_split(checkpoint: Checkpoint, options: Options) -> Source:
     data = checkpoint.metadata["config"]["data"]
     split = options.split or data["eval_split"]
-    trained_on = data.get("train_split", "").split("+")
+    trained_on = [] if options.data_name else data.get("train_split", "").split("+")
     # After a training on several splits at once; the training split alone is known as such.
     if len(trained_on) > 1 and (common := sorted(set(trained_on) & set(split.split("+")))):
         warnings.warn(
@@ -334,7 +338,13 @@ def _open_split(checkpoint: Checkpoint, options: Options) -> Source:
             UserWarning,
             stacklevel=2,
         )
-    source = segmentation.open_split(checkpoint.metadata, root=options.data_root, split=split)
+    source = segmentation.open_split(
+        checkpoint.metadata,
+        root=options.data_root,
+        split=split,
+        name=options.data_name,
+        class_file=options.class_file,
+    )
     return segmentation.spread(source, options.max_images)
 
 

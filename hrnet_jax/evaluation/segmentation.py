@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
 from hrnet_jax.data.pipeline.order import Shard
+from hrnet_jax.data.sources import class_maps
 from hrnet_jax.data.sources.source import Classes, Source, spread_indices
 from hrnet_jax.evaluation import driver, metrics
 from hrnet_jax.inference import multi_scale
@@ -111,20 +113,30 @@ def read_image_counts(
     return np.array([found[i] for i in ids], np.int64).reshape(len(ids), 3, len(names))
 
 
-def open_split(metadata: Mapping[str, Any], *, root: str, split: str) -> Source:
-    """Opens a split of the dataset that a checkpoint was trained on.
+def open_split(
+    metadata: Mapping[str, Any], *, root: str, split: str, name: str = "", class_file: str = ""
+) -> Source:
+    """Opens a split of the dataset that a checkpoint was trained on, or of another one.
 
     A dataset whose ids are known gets the classes of the checkpoint, so that its class file is not
-    needed again.
+    needed again. Classes of another dataset are put in the order of the checkpoint's, or mapped to
+    them by a ready-made map (`class_maps`).
 
     Args:
         metadata: of the checkpoint.
         root: folder of the dataset; "" for the one used in training.
         split: e.g. "val".
+        name: another dataset, one of `hrnet_jax.data.SOURCES`; "" for the one used in training.
+        class_file: of the other dataset, as `open_source` takes it.
 
     Raises:
-        FileNotFoundError, ValueError: if the folder or the split does not exist.
+        FileNotFoundError, ValueError: if the folder or the split does not exist, or if a class file
+            is given without a name.
     """
+    if name:
+        return _open_other(metadata, name, root, split, class_file)
+    if class_file:
+        raise ValueError("--class_file is for another dataset; name it with --data_name")
     data = metadata["config"]["data"]
     root = root or data["root"]
     if not root or not storage.path(root).is_dir():
@@ -136,6 +148,22 @@ def open_split(metadata: Mapping[str, Any], *, root: str, split: str) -> Source:
     raw = source.classes.stores_raw_ids and classes.stores_raw_ids
     same = source.classes.names == classes.names
     return replace(source, classes=classes) if raw and not same else source
+
+
+def _open_other(
+    metadata: Mapping[str, Any], name: str, root: str, split: str, class_file: str
+) -> Source:
+    if not root:
+        raise ValueError(f"--data_name={name} needs its folder: --data_root=DIR")
+    source = open_source(name, root=root, split=split, class_file=class_file)
+    classes = Classes.from_json(metadata["classes"])
+    class_map = class_maps.find(source.classes.names, classes.names)
+    if class_map is None:
+        return source
+    changed = ", ".join(f"{a} -> {b or 'ignored'}" for a, b in class_map.items() if a != b)
+    if changed:
+        logging.warning("%s: classes become those of the checkpoint: %s", name, changed)
+    return source.with_classes(classes, class_map)
 
 
 def spread(source: Source, max_images: int) -> Source:

@@ -47,6 +47,12 @@ _DATA_ROOT = flags.DEFINE_string(
 _SPLIT = flags.DEFINE_string(
     "split", "", "Split to evaluate; default: the one evaluated during training, usually val."
 )
+_DATA_NAME = flags.DEFINE_string(
+    "data_name", "", "Another dataset than the one used in training, in --data_root, e.g. kitti."
+)
+_CLASS_FILE = flags.DEFINE_string(
+    "class_file", "", "Class file of --data_name; default: the dataset's own classes."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images per step, over all devices.")
 _MAX_IMAGES = flags.DEFINE_integer(
     "max_images", 0, "Evaluate only so many images, evenly spread; 0: all."
@@ -76,7 +82,7 @@ for _module in (label_flags, tta_flags, process_flags, weights_flags):
 # Flags that do not apply to classifiers of whole images.
 _FOR_SEGMENTATION = (
     "scales", "flip", "tile", "average", "save_predictions", "compare", "submission",
-    "label_form", "label_suffix",
+    "label_form", "label_suffix", "data_name", "class_file",
 )  # fmt: skip
 
 
@@ -86,6 +92,8 @@ def options() -> Options:
         output=outputs.folder(_OUTPUT.value),
         data_root=_DATA_ROOT.value,
         split=_SPLIT.value,
+        data_name=_DATA_NAME.value,
+        class_file=_CLASS_FILE.value,
         batch_size=_BATCH_SIZE.value,
         max_images=_MAX_IMAGES.value,
         tta=tta_flags.tta(),

@@ -60,7 +60,8 @@ def _lines(root: epath.Path, found: Look) -> Iterable[str]:
     shown = sorted(found_values) if what == "ids" else [c for c, _ in found_values.most_common()]
     for value in shown[:40]:
         fraction = found_values[value] / total
-        yield f"  {value!s:>16}  {fraction:7.2%} of the pixels, in {counts.in_files[value]} labels"
+        line = f"  {value!s:>16}  {fraction:7.2%} of the pixels, in {counts.in_files[value]} labels"
+        yield line + (f"  {found.names[value]}" if value in found.names else "")
     if len(shown) > 40:
         yield f"  ... and {len(shown) - 40} more"
     for problem in counts.problems[:10]:
@@ -88,7 +89,10 @@ def _config(root: epath.Path, found: Look, class_file: epath.Path) -> list[str]:
     data = [f"--config.data.name={found.dataset}", *data]
     if found.class_file:
         data.append(f"--config.data.class_file={shlex.quote(str(storage.absolute(class_file)))}")
-    if "val" not in found.splits and "split" not in found.class_file.get("files", {}):
+    train = _train_split(found)
+    if train != "train":
+        data.append(f"--config.data.train_split={train}")
+    if train == "val" or not ({"val"} & set(found.splits) or _divides(found)):
         data.append("--config.data.eval_split=''")
     return [
         "--config=configs/cityscapes.py:variant=w18_small_v1",
@@ -96,6 +100,18 @@ def _config(root: epath.Path, found: Look, class_file: epath.Path) -> list[str]:
         f"--config.data.crop_size='({crop[0]},{crop[1]})'",
         "--config.loss.class_weights=None",
     ]
+
+
+def _divides(found: Look) -> bool:
+    """Whether the class file divides the files into train and val."""
+    return "split" in found.class_file.get("files", {})
+
+
+def _train_split(found: Look) -> str:
+    """The split to train on: "train", or the first one with labels."""
+    if "train" in found.splits or _divides(found):
+        return "train"
+    return next(iter(found.splits))
 
 
 def _draw(source: Source) -> np.ndarray:
@@ -117,21 +133,33 @@ def run(arguments: list[str]) -> int:
     if found.class_file:
         storage.write_text(class_file, json.dumps(found.class_file, indent=1, ensure_ascii=False))
     # Opened as training does it, so that what is printed below is known to work.
-    split = "train" if {"train", "all"} & set(found.splits) else next(iter(found.splits))
     source = open_source(
         found.dataset,
         root=root,
-        split=split,
+        split=_train_split(found),
         class_file=str(class_file) if found.class_file else "",
     )
     visualize.save(samples, _draw(source))
     written = [class_file, samples] if found.class_file else [samples]
-    print(f"wrote {', '.join(map(str, written))}: look at them, then")
+    print(f"wrote {', '.join(map(str, written))}: look at them, then\n")
+    print("\n\n".join(_commands(root, found, class_file, output)))
+    return 0
+
+
+def _commands(
+    root: epath.Path, found: Look, class_file: epath.Path, output: epath.Path
+) -> Iterable[str]:
+    """The next commands."""
+    if found.dataset != "folder" and "train" not in found.splits:
+        yield (
+            f"hrnet evaluate --checkpoint=RUN --data_name={found.dataset} \\\n"
+            f"    --data_root={shlex.quote(str(storage.absolute(root)))} --output=OUT"
+        )
+        return
     options = " \\\n    ".join(_config(root, found, class_file))
     start = "" if found.dataset in _RECIPES else " --config.init_from=camvid_w18_small_v1"
-    print(f"\nhrnet show_batch {options} \\\n    --output={shlex.quote(str(output / 'batch.png'))}")
-    print(f"\nhrnet train {options} \\\n   {start} --workdir=runs/{shlex.quote(output.name)}")
-    return 0
+    yield f"hrnet show_batch {options} \\\n    --output={shlex.quote(str(output / 'batch.png'))}"
+    yield f"hrnet train {options} \\\n   {start} --workdir=runs/{shlex.quote(output.name)}"
 
 
 if __name__ == "__main__":

@@ -102,6 +102,26 @@ def test_labels_are_looked_at_before_the_network_runs(workdir, data, tmp_path):
         SegmentationRun(checkpoint, options)
 
 
+def test_another_dataset_with_the_same_classes(workdir, data, tmp_path, caplog):
+    """Its own order and ids become those of the checkpoint."""
+    shutil.copytree(data, tmp_path / "data")
+    own = Classes(("boat", "road", "sky"), COLORS, (23, 31, 7), (0,))
+    (tmp_path / "data" / "classes.json").write_text(json.dumps(own.to_json()))
+    where = {"output": epath.Path(tmp_path / "out"), "data_root": str(tmp_path / "data")}
+    source = SegmentationRun(
+        load_checkpoint(workdir), Options(**where, data_name="folder", class_file="")
+    ).source
+    assert source.classes.names == ("road", "sky", "boat")
+    raw = np.asarray(Image.open(data / "labels" / "val" / "city" / "0.png"))
+    expected = np.select([raw == 31, raw == 7, raw == 23], [0, 1, 2], 255)
+    np.testing.assert_array_equal(source.read(0)[1], expected)
+    assert not caplog.records  # no class has got another name
+    with pytest.raises(ValueError, match="--data_name=kitti needs its folder: --data_root"):
+        SegmentationRun(load_checkpoint(workdir), Options(where["output"], data_name="kitti"))
+    with pytest.raises(ValueError, match="name it with --data_name"):
+        SegmentationRun(load_checkpoint(workdir), Options(**where, class_file="x.json"))
+
+
 def start(*arguments):
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],

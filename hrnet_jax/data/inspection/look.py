@@ -1,6 +1,6 @@
 """Looks at a folder: finds images and labels, counts what the labels hold, describes it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ from etils import epath
 
 from hrnet_jax.data.inspection import known, pairing, values
 from hrnet_jax.data.sources.files import not_hidden
-from hrnet_jax.data.sources.source import spread_indices
+from hrnet_jax.data.sources.source import Classes, Color, spread_indices
 from hrnet_jax.runtime import storage
 
 Pair = tuple[str, str]
@@ -25,6 +25,7 @@ class Look:
         class_file: what describes a folder; empty for a public dataset.
         splits: number of pairs in each split; of a class file that divides them, before that.
         values: what was counted.
+        names: of ids or colors, as far as they are known.
         counted: number of pairs that were read.
         notes: what could not be decided, and what a reader should check.
     """
@@ -33,6 +34,7 @@ class Look:
     class_file: dict[str, Any]
     splits: dict[str, int]
     values: values.Values
+    names: Mapping[int | Color, str]
     counted: int
     notes: tuple[str, ...]
 
@@ -71,19 +73,30 @@ def look(
     notes += [*more, *_cityscapes_ids(counts)]
     splits = {split or "all": len(pairs) for split, pairs in found.pairs.items()}
     data = {**keys, "files": found.files}
-    return Look("folder", data, splits, counts, len(chosen), tuple(notes))
+    return Look("folder", data, splits, counts, class_names, len(chosen), tuple(notes))
 
 
 def _look_at_public(root: epath.Path, fitting: list[known.Recognized], sample, progress) -> Look:
     found, *others = fitting
-    paths = []
+    paths, names = [], {}
     for _, source in known.open_splits(found.name, root):
         paths += zip(source.image_paths, source.label_paths, strict=True)
+        names = _value_names(source.classes)
     chosen = [paths[k] for k in spread_indices(len(paths), sample)]
     counts = values.count(progress(chosen))
     notes = [f"{found.present} of the {found.num_classes} classes occur in a sample of the labels"]
     notes += [f"{o.name} fits these folders, too" for o in others]
-    return Look(found.name, {}, dict(found.splits), counts, len(chosen), tuple(notes))
+    if "train" not in found.splits:
+        notes.append("its train split has no labels here, so it can be evaluated on only")
+    splits = dict(found.splits)
+    return Look(found.name, {}, splits, counts, names, len(chosen), tuple(notes))
+
+
+def _value_names(classes: Classes) -> dict[int | Color, str]:
+    if classes.label_type == "colors":
+        return dict(zip(classes.colors, classes.names, strict=True))
+    pairs = zip(classes.ids_by_class, classes.names, strict=True)
+    return {value: name for ids, name in pairs for value in ids}
 
 
 def _text(root: epath.Path, name: str) -> str:

@@ -302,7 +302,15 @@ def class_map(source: str, target: str) -> dict[str, str]:
 
 
 def find(source: tuple[str, ...], target: tuple[str, ...]) -> dict[str, str] | None:
-    """The ready-made map between two class lists, given by the names of their classes, or None."""
+    """The map between two class lists, given by the names of their classes.
+
+    Lists with the same names in another order need no table. None for equal lists, and where there
+    is no ready-made map.
+    """
+    if source == target:
+        return None
+    if sorted(source) == sorted(target):
+        return {name: name for name in source}
     for pair in _TABLES:
         if (names_of(pair[0]), names_of(pair[1])) == (source, target):
             return class_map(*pair)

@@ -1,5 +1,7 @@
 """Names of classes in text files, and public datasets by their layout and values."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -58,6 +60,15 @@ def test_public_datasets(tmp_path):
     whole = look(storage.path(tmp_path), 0)
     assert (whole.dataset, whole.class_file, whole.counted) == ("ade20k", {}, 2)
     assert whole.values.sizes == {(1, 90): 2}
+    assert (whole.names[1], whole.names[150]) == ("wall", "flag")
+
+
+def test_labels_for_evaluation_only(tmp_path):
+    write(tmp_path, "ade20k", range(90))
+    shutil.rmtree(tmp_path / "annotations" / "training")
+    found = look(storage.path(tmp_path), 0)
+    assert (found.dataset, found.splits) == ("ade20k", {"val": 1})
+    assert any("train split has no labels" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

@@ -30,3 +30,5 @@ def test_found_by_the_class_lists():
     assert found["bicyclist"] == ""
     assert class_maps.find(bdd, camvid)["truck"] == "car"
     assert class_maps.find(camvid, ("a", "b")) is None
+    assert class_maps.find(("a", "b"), ("b", "a")) == {"a": "a", "b": "b"}
+    assert class_maps.find(("a", "b"), ("a", "b")) is None

@@ -1,5 +1,6 @@
 """How tools start and fail: user errors are one line on standard error and exit code 2."""
 
+import logging as python_logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -61,6 +62,13 @@ def format_warning(message, category, filename, lineno, line=None) -> str:
 _format_any_warning = warnings.formatwarning
 
 
+class _LogFormatter(python_logging.Formatter):
+    """ "warning: MESSAGE", without absl's columns for programmers."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {super().format(record)}"
+
+
 def run(
     function: Callable[..., int],
     *,
@@ -93,6 +101,7 @@ def run(
     def main(argv: list[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax logs a page at INFO
+        logging.get_absl_handler().setFormatter(_LogFormatter())
         return call(tool, argv[1:])
 
     warnings.formatwarning = format_warning  # before flags: an earlier key gives a warning

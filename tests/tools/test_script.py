@@ -1,3 +1,5 @@
+import logging
+
 import jax.numpy as jnp
 import pytest
 
@@ -26,3 +28,8 @@ def test_what_is_said_to_the_user_stands_without_the_place_in_our_code():
     assert script.format_warning("gray", UserWarning, "inference.py", 12) == "warning: gray\n"
     other = script.format_warning("old", DeprecationWarning, "jax.py", 7)
     assert other.startswith("jax.py:7: DeprecationWarning: old")
+
+
+def test_logged_warnings_as_well():
+    record = logging.LogRecord("hrnet_jax", logging.WARNING, "files.py", 172, "no %s", ("a",), None)
+    assert script._LogFormatter().format(record) == "warning: no a"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from compiling import FAST_COMPILE
+from compiling import FAST_ENVIRONMENT
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -29,9 +29,8 @@ def run(name, folder, monkeypatch, changes):
     """Runs a notebook in a folder with other parameters; its text on both streams, its pictures."""
     # The kernel is a process of its own, which runs each program only a few times, on one device:
     # not on the eight of the tests.
-    flags = [f"--{name}={str(value).lower()}" for name, value in FAST_COMPILE.items()]
-    monkeypatch.setenv("XLA_FLAGS", " ".join(flags))
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    for key, value in {**FAST_ENVIRONMENT, "JAX_NUM_CPU_DEVICES": "1"}.items():
+        monkeypatch.setenv(key, value)
     notebook = read(name)
     (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     for old, new in changes.items():

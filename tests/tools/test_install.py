@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from compiling import FAST_ENVIRONMENT
 from PIL import Image
 
 from hrnet_jax.tools.__main__ import TOOLS
@@ -73,7 +74,7 @@ def run(environment, folder, *arguments, program="hrnet"):
     return subprocess.run(
         [environment / program, *map(str, arguments)],
         cwd=folder,
-        env=clean | {"JAX_NUM_CPU_DEVICES": "1"},
+        env=clean | FAST_ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": "1"},
         capture_output=True,
         text=True,
         check=False,

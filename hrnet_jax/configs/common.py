@@ -223,6 +223,8 @@ def get_config() -> Config:
     evaluation.every_epochs = 10.0  # 0: only after the last step
     evaluation.batch_size = 4  # images per step, over all devices and processes
     evaluation.num_images = 0  # evenly spread over the split; 0: all
+    # Pad images to multiples of this: for data of many sizes, each of which is compiled otherwise.
+    evaluation.size_step = 1
     # The run ends after so many evaluations in a row without a better metric; 0: never.
     evaluation.patience = 0
     return config.lock()

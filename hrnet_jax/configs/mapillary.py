@@ -11,7 +11,8 @@ attention over scales and another loss (RMI): 61.1 mIoU on validation. Differenc
 instead of RMI and no blur. There, images are first reduced to 2177 pixels on their longer side,
 then scaled by 0.5 to 2; here they are scaled by 0.25 to 1, the same for a side of 4000.
 
-Training evaluates 200 of the 2000 images, whose sizes differ, as each size is compiled once.
+The validation images are large and of many sizes. Training evaluates 200 of the 2000, padded to
+multiples of 128, as each size is compiled once; `hrnet evaluate` evaluates all.
 Converting the dataset to tiles first (`hrnet prepare_tiles`) makes reading several times faster.
 
 `:runlocal` shrinks the run to about a minute.
@@ -42,6 +43,7 @@ def get_config(arg=None):
     config.eval.every_epochs = 20.0
     config.eval.batch_size = 1
     config.eval.num_images = 200
+    config.eval.size_step = 128
     if arg.runlocal:
         common.shrink(config)
     return config

@@ -44,6 +44,8 @@ class Options:
         data_name: another dataset than the one used in training; "" for that one.
         class_file: of the other dataset; "" for its own classes.
         batch_size: images per step, over all devices.
+        size_step: pad images to multiples of this, see `segmentation.evaluate`; 0 for the one used
+            in training.
         max_images: evaluate only so many images, evenly spread; 0 for all.
         tta: test-time augmentation.
         space: number of devices that divide the height of each image.
@@ -57,7 +59,7 @@ class Options:
         label_suffix: of the label PNGs; "" for that of the form.
 
     Raises:
-        ValueError: for a negative number of overlays, or an unknown form.
+        ValueError: for a negative number of overlays or size_step, or an unknown form.
     """
 
     output: epath.Path
@@ -66,6 +68,7 @@ class Options:
     data_name: str = ""
     class_file: str = ""
     batch_size: int = 1
+    size_step: int = 0
     max_images: int = 0
     tta: TestTimeAugmentation = SINGLE_SCALE
     space: int = 1
@@ -78,8 +81,9 @@ class Options:
     label_suffix: str = ""
 
     def __post_init__(self):
-        if self.num_overlays < 0:
-            raise ValueError(f"num_overlays must be 0 or more, got {self.num_overlays}")
+        for name in ("num_overlays", "size_step"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
         self.form_for("")
         if (self.label_form or self.label_suffix) and not self.writes_predictions:
             raise ValueError(
@@ -303,6 +307,11 @@ def check_file(file: OnnxFile, options: Options) -> None:
         raise ValueError(
             f"{file.path} predicts at one scale; {options.tta} needs a checkpoint (--checkpoint)"
         )
+    if options.size_step > 1:
+        raise ValueError(
+            f"--size_step={options.size_step} needs a checkpoint (--checkpoint); {file.path} takes"
+            " images as they are"
+        )
     if options.space != 1 or jax.process_count() > 1:
         raise ValueError(
             f"{file.path} runs in one process, on one device; several need a checkpoint"
@@ -387,11 +396,13 @@ def _evaluator(
 ) -> Callable[..., segmentation.EvalResult]:
     """`segmentation.evaluate` of this checkpoint by the options."""
     _check_classes(checkpoint, source)
+    trained = checkpoint.metadata["config"].get("eval", {})
     return functools.partial(
         segmentation.evaluate,
         create_model(**checkpoint.metadata["model"]),
         checkpoint.variables,
         batch_size=options.batch_size,
+        size_step=options.size_step or trained.get("size_step", 1),
         mesh=sharding.make_mesh(space=options.space),
         tta=options.tta,
     )

@@ -25,7 +25,7 @@ from hrnet_jax.inference.multi_scale import SINGLE_SCALE, TestTimeAugmentation, 
 from hrnet_jax.models import HRNetModel
 from hrnet_jax.runtime import sharding, storage
 
-OnBatch = Callable[[dict[str, np.ndarray], np.ndarray], None]
+OnBatch = Callable[[dict[str, Any], Any], None]
 
 
 @dataclass(frozen=True)
@@ -218,6 +218,18 @@ def _local_rows(predictions: jax.Array, mesh: Mesh | None) -> np.ndarray:
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
+def _without_padding(batch: dict[str, Any], predictions: np.ndarray) -> tuple[dict[str, Any], Any]:
+    """The batch and its predictions, as lists of arrays if they are padded."""
+    sizes = batch["size"].tolist()
+    if (batch["size"] == batch["image"].shape[1:3]).all():
+        return batch, predictions
+
+    def cut(arrays):
+        return [a[:height, :width] for a, (height, width) in zip(arrays, sizes, strict=True)]
+
+    return {**batch, **{k: cut(batch[k]) for k in ("image", "label")}}, cut(predictions)
+
+
 class _Totals:
     """Confusion matrix and counts of a split, added up in int64."""
 
@@ -256,6 +268,7 @@ def evaluate(
     source: Source,
     *,
     batch_size: int,
+    size_step: int = 1,
     mesh: Mesh | None = None,
     tta: TestTimeAugmentation = SINGLE_SCALE,
     progress: bool = True,
@@ -271,11 +284,15 @@ def evaluate(
         variables: parameters and batch statistics; placed on the mesh if necessary.
         source: a split with labels (without labels only together with `on_batch`).
         batch_size: images per step over all devices; rounded up to a multiple of the 'data' axis.
+        size_step: images are padded to multiples of this for the network, so that many sizes need
+            few compiled programs; the padding does not count. 1 for no padding. What it changes:
+            see `Predictor`.
         mesh: of `sharding.make_mesh`; None uses one device.
         tta: test-time augmentation; single scale by default.
         progress: show a progress bar (on the first process).
         on_batch: called with every batch of `segmentation_data.eval_batches` (the rows of this
-            process, of which those with valid_mask count) and its predictions uint8 [b, H, W].
+            process, of which those with valid_mask count) and its predictions uint8 [b, H, W]. With
+            padding, images, labels and predictions are lists of arrays without it.
 
     Raises:
         ValueError: for a model with the wrong head or classes, a split without labels, or damaged
@@ -293,7 +310,7 @@ def evaluate(
         predictions = multi_scale.predict_labels(model, variables, images, tta)
         return predictions, *_count(labels, predictions, index, model.num_classes, mesh)
 
-    return _run(source, compute, batch_size, mesh, progress, on_batch)
+    return _run(source, compute, batch_size, mesh, progress, on_batch, size_step)
 
 
 def evaluate_function(
@@ -332,6 +349,7 @@ def _run(
     mesh: Mesh | None,
     progress: bool,
     on_batch: OnBatch | None,
+    size_step: int = 1,
 ) -> EvalResult:
     """Computes (predictions, confusion matrices, index) of every batch and adds them up."""
     start = time.perf_counter()
@@ -348,11 +366,13 @@ def _run(
     def collect(batch, result) -> int:
         predictions, matrices, index = result
         if on_batch is not None:
-            on_batch(batch, _local_rows(predictions, mesh))
+            on_batch(*_without_padding(batch, _local_rows(predictions, mesh)))
         return totals.add(np.asarray(matrices), np.asarray(index))
 
     shard = Shard(*sharding.batch_shard(mesh))
-    batches = segmentation_data.eval_batches(source, batch_size=batch_size, shard=shard)
+    batches = segmentation_data.eval_batches(
+        source, batch_size=batch_size, shard=shard, size_step=size_step
+    )
     driver.run(batches, compute_timed, collect, source, progress=progress)
     (when, count), end = first[0], time.perf_counter()
     rest = len(source) - count

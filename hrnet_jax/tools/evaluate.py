@@ -54,6 +54,13 @@ _CLASS_FILE = flags.DEFINE_string(
     "class_file", "", "Class file of --data_name; default: the dataset's own classes."
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Images per step, over all devices.")
+_SIZE_STEP = flags.DEFINE_integer(
+    "size_step",
+    0,
+    "Pad images to multiples of this, so that many sizes need few compiled programs; 0: as in "
+    "training (eval.size_step).",
+    0,
+)
 _MAX_IMAGES = flags.DEFINE_integer(
     "max_images", 0, "Evaluate only so many images, evenly spread; 0: all."
 )
@@ -83,6 +90,7 @@ for _module in (label_flags, tta_flags, process_flags, weights_flags):
 _FOR_SEGMENTATION = (
     "scales", "flip", "tile", "average", "save_predictions", "compare", "submission",
     "label_form", "label_suffix", "data_name", "class_file",
+    "size_step",
 )  # fmt: skip
 
 
@@ -95,6 +103,7 @@ def options() -> Options:
         data_name=_DATA_NAME.value,
         class_file=_CLASS_FILE.value,
         batch_size=_BATCH_SIZE.value,
+        size_step=_SIZE_STEP.value,
         max_images=_MAX_IMAGES.value,
         tta=tta_flags.tta(),
         space=tta_flags.space(),

@@ -41,6 +41,7 @@ FREE_KEYS = (
     "distill.teacher",  # compared by its hash
     "model.remat", "model.scan",
     "eval.every_steps", "eval.every_epochs", "eval.batch_size", "eval.num_images",
+    "eval.size_step",
     "extend", "eval.patience",
 )  # fmt: skip
 
@@ -109,6 +110,7 @@ RANGES = (
     ("eval.every_epochs", 0, math.inf),
     ("eval.batch_size", 1, math.inf),
     ("eval.num_images", 0, math.inf),
+    ("eval.size_step", 1, math.inf),
     ("eval.patience", 0, math.inf),
 )
 # Numbers that must be larger than 0, and finite.

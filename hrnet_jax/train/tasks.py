@@ -217,6 +217,7 @@ def _evaluate_segmentation(config: ConfigDict, model, variables, source, mesh: M
         variables,
         segmentation.spread(source, config.eval.num_images),
         batch_size=config.eval.batch_size,
+        size_step=config.eval.size_step,
         mesh=mesh,
         on_batch=keep_images,
     )

@@ -83,6 +83,34 @@ def test_every_pixel_counts_once_on_any_mesh(split, mesh_shape, batch_size):
     assert result.metrics["num_pixels"] == sum(int((m != 255).sum()) for m in labels)
 
 
+@pytest.mark.parametrize("mesh_shape", [None, (2, 4)])
+def test_padding_does_not_count(split, mesh_shape):
+    source, labels, predictions = split
+    seen, shapes = {}, set()
+
+    def on_batch(batch, predicted):
+        rows = zip(batch["index"], batch["image"], batch["label"], predicted, strict=True)
+        for i, image, label, prediction in rows:
+            if i >= 0:
+                seen[i] = prediction
+                assert image.shape[:2] == label.shape == prediction.shape == SIZES[i]
+                np.testing.assert_array_equal(label, labels[i])
+
+    def record(*arguments, **options):
+        shapes.add(arguments[2].shape)
+        return predict_labels(*arguments, **options)
+
+    predict_labels = segmentation.multi_scale.predict_labels
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation.multi_scale, "predict_labels", record)
+        mesh = mesh_shape and sharding.make_mesh(*mesh_shape)
+        result = run(source, mesh=mesh, batch_size=4, size_step=48, on_batch=on_batch)
+    assert shapes == {(4, 48, 48, 3)}  # one program
+    np.testing.assert_array_equal(result.confusion, run(source).confusion)
+    for i, prediction in enumerate(predictions):
+        np.testing.assert_array_equal(seen[i], prediction)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_network_gives_one_matrix_on_any_mesh(split, tiny, share):
     source = split[0].take(range(5))

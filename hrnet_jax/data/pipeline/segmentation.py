@@ -143,30 +143,33 @@ def _pixel_of(
 
 
 def eval_batches(
-    source: Source, *, batch_size: int, shard: Shard = WHOLE
+    source: Source, *, batch_size: int, shard: Shard = WHOLE, size_step: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every image exactly once, at its own size.
+    """Every image exactly once, at its own size, or padded to multiples of `size_step`.
 
-    Images of one size are batched together, sizes in the order of their first image. The last batch
-    of a size is filled up with rows that do not count. All shards get the same number of batches
-    with the same shapes, and contiguous slices of each.
+    Images of one (padded) size are batched together, sizes in the order of their first image. The
+    last batch of a size is filled up with rows that do not count. All shards get the same number of
+    batches with the same shapes, and contiguous slices of each.
 
     Args:
         source: without labels, all labels are 255.
         batch_size: images of a batch over all processes; shard.count must divide it.
         shard: the slice of each batch that this process gets.
+        size_step: images are padded at the bottom and on the right by repeating their last row and
+            column, labels by 255; 1 for no padding. Images of many sizes then need few programs.
 
     Yields:
         {"image": uint8 [b, h, w, 3], "label": uint8 [b, h, w] train ids, "valid_mask": bool [b],
-        "index": int32 [b], number of the image in the source}; rows that do not count have
-        valid_mask False, index -1 and label 255.
+        "index": int32 [b], number of the image in the source, "size": int32 [b, 2], height and
+        width of the image without padding}; rows that do not count have valid_mask False, index -1
+        and label 255.
 
     Raises:
         ValueError, FileNotFoundError: naming the file that is missing or damaged.
     """
     plan = [
         (size, rows)
-        for size, members in sorted_by_size(source).items()
+        for size, members in _padded_sizes(source, size_step).items()
         for rows in batch_rows(members, batch_size, shard)
     ]
     batches = read_ahead([rows for _, rows in plan], source.read)
@@ -188,17 +191,34 @@ def sorted_by_size(source: Source) -> dict[tuple[int, int], list[int]]:
     return sizes
 
 
+def _padded_sizes(source: Source, size_step: int) -> dict[tuple[int, int], list[int]]:
+    """Padded size -> indices, those of one own size together."""
+    if size_step < 1:
+        raise ValueError(f"size_step must be at least 1, got {size_step}")
+    sizes: dict[tuple[int, int], list[int]] = {}
+    for (height, width), members in sorted_by_size(source).items():
+        padded = height + -height % size_step, width + -width % size_step
+        sizes.setdefault(padded, []).extend(members)
+    return sizes
+
+
 def _collect(samples: list, size: tuple[int, int], rows: list[int]) -> dict[str, np.ndarray]:
     batch = {
         "image": np.zeros((len(rows), *size, 3), np.uint8),
         "label": np.full((len(rows), *size), IGNORE_LABEL, np.uint8),
         "valid_mask": np.array([i >= 0 for i in rows]),
         "index": np.array(rows, np.int32),
+        "size": np.array([size] * len(rows), np.int32),
     }
     for k, sample in enumerate(samples):
         if sample is not None:
             image, label = sample
-            batch["image"][k] = image
+            height, width = image.shape[:2]
+            batch["size"][k] = height, width
+            padded = batch["image"][k]
+            padded[:height, :width] = image
+            padded[height:, :width] = padded[height - 1, :width]
+            padded[:, width:] = padded[:, width - 1 : width]
             if label is not None:
-                batch["label"][k] = label
+                batch["label"][k, :height, :width] = label
     return batch

@@ -237,6 +237,23 @@ def test_evaluation_on_several_processes_lines_up(make_source, count):
             np.testing.assert_array_equal(expected[key], np.concatenate([g[key] for g in got]))
 
 
+def test_evaluation_pads_to_steps(make_source):
+    source = make_source(SIZES)
+    batches = list(segmentation_data.eval_batches(source, batch_size=4, size_step=8))
+    assert [b["image"].shape[1:3] for b in batches] == [(8, 8)] * 2 + [(8, 16)]
+    assert [b["index"].tolist() for b in batches] == [[0, 1, 3, 5], [6, -1, -1, -1], [2, 4, -1, -1]]
+    assert batches[2]["size"][:2].tolist() == [[4, 9], [4, 9]]
+    image = np.asarray(Image.open(source.image_paths[4]))
+    padded = np.pad(image, [(0, 4), (0, 7), (0, 0)], mode="edge")
+    np.testing.assert_array_equal(batches[2]["image"][1], padded)
+    label = batches[2]["label"][1]
+    assert (label[:4, :9] < 3).all()
+    assert (label[4:] == 255).all()
+    assert (label[:, 9:] == 255).all()
+    with pytest.raises(ValueError, match="size_step must be at least 1, got 0"):
+        list(segmentation_data.eval_batches(source, batch_size=4, size_step=0))
+
+
 def test_evaluation_without_labels(streets):
     source = open_source("cityscapes", root=streets, split="test")
     (batch,) = segmentation_data.eval_batches(source, batch_size=1)

@@ -146,6 +146,8 @@ class SegmentationRun:
         self._form = options.form_for(self.source.name)
         if options.writes_predictions:
             self._form.ids(self.source.classes)  # raises now what would end the run later
+        if options.submission:
+            submission.check_count(self.source, self._form)
         if options.compare:
             self._other_counts = _earlier_counts(options.compare, self.source)
             if self._other_counts is None:

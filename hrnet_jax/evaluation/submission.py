@@ -48,6 +48,19 @@ class Writer:
                 future.result()
 
 
+def check_count(source: Source, form: LabelForm) -> None:
+    """Raises a ValueError if the server requires another number of images than the source has.
+
+    It would reject them only after the upload.
+    """
+    required = form.counts.get((source.name.removeprefix("tfds_"), source.split))
+    if required and len(source) != required:
+        raise ValueError(
+            f"{len(source)} images, but the server requires all {required} of "
+            f"{source.name} {source.split}"
+        )
+
+
 def check(folder: str | os.PathLike, source: Source, form: LabelForm = FORMS["cityscapes"]) -> None:
     """Checks predictions for what a test server would reject or count as wrong.
 
@@ -57,14 +70,8 @@ def check(folder: str | os.PathLike, source: Source, form: LabelForm = FORMS["ci
     Raises:
         ValueError: naming the first files that are missing, unexpected or wrong.
     """
+    check_count(source, form)
     folder = storage.path(folder)
-    # A server rejects fewer files only after the upload.
-    required = form.counts.get((source.name.removeprefix("tfds_"), source.split))
-    if required and len(source) != required:
-        raise ValueError(
-            f"{len(source)} images, but the server requires all {required} of "
-            f"{source.name} {source.split}"
-        )
     expected = {i + form.suffix for i in source.ids}
     found = set(storage.names_below(folder))
     for what, names in (("missing", expected - found), ("unexpected", found - expected)):

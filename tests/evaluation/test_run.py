@@ -1,5 +1,6 @@
 """The scripts from outside, on a checkpoint and a data set made here."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from hrnet_jax.data import Classes
 from hrnet_jax.evaluation import metrics
 from hrnet_jax.evaluation.run import Options, SegmentationRun, checkpoint_of
 from hrnet_jax.export import export
+from hrnet_jax.inference.label_form import get_form
 from hrnet_jax.inference.multi_scale import TestTimeAugmentation
 from hrnet_jax.inference.onnx_file import OnnxFile
 from hrnet_jax.models import create_model
@@ -100,6 +102,14 @@ def test_labels_are_looked_at_before_the_network_runs(workdir, data, tmp_path):
     os.utime(path, ns=(1, 1))
     with pytest.raises(ValueError, match=r"(?s)id 9: 1536 pixels in 1 images.*town/4\.png"):
         SegmentationRun(checkpoint, options)
+
+
+def test_number_of_images_of_a_submission_is_checked_first(workdir, tmp_path, monkeypatch):
+    form = dataclasses.replace(get_form("cityscapes"), counts={("folder", "val"): 7})
+    monkeypatch.setattr(Options, "form_for", lambda self, dataset: form)
+    options = Options(epath.Path(tmp_path), submission=True)
+    with pytest.raises(ValueError, match="5 images, but the server requires all 7 of folder val"):
+        SegmentationRun(load_checkpoint(workdir), options)
 
 
 def test_another_dataset_with_the_same_classes(workdir, data, tmp_path, caplog):

@@ -12,9 +12,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 help:
 	@echo "make demo    synthetic streets: write, train, evaluate, show ($(DEMO)/)"
-	@echo "make test    the test suite; make test-quick: a part of it in 2 minutes, from every room"
-	@echo "make bench   the benchmarks of docs/benchmarks.md, against named peers"
-	@echo "make soak    real kills, full disks, rotten bytes, hostile files: docs/soak.md (half an hour)"
+	@echo "make test    the test suite; make test-quick: some tests of every folder, in 2 minutes"
+	@echo "make bench   the benchmarks of docs/benchmarks.md, against PyTorch"
+	@echo "make soak    kills, full disks, damaged and hostile files: docs/soak.md (half an hour)"
 	@echo "make lint    ruff, the direction of imports (import-linter), types (mypy)"
 	@echo "make docs    README's pages and the Python interface as a site with search (build/site/)"
 	@echo "make docs-check  run every command and Python block of README and docs/ (15 minutes)"
@@ -40,10 +40,10 @@ demo: $(VENV)/installed
 	  --output=$(DEMO)/networks.png "$(or $(STREET),$$(ls $(DEMO)/streets/leftImg8bit/val/*/*.png | head -n 1))"
 	@echo
 	@echo "The demo left in $(DEMO)/evaluation:"
-	@echo "  metrics.json   every figure    report.html   open it in a browser"
+	@echo "  metrics.json   every metric    report.html   open it in a browser"
 	@echo "  overlays/      best and worst images"
-	@echo "and $(DEMO)/networks.png: one picture as the new network and those that come with the package"
-	@echo "see it; make demo STREET=photo.jpg takes yours"
+	@echo "and $(DEMO)/networks.png: one image as labeled by the new network and by the shipped ones;"
+	@echo "make demo STREET=photo.jpg takes your image"
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15

@@ -1,10 +1,13 @@
 """Checks README.md and docs/: commands run, and options, keys, paths and links exist.
 
-python docs/check.py                     everything that needs no run; seconds
+python docs/check.py                     everything that needs no run, and the counts; seconds
 python docs/check.py --run [PAGE ...]    runs every shell and Python block, on small data; minutes
 
 A block is run unless the line before it is `<!-- not run: REASON -->`, where REASON starts with one
-of `REASONS`. Runs happen in an empty folder for each page. Names in capitals (CITYSCAPES, RUN, ...)
+of `REASONS`. If a test does the same on a small scale, REASON ends with `; tested by FILE::TEST`.
+The counts are the blocks that are run, those with such a test, and the others, by reason.
+
+Runs happen in an empty folder for each page. Names in capitals (CITYSCAPES, RUN, ...)
 stand for data made here: drawn streets and a network trained for two steps. Large networks are
 replaced by a small one, and trainings are cut to two steps.
 """
@@ -23,6 +26,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections import Counter
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -56,6 +60,26 @@ class Block:
     language: str
     code: str
     reason: str
+
+    @property
+    def test(self) -> str:
+        """The test that does the same, as FILE::TEST; "" if none is named."""
+        return self.reason.partition("; tested by ")[2]
+
+
+def counts(found: list[Block]) -> str:
+    """How many of these shell and Python blocks are run, tested, or neither."""
+    found = [block for block in found if block.language in LANGUAGES]
+    neither = Counter(
+        re.split("[,;]", block.reason)[0] for block in found if block.reason and not block.test
+    )
+    return (
+        f"{len(found)} blocks: {sum(not b.reason for b in found)} run, "
+        f"{sum(bool(b.test) for b in found)} not run but tested by a named test, "
+        f"{neither.total()} neither ("
+        + ", ".join(f"{number} {reason}" for reason, number in sorted(neither.items()))
+        + ")"
+    )
 
 
 def pages() -> list[pathlib.Path]:
@@ -169,6 +193,10 @@ def problems() -> list[str]:
 def _of_block(block: Block) -> list[str]:
     if block.reason and not block.reason.startswith(tuple(REASONS)):
         return [f"unknown reason {block.reason!r} of a block that is not run; known: {[*REASONS]}"]
+    if block.test:
+        file, _, name = block.test.partition("::")
+        if not (ROOT / file).exists() or f"def {name}(" not in (ROOT / file).read_text("utf-8"):
+            return [f"no such test: {block.test}"]
     if block.language in ("bash", "shell", "console", "py"):
         return [f"the language of blocks is one of {LANGUAGES}, not {block.language!r}"]
     if block.language == "python":
@@ -396,15 +424,15 @@ def run_page(page: str, runnable: list[Block], folder: pathlib.Path, names: dict
 
 def run(selected: list[str]) -> int:
     """Runs the blocks of the selected pages (all if empty); the number of failures."""
+    if unknown := set(selected) - {name_of(page) for page in pages()}:
+        raise SystemExit(f"no such pages: {sorted(unknown)}; e.g. docs/train.md, README.md")
     todo: dict[str, list[Block]] = {}
-    marked = 0
     for page in pages():
         if selected and name_of(page) not in selected:
             continue
         for block in blocks(page):
             if block.language in LANGUAGES and not block.reason:
                 todo.setdefault(block.page, []).append(block)
-            marked += bool(block.language in LANGUAGES and block.reason)
     failures = []
     with tempfile.TemporaryDirectory(prefix="docs_check_") as temporary:
         folder = pathlib.Path(temporary)
@@ -416,20 +444,22 @@ def run(selected: list[str]) -> int:
         failures += run_page(fixture.page, [fixture], folder / "fixture", names)
         for number, (page, runnable) in enumerate(todo.items()):
             failures += run_page(page, runnable, folder / f"page_{number}", names)
-    count = sum(map(len, todo.values()))
-    print(f"{count} blocks run on {len(todo)} pages, {marked} marked as not run")
+    print(f"{sum(map(len, todo.values()))} blocks run on {len(todo)} pages")
     for failure in failures:
         print(f"\n{failure}", file=sys.stderr)
     return len(failures)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", action="store_true", help="Run the blocks.")
     parser.add_argument("pages", nargs="*", help="Pages to run, e.g. docs/train.md; default: all.")
     arguments = parser.parse_args()
     found = problems()
     print("\n".join(found) if found else "no dead option, key, path or link", flush=True)
+    print(counts([block for page in pages() for block in blocks(page)]), flush=True)
     failed = run(arguments.pages) if arguments.run else 0
     return 1 if found or failed else 0
 

@@ -44,7 +44,7 @@ def read(
         fitting = [name for name, known in _KNOWN.items() if known.num_classes == count]
         name = fitting[0] if fitting else "CLASSES.json"
         raise ValueError(
-            f"{path} is a file of PyTorch, which does not name its {count} classes: say"
+            f"{path} is a PyTorch file, which does not name its {count} classes: give"
             f" --classes={name} (Python: classes={name!r}; known: {sorted(_KNOWN)} and JSON class"
             f" files), or convert it once: python -m hrnet_jax.tools.convert_weights {path}"
             f" --classes={name} --output=DIR"
@@ -60,15 +60,15 @@ def describe(model: HRNetModel, source: str, classes: str | None) -> dict[str, A
     """
     if model.head not in _HEADS:
         raise ValueError(
-            f"checkpoints hold networks that label pixels, {source} is one with the {model.head} "
-            "head; load it with hrnet_jax.from_torch, or start a training from it with "
+            f"a checkpoint must be a segmentation network, but {source} has the head {model.head}; "
+            "load it with hrnet_jax.from_torch, or start a training from it with "
             "--config.init_from"
         )
     found = _KNOWN[classes] if classes in _KNOWN else read_class_file(classes)
     if found.num_classes != model.num_classes:
         raise ValueError(
-            f"{source} has {model.num_classes} classes, {classes} {found.num_classes}; "
-            "name the right ones: --classes=cityscapes, camvid or a JSON class file"
+            f"{source} has {model.num_classes} classes, but {classes} has {found.num_classes}; "
+            "give the classes of the file: --classes=cityscapes, camvid or a JSON class file"
         )
     return {
         "format_version": FORMAT_VERSION,

@@ -150,7 +150,7 @@ def _read(folder: epath.Path, reason: str) -> Checkpoint:
     try:
         variables = traverse_util.unflatten_dict(dict(zip(names, arrays, strict=True)), sep="/")
     except TypeError:  # a name that is the beginning of another one
-        raise ValueError(f"{folder / part} lists names that form no tree") from None
+        raise ValueError(f"{folder / part} lists array names that do not form a tree") from None
     return Checkpoint(
         variables=variables,
         metadata=metadata,

@@ -86,7 +86,7 @@ def read_manifest(folder: epath.Path) -> dict[str, Any]:
         manifest = contents["manifest"]
         body = json.dumps(manifest, sort_keys=True)
         if contents["checksum"] != xxhash.xxh3_64_hexdigest(body.encode()):
-            raise ValueError("it does not have its checksum")
+            raise ValueError("its checksum does not match")
         well_formed = (
             isinstance(manifest["evaluated"], bool)
             and (manifest["score"] is None or math.isfinite(manifest["score"]))
@@ -115,7 +115,7 @@ def find_damage(folder: epath.Path) -> str:
         if found[name][1] != size:
             return f"{name} has {found[name][1]} bytes, {size} were written"
         if checksum(found[name][0]) != written:
-            return f"{name} is damaged: its checksum is not what it was"
+            return f"{name} is damaged: its checksum does not match"
     for name in ("variables/_METADATA", "arrays/metadata", "metadata/metadata"):
         if name not in expected:
             return f"{name} is missing"

@@ -133,11 +133,11 @@ class CheckpointStore:
         if self._in_store:
             for folder in step_folders(self._root):
                 if not (folder / MANIFEST).exists():
-                    logger.info("removing %s, which was not written or removed to the end", folder)
+                    logger.info("removing %s, an unfinished save or removal", folder)
                     folder.rmtree()
         for path in paths_in(self._root):
             if _UNFINISHED in path.name:
-                logger.info("removing %s, a save that was not finished", path)
+                logger.info("removing %s, an unfinished save", path)
                 path.rmtree()
             elif path.name.endswith(_REMOVED):
                 path.rmtree()

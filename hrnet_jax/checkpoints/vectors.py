@@ -129,7 +129,7 @@ def opened_part(folder: epath.Path, name: str) -> Iterator[tuple[Any, epath.Path
             part = epath.Path(part)
             found = {k: (x.shape, np.dtype(x.dtype)) for k, x in handler.metadata(part).items()}
             if found != wanted:
-                raise ValueError(f"holds {found}, its list says {wanted}")
+                raise ValueError(f"contains {found}, but its list says {wanted}")
             yield handler, part, {k: np.empty(*description) for k, description in wanted.items()}
     except Exception as error:  # damaged contents raise anything in Orbax and TensorStore
         raise ValueError(f"{folder / name} cannot be read: {first_line(error)}") from error

@@ -131,8 +131,8 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any], int, 
     found = torch_files.safetensors_metadata(path)
     if _KEY not in found:
         raise ValueError(
-            f"{path} does not say which network it belongs to: no file of hrnet_jax. PyTorch files"
-            " are read by hrnet_jax.from_torch and python -m hrnet_jax.tools.convert_weights"
+            f"{path} is not a weights file of hrnet_jax: it does not name its network. PyTorch "
+            "files are read by hrnet_jax.from_torch and python -m hrnet_jax.tools.convert_weights"
         )
     try:
         about = json.loads(found[_KEY])
@@ -172,7 +172,7 @@ def _check(about: Any) -> None:
         raise ValueError(f"unknown in its model: {odd}")
     metric = about["score"]
     if type(about["step"]) is not int or not (metric is None or math.isfinite(metric)):
-        raise ValueError("step or score are no numbers")
+        raise ValueError("step or score is not a number")
 
 
 def _shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

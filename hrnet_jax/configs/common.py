@@ -54,7 +54,7 @@ def get_config() -> Config:
     One page on purpose: a list of keys is easier to read and search in one place than in parts.
     """
     config = Config()
-    config.variant = "w48"
+    config.variant = "w48"  # size of the network: hrnet_jax/models/variants.py
     config.head = "segmentation"  # or "segmentation_v1", "ocr", "classification"
     config.seed = 0  # of initialization, data order, augmentation and dropout
     config.batch_size = 12  # images per optimizer step, over all devices and processes
@@ -90,7 +90,7 @@ def get_config() -> Config:
     data.audit_images = 0
     # True: trains also on labels that seem to mean something else than the class list says.
     data.allow_odd_labels = False
-    data.threads = 0  # that make samples; 0: one per core
+    data.threads = 0  # threads that make samples; 0: one per core
     data.prefetch = 2  # batches prepared in advance
     data.service = ()  # ("HOST:PORT", ...) of machines that make the samples (tools.serve_data)
 
@@ -129,7 +129,7 @@ def get_config() -> Config:
     data.class_mix = 0.0
 
     config.model = model = Config()
-    model.dtype = "float32"  # of the arithmetic; parameters are float32, with "float64" float64
+    model.dtype = "float32"  # of arithmetic; parameters are float32 (float64 with "float64")
     # "kaiming", or "normal" of the official segmentation code, which starts from trained weights.
     model.init = "kaiming"
     model.align_corners = config_dict.placeholder(bool)  # None: as in the head's official code
@@ -218,7 +218,8 @@ def get_config() -> Config:
     # Pixels where the teacher's largest probability is lower do not count, 0..1.
     distill.min_confidence = 0.0
 
-    # Devices along the batch and along the height of the images; -1: all that are left.
+    # Devices that divide the batch (data) and the height of each image (space); data=-1: all
+    # devices that space leaves.
     config.mesh = Config({"data": -1, "space": 1})
 
     config.eval = evaluation = Config()

@@ -96,8 +96,9 @@ def _with_class_file(source: Source, class_file: str, folder: os.PathLike) -> So
         return source
     if not (classes.stores_raw_ids and source.classes.stores_raw_ids):
         raise ValueError(
-            f"the tiles in {folder} have other classes than {class_file}, and hold train ids, as "
-            "the raw labels are colors or ids above 255: prepare them again with this class file"
+            f"the tiles in {folder} have other classes than {class_file}. They contain train ids, "
+            "because the labels are colors or ids above 255: prepare them again with this class "
+            "file"
         )
     return replace(source, classes=classes)
 

@@ -345,7 +345,7 @@ def export_model(predictor: Predictor, path: str | os.PathLike, **options: Any) 
         _FORMATS[path.suffix][0](predictor, partial, chosen)
         agreement = _agreement(predictor, partial, chosen)
         if not agreement.is_good(chosen.dtype):
-            text = f"{path}: not kept, since its answer differs from the network's: {agreement}"
+            text = f"{path}: not kept, as its outputs differ from the checkpoint's: {agreement}"
             if chosen.dtype == "int8":
                 text += "; calibrate with more images, like those to be predicted"
             raise Disagreement(text)

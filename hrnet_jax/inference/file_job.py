@@ -96,7 +96,7 @@ def _in_folder(folder: epath.Path, output: str | os.PathLike | None) -> list[tup
     if skipped:
         kinds = ", ".join(f"{suffix or 'none'} ({n})" for suffix, n in skipped.most_common(8))
         logger.warning(
-            "%d files in %s are skipped, whose suffixes are not those of images or videos: %s",
+            "skipping %d files in %s whose suffixes are not those of images or videos: %s",
             *(skipped.total(), folder, kinds),
         )
     is_result = lambda n: n.endswith(_RESULTS) and _within(folder / n, output)  # noqa: E731

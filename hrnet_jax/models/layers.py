@@ -132,7 +132,7 @@ def relu(x: jax.Array) -> jax.Array:
     """max(x, 0); its gradient, 0 at 0 as PyTorch's, is read off the output.
 
     So the input need not be kept, and the mask is a product: XLA CPU fuses products with their
-    neighbours, but not the comparison and selection of `jax.nn.relu`.
+    neighbors, but not the comparison and selection of `jax.nn.relu`.
     """
     return jnp.maximum(x, 0)
 

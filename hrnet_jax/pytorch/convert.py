@@ -361,7 +361,7 @@ def to_torch(
     Returns:
       NumPy arrays by PyTorch key; `torch.from_numpy` makes tensors of them. A warning says where
       their network is another one than ours: `image_statistics` is unknown there, timm resizes
-      inside the backbone by nearest neighbours, and heads stay behind.
+      inside the backbone by nearest neighbors, and heads stay behind.
 
     Raises:
       ValueError: the head has no such layout, or the variables are not those of the model.
@@ -394,7 +394,7 @@ def _written_layout(model: HRNetModel, name: str) -> Layout:
         raise ValueError(f"no layout {name!r} for the {model.head} head; known: {sorted(choices)}")
     if fraction := model.policy.image_statistics:
         warnings.warn(
-            f"image_statistics={fraction} has no place in a PyTorch file: there the network will"
+            f"a PyTorch file cannot store image_statistics={fraction}: in PyTorch the network will"
             " normalize with the running statistics alone, which gives other results",
             stacklevel=3,
         )

@@ -280,7 +280,7 @@ def _pickled_global(name: str) -> bytes:
 
 def _open_legacy(data: mmap.mmap) -> Any:
     def no_storage(*_):
-        raise Refused("a storage where none belongs")
+        raise Refused("an unexpected storage")
 
     first = Interpreter(no_storage).run(data)
     if _has_arrays(first):

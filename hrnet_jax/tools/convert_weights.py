@@ -8,8 +8,8 @@ python -m hrnet_jax.tools.convert_weights CHECKPOINT --to=weights --output=FILE.
 
 The first writes a checkpoint that evaluate.py, tools.predict and hrnet_jax.load take. FILE is a
 .pth, .ckpt, .pdparams or .safetensors file of any of the known layouts, in containers of any name,
-or an address on the Hugging Face hub (hf://OWNER/NAME, timm:NAME). What it is gets recognized, and
-what was loaded and left out is printed.
+or an address on the Hugging Face hub (hf://OWNER/NAME, timm:NAME). Layout, variant and
+head are recognized; the tool prints what was loaded and left out.
 
 The second writes a file that loads strictly in PyTorch; LAYOUT is official, mmsegmentation, timm or
 smp (segmentation_models_pytorch's encoder). CHECKPOINT may also be a PyTorch file, of another
@@ -34,17 +34,17 @@ _LAYOUTS = ("official", "mmsegmentation", "timm", "smp")
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "Folder of the checkpoint to write; with another --to than checkpoint, the file to write.",
+    "Folder of the checkpoint to write; with another --to, the file to write.",
 )
 _TO = flags.DEFINE_enum("to", "checkpoint", ["checkpoint", "weights", *_LAYOUTS], "What to write.")
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", weights_file.DTYPES, "Of the kernels in the file of --to=weights."
+    "dtype", "float32", weights_file.DTYPES, "Type of the kernels in the file of --to=weights."
 )
 _ALIGN_CORNERS = flags.DEFINE_bool(
     "align_corners", None, "Resize mode of a PyTorch file; default: the head's official one."
 )
 _INPLACE_ABN = flags.DEFINE_bool(
-    "inplace_abn", None, "Whether a PyTorch 0.4 file was trained with in-place normalisation."
+    "inplace_abn", None, "Whether a PyTorch 0.4 file was trained with in-place normalization."
 )
 flags.mark_flag_as_required("output")
 flags.adopt_module_key_flags(weights_flags)  # shown by --help

@@ -3,11 +3,11 @@
 python -m hrnet_jax.tools.describe --config=configs/cityscapes.py:variant=w48 [--size=512x1024]
 python -m hrnet_jax.tools.describe --checkpoint=RUN [--size=512x1024] [--json]
 
-Numbers are for one image and exact, derived from shapes; nothing is computed and no data is needed.
-MACs: one for each weight of a convolution or linear layer and each position of its output, and
-OCR's products of matrices. Outputs: numbers that these layers put out. Kept: the maps that training
-keeps for the backward pass, as JAX hands them to the compiler; for what a step needs on a machine,
-see hrnet preflight.
+Numbers are exact and for one image. They are derived from shapes, without data and without running
+the network. MACs: one for each weight of a convolution or linear layer and each position of its
+output, and OCR's matrix products. Outputs: the number of values that these layers compute. Kept:
+the feature maps that training keeps for the backward pass, as JAX passes them to the compiler.
+`hrnet preflight` reports the memory of a whole training step on a machine.
 """
 
 import json
@@ -25,7 +25,7 @@ from hrnet_jax.train.build import make_model
 
 _CONFIG = config_flag.define()
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "", "Folder of a run or of one of its steps, a weights file, or a name."
+    "checkpoint", "", "A run, one of its steps, a weights file, or the name of shipped weights."
 )
 _SIZE = flags.DEFINE_string("size", "512x1024", "HEIGHTxWIDTH of the image.")
 _NUM_CLASSES = flags.DEFINE_integer(

@@ -34,7 +34,7 @@ from hrnet_jax.inference.onnx_file import OnnxFile
 from hrnet_jax.runtime import distributed, memory, sharding
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Folder of a run or of one of its steps, a weights file, or a name."
+    "checkpoint", None, "A run, one of its steps, a weights file, or the name of shipped weights."
 )
 _ONNX = flags.DEFINE_string(
     "onnx", "", "In place of --checkpoint: a file of export_model, which ONNX Runtime computes."

@@ -21,13 +21,13 @@ from hrnet_jax.runtime import sharding
 from hrnet_jax.tools import outputs, script, weights_flags
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Folder of a run or of one of its steps, a weights file, or a name."
+    "checkpoint", None, "A run, one of its steps, a weights file, or the name of shipped weights."
 )
 _STEP = flags.DEFINE_integer("step", None, "Step of the run; default: the best one by mIoU.")
 _OUTPUT = flags.DEFINE_string("output", None, f"File to write, ending in {export.SUFFIXES}.")
 _SIZE = flags.DEFINE_string("size", "", "HEIGHTxWIDTH of the images; .onnx: open if not given.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images per call; default: open.", 1)
-_OUTPUTS = flags.DEFINE_list("outputs", ["labels"], f"Of {', '.join(export.OUTPUTS)}.")
+_OUTPUTS = flags.DEFINE_list("outputs", ["labels"], f"Outputs: {', '.join(export.OUTPUTS)}.")
 _DTYPE = flags.DEFINE_enum(
     "dtype", "float32", export.DTYPES, ".onnx: type of weights and arithmetic."
 )

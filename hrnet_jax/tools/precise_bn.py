@@ -19,7 +19,7 @@ from hrnet_jax.runtime import memory, sharding
 from hrnet_jax.tools import script
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Folder of a run or of one of its steps, a weights file, or a name."
+    "checkpoint", None, "A run, one of its steps, a weights file, or the name of shipped weights."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The .safetensors file to write.")
 _DATA_ROOT = flags.DEFINE_string(

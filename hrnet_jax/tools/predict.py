@@ -20,7 +20,7 @@ from hrnet_jax.runtime import memory, sharding
 from hrnet_jax.tools import label_flags, outputs, script, tta_flags, weights_flags
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Folder of a run or of one of its steps, a weights file, or a name."
+    "checkpoint", None, "A run, one of its steps, a weights file, or the name of shipped weights."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
 _OUTPUTS = flags.DEFINE_list(

@@ -1,4 +1,4 @@
-"""Says whether a training run fits a machine, before you rent the machine.
+"""Reports whether a training run fits a machine, before you rent the machine.
 
 python -m hrnet_jax.tools.preflight --config=configs/cityscapes.py:variant=w48 --topology=v5e:16x16
     [--config.KEY=VALUE ...] [--program=train,evaluate] [--json] [--output=FILE.json] [--nosuggest]
@@ -38,9 +38,11 @@ from hrnet_jax.runtime import storage
 from hrnet_jax.tools import config_flag, outputs, script
 
 _CONFIG = config_flag.define()
-_TOPOLOGY = flags.DEFINE_string("topology", None, "E.g. v5e:16x16, h100:8, h100:2x8, or local.")
-_PROGRAM = flags.DEFINE_list("program", ["train"], f"Of {', '.join(PROGRAMS)}.")
-_NUM_CLASSES = flags.DEFINE_integer("num_classes", 0, "Default: those of the dataset.", 0)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Machine: v5e:16x16, h100:8, h100:2x8, local, ..."
+)
+_PROGRAM = flags.DEFINE_list("program", ["train"], f"Programs: {', '.join(PROGRAMS)}.")
+_NUM_CLASSES = flags.DEFINE_integer("num_classes", 0, "Default: that of the dataset.", 0)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of text.")
 _OUTPUT = flags.DEFINE_string("output", "", "File to which the JSON report is also written.")
 _SUGGEST = flags.DEFINE_bool("suggest", True, "If it does not fit, look for a setting that does.")

@@ -22,7 +22,7 @@ _SHIPPED = flags.DEFINE_bool(
 _OUTPUT = flags.DEFINE_string(
     "output", None, "Image file to write (.png, .jpg, ...), or a folder for side_by_side.png."
 )
-_WIDTH = flags.DEFINE_integer("width", 480, "Largest width of each image in it.", 32)
+_WIDTH = flags.DEFINE_integer("width", 480, "Largest width of each image in the file.", 32)
 flags.mark_flag_as_required("output")
 
 

@@ -3,7 +3,7 @@
 python train.py --config=configs/cityscapes.py:variant=w48 --config.data.root=DIR --workdir=OUT
     [--config.KEY=VALUE ...] [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 
-The configurations in configs/ say what they take; configs/common.py lists all keys. OUT gets the
+Each file in configs/ documents its arguments; configs/common.py lists all keys. OUT gets the
 checkpoints, TensorBoard events and log.jsonl. Exit codes, each with a message: 2 for a
 configuration or data that cannot work, 3 if the loss stopped being finite, 4 if a checkpoint could
 not be written, 75 after SIGTERM or Ctrl-C, when all is saved and the same command will continue.

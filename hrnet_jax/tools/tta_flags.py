@@ -10,7 +10,7 @@ _SCALES = flags.DEFINE_list(
 )
 _FLIP = flags.DEFINE_bool("flip", False, "Average with the prediction of the flipped image.")
 _TILE = flags.DEFINE_string(
-    "tile", "", "HEIGHTxWIDTH of sliding windows for (scaled) images larger than that."
+    "tile", "", "HEIGHTxWIDTH of sliding windows, for images that are larger after scaling."
 )
 _AVERAGE = flags.DEFINE_enum(
     "average",

@@ -119,8 +119,8 @@ def check_allowed(changed: Changes, extend: bool, workdir: str) -> None:
         raise ValueError(
             f"{workdir} holds a run with other values:\n  "
             + "\n  ".join(lines)
-            + "\nGive the same values to continue that run as it was, --config.extend to go on with"
-            " the new ones (docs/finetune.md says what that means), or another --workdir."
+            + "\nGive the same values to continue that run as it was, --config.extend to continue"
+            " with the new ones (explained in docs/finetune.md), or another --workdir."
         )
 
 
@@ -164,8 +164,8 @@ def log_changes(
     if "batch_size" in changed:
         old, new = changed["batch_size"]
         logger.info(
-            "  the data go on at sample %d of the sequence, %d instead of %d a step; the learning"
-            " rate does not follow by itself (config.optimizer.learning_rate)",
+            "  the data continue at sample %d of the sequence, with %d instead of %d samples per"
+            " step; the learning rate is not adjusted (config.optimizer.learning_rate)",
             step * new + epochs.sample_offset,
             new,
             old,

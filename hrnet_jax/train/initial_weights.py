@@ -53,9 +53,9 @@ def load(path: str, model: HRNetModel, class_names: Sequence[str], seed: int) ->
     )
     if names is None and any(_is_classifier(k) for k in fitting):
         logger.warning(
-            "%s does not name its %d classes: they are taken in their order for %s. If that is not"
-            " their meaning, convert the file with tools.convert_weights and its own --classes, and"
-            " start from the result: rows are then taken by name",
+            "%s does not name its %d classes: they are assumed to be %s, in this order. If they are"
+            " not, convert the file with tools.convert_weights and its own --classes, and start"
+            " from the result: rows are then copied by name",
             path,
             len(class_names),
             ", ".join(class_names[:3]) + (", ..." if len(class_names) > 3 else ""),
@@ -92,8 +92,8 @@ def rows_by_class(
     """
     rows = {k: list(old).index(name) for k, name in enumerate(new) if name in old}
     logger.info(
-        "the classes of the file are others, or in another order: rows of classifiers are taken by"
-        " name. Taken: %s. Random: %s. Left out: %s",
+        "the file has other classes, or another order: rows of classifiers are copied by name."
+        " Copied: %s. Random: %s. Left out: %s",
         ", ".join(new[k] for k in rows) or "none",
         ", ".join(name for name in new if name not in old) or "none",
         ", ".join(name for name in old if name not in new) or "none",

@@ -38,7 +38,7 @@ def test_without_scores_the_newest_is_taken_and_any_path_will_do(tmp_path):
 
 
 DAMAGES = {
-    "byte flipped": (lambda w: flip_bit(newest_arrays(w), -20), "its checksum is not what it was"),
+    "byte flipped": (lambda w: flip_bit(newest_arrays(w), -20), "its checksum does not match"),
     "file truncated": (
         lambda w: newest_arrays(w).write_bytes(newest_arrays(w).read_bytes()[:10]),
         "has 10 bytes",
@@ -130,7 +130,7 @@ def test_files_of_pytorch(tmp_path, tiny, quick):
             ValueError, match=rf"tools\.convert_weights {file} --classes=cityscapes --output=DIR"
         ):
             hrnet_jax.load(file)
-        with pytest.raises(ValueError, match="has 19 classes, camvid 11"):
+        with pytest.raises(ValueError, match="has 19 classes, but camvid has 11"):
             load_checkpoint(file, classes="camvid")
         predictor = hrnet_jax.load(file, classes="cityscapes")
         assert predictor.classes.names[0] == "road"

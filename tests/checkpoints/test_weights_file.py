@@ -211,8 +211,8 @@ KERNEL = "params/head/classifier/kernel"
         (lambda _, m: m["model"].update(dtype="float64"), r"unknown in its model: \['dtype'\]"),
         (lambda _, m: m.update(classes=[]), r"wrong type: \['classes'\]"),
         (lambda _, m: m.update(format_version=2), "version 2; this hrnet_jax reads 1"),
-        (lambda _, m: m.update(step="12"), "no numbers"),
-        (lambda _, m: m.update(score=float("nan")), "no numbers"),
+        (lambda _, m: m.update(step="12"), "not a number"),
+        (lambda _, m: m.update(score=float("nan")), "not a number"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(file, change, message):

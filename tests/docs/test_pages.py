@@ -1,6 +1,7 @@
 """README and docs/: options, keys, paths, links and marks are those of the code."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,19 @@ def test_most_blocks_are_run_and_the_others_say_why(check):
     blocks = [b for b in blocks if b.language in check.LANGUAGES]
     run = [b for b in blocks if not b.reason]
     assert len(run) > len(blocks) / 2
-    assert {b.reason.split(",")[0] for b in blocks if b.reason} <= set(check.REASONS)
+    assert {re.split("[,;]", b.reason)[0] for b in blocks if b.reason} <= set(check.REASONS)
+
+
+def test_counts_by_hand_and_tests_that_do_not_exist(check):
+    block = lambda reason: check.Block("page.md", 1, "sh", "true", reason)  # noqa: E731
+    test = "tested by tests/docs/test_pages.py"
+    blocks = [block(""), block(f"license, x; {test}::check"), block("hours"), block("hours, y")]
+    assert check.counts(blocks) == (
+        "4 blocks: 1 run, 1 not run but tested by a named test, 2 neither (2 hours)"
+    )
+    assert check._of_block(blocks[1]) == []
+    wrong = block(f"license; {test}::missing")
+    assert check._of_block(wrong) == ["no such test: tests/docs/test_pages.py::missing"]
 
 
 @pytest.mark.parametrize("variant", ["w18_small_v1", "w18_small_v2"])

@@ -56,7 +56,7 @@ def test_lists_what_there_is_and_what_is_not(tmp_path, caplog):
     messages = [str(f) for f in failures]
     assert "empty: contains no images or videos" in messages[0]
     assert "gone: no such image or folder" in messages[1]
-    assert f"4 files in {tmp_path}/set are skipped" in caplog.text
+    assert f"skipping 4 files in {tmp_path}/set" in caplog.text
     assert ".heic (2)" in caplog.text
     with pytest.raises(ValueError, match="no images given"):
         file_job.list_inputs([])

@@ -18,13 +18,13 @@ BIAS = "params/head/aux_classifier/bias"
 @pytest.mark.parametrize(
     ("wanted", "columns", "said"),
     [
-        (NAMES[::-1], [3, 2, 1, 0], "Taken: sky, tree, car, road. Random: none. Left out: none"),
+        (NAMES[::-1], [3, 2, 1, 0], "Copied: sky, tree, car, road. Random: none. Left out: none"),
         (
             ("sky", "person", "road"),
             [3, None, 0],
-            "Taken: sky, road. Random: person. Left out: car, tree",
+            "Copied: sky, road. Random: person. Left out: car, tree",
         ),
-        (("a", "road", "b", "c"), [None, 0, None, None], "Taken: road. Random: a, b, c. Left"),
+        (("a", "road", "b", "c"), [None, 0, None, None], "Copied: road. Random: a, b, c. Left"),
     ],
 )
 def test_rows_are_taken_by_name(caplog, wanted, columns, said):
@@ -65,7 +65,7 @@ def test_starting_from_a_file(tmp_path, quick, caplog, monkeypatch):
     weights_file.write(path, variables, metadata, step=1, metric=None)
 
     found = initial_weights.load(str(path), model, ("sky", "person", "tree", "car"), seed=0)
-    assert "Taken: sky, tree, car. Random: person. Left out: road" in caplog.text
+    assert "Copied: sky, tree, car. Random: person. Left out: road" in caplog.text
     assert "random: nothing; left out: nothing" in caplog.text
     old, new = (traverse_util.flatten_dict(tree, sep="/") for tree in (variables, found))
     for name in ("classifier", "aux_classifier"):
@@ -82,4 +82,4 @@ def test_starting_from_a_file(tmp_path, quick, caplog, monkeypatch):
     monkeypatch.setattr(network_file, "read", lambda *args, **options: unnamed)
     found = initial_weights.load("x.pth", model, tuple("abcd"), seed=0)
     jax.tree.map(np.testing.assert_array_equal, found, variables)
-    assert "does not name its 4 classes: they are taken in their order for a, b, c" in caplog.text
+    assert "4 classes: they are assumed to be a, b, c, ..., in this order" in caplog.text

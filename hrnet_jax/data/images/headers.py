@@ -103,8 +103,8 @@ def check_image_header(header: Header, name: str, image_range: tuple | None = No
         )
     if header.kind not in _KINDS:
         raise ValueError(
-            f"{name} holds {header.kind}, of which it does not say how they become red, green and "
-            "blue: save the three to be used as RGB, or one as gray"
+            f"{name} holds {header.kind}, which is not gray or RGB: save the three bands to be "
+            "used as RGB, or one band as gray"
         )
     if header.bits > 8 and (header.format == "jpeg" or header.kind == "cmyk"):
         raise ValueError(

@@ -15,4 +15,4 @@ def say_once(what: str, name: str) -> None:
     """
     if what not in _said:
         _said.add(what)
-        logger.warning("%s: %s; not said again for other files", name, what)
+        logger.warning("%s: %s; not logged again for other files", name, what)

@@ -60,7 +60,7 @@ def directories(read: Read) -> Iterator[dict[int, tuple[int, ...]]]:
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     version = struct.unpack(f"{order}H", head[2:4])[0] if order and len(head) >= 8 else 0
     if version not in (42, 43):
-        raise ValueError("it does not begin as TIFF does")
+        raise ValueError("it does not begin with a TIFF header")
     big = version == 43  # BigTIFF: 8 bytes for positions and counts
     word, count, size = ("Q", "Q", 20) if big else ("I", "H", 12)
     take = lambda form, start: _unpack(read, order + form, start)  # noqa: E731

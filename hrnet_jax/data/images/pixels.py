@@ -102,7 +102,7 @@ def scaled(values: np.ndarray, image_range: tuple[float, float]) -> np.ndarray:
         Meaningless: if a value is not a number.
     """
     if not np.isfinite(values).all():
-        raise Meaningless("has values that are no numbers; write numbers in their place")
+        raise Meaningless("has values that are not numbers (NaN); replace them by numbers")
     low, high = image_range
     to_byte = lambda v: np.rint((np.clip(v, low, high) - low) * (255 / (high - low)))  # noqa: E731
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:

@@ -134,8 +134,8 @@ def find_pairs(names: Sequence[str], read_text: Callable[[str], str]) -> Pairing
     if not votes:
         raise ValueError(
             f"{len(pictures)} images, but no label found for any of them: no PNG, TIFF or BMP file "
-            "has the name of another image, also not with a word such as _mask, _label, _gt or "
-            "_seg. Describe the layout in a class file: docs/data.md"
+            "has the name of an image, alone or with a word such as _mask, _label, _gt or _seg. "
+            "Describe the layout in a class file: docs/data.md"
         )
     best = max(votes, key=lambda r: (len({a.path for a, _ in votes[r]}), _clearness(r)))
     notes = _notes(names, pictures, votes, best)

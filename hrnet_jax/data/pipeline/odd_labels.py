@@ -43,7 +43,7 @@ def one_class_only(audit: LabelAudit) -> str:
     name = audit.names[present[0]]
     message = (
         f"{_where(audit)} hold one class only, {name!r}; ids found: {list(audit.ids)}. A network "
-        f"learns to answer {name!r} everywhere, with loss 0 and mIoU 1."
+        f"would learn to predict {name!r} everywhere, with loss 0 and mIoU 1."
     )
     table = audit.classes.lookup()
     ignored = [i for i in audit.ids if table[i] == IGNORE_LABEL]

@@ -219,8 +219,8 @@ def find(root: epath.Path, split: str, layout: Layout) -> Found:
     ids = [pair.id for pair in found.pairs]
     if repeated := sorted(i for i, n in Counter(ids).items() if n > 1):
         raise ValueError(
-            f"{split!r} of {root}: images that differ in nothing but their suffix, or are listed "
-            f"twice: {repeated[:5]} (layout: {layout.describe()})"
+            f"{split!r} of {root}: images whose names differ only in the suffix, or that are "
+            f"listed twice: {repeated[:5]} (layout: {layout.describe()})"
         )
     if split not in divided:
         return found
@@ -303,7 +303,7 @@ def _scan(place: _Place, layout: Layout) -> _Scan:
             others.update({name} - {_CLASS_FILE})
         elif (stem := name[: -len(suffix)]) in images:
             raise ValueError(
-                f"images in {place.images} differ in nothing but their suffix: "
+                f"images in {place.images} have names that differ only in the suffix: "
                 f"{[images[stem], name]}"
             )
         else:
@@ -467,5 +467,5 @@ def _fractions(value: Any) -> tuple[tuple[tuple[str, float], ...], int]:
             f"together, and a seed, such as {example}; got {value!r}"
         )
     if "train" in fractions:
-        raise ValueError('"files": "split": "train" is what the other splits leave')
+        raise ValueError('"files": "split" must not name "train", which gets the rest')
     return tuple(fractions.items()), seed

@@ -370,7 +370,7 @@ REFUSED = {
     ),
     "pages": (tiff((SCALED, {}), (SCALED, {})), "several pages"),
     "bands": (tiff((np.zeros((5, 7, 4), np.uint8), {338: (0, 0)})), "holds 4 bands"),
-    "floats": (tiff((np.full((5, 7), np.nan, np.float32), {})), "values that are no numbers"),
+    "floats": (tiff((np.full((5, 7), np.nan, np.float32), {})), "values that are not numbers"),
     "cut tiff": (saved(SCALED, "TIFF", compression="tiff_lzw")[:60], "damaged"),
     "cut webp": (saved(SCALED, "WEBP", lossless=True)[:60], "damaged"),
     "cut bmp": (saved(SCALED, "BMP")[:80], "damaged"),

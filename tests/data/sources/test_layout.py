@@ -217,7 +217,7 @@ def test_images_without_any_label(dataset, caplog):
         ({"split": {"val": 0.1}, "splits": {"val": "v"}}, r"\['val'\] are in both"),
         ({"images": "i", "labels": "l", "split": {"val": 1.5}}, r"each in 0\.\.1.*got"),
         ({"images": "i", "labels": "l", "split": {"val": 0.5, "test": 0.5}}, "less than 1"),
-        ({"images": "i", "labels": "l", "split": {"train": 0.8}}, "what the other splits leave"),
+        ({"images": "i", "labels": "l", "split": {"train": 0.8}}, "which gets the rest"),
         ({"images": "{split}", "labels": "{split}"}, "in one folder both end in '.png'"),
         ({"images": "{split}/*/i", "labels": "{split}/l"}, r"the same number of \*"),
         ({"replace": ["a", "b"]}, "'replace' must be a dict of texts"),

@@ -19,8 +19,9 @@ sys.path.insert(0, str(ROOT))
 PAGE = ROOT / "docs" / "options.md"
 COMMON = ROOT / "hrnet_jax" / "configs" / "common.py"
 TOOLS = (
-    "train", "evaluate", "predict", "export_model", "convert_weights", "precise_bn", "show_batch",
-    "side_by_side", "inspect_data", "prepare_tiles", "serve_data", "describe", "preflight",
+    "train", "evaluate", "cross_validate", "predict", "export_model", "convert_weights",
+    "precise_bn", "show_batch", "side_by_side", "inspect_data", "prepare_tiles", "serve_data",
+    "describe", "preflight",
 )  # fmt: skip
 
 HEAD = """# Options and keys

@@ -74,7 +74,9 @@ def get_config() -> Config:
     data.name = "cityscapes"  # see docs/data.md and docs/datasets.md
     data.root = ""  # the dataset's folder
     data.class_file = ""  # "": the dataset's own classes; for "folder" ROOT/classes.json
-    data.train_split = "train"  # "train+val": several at once
+    # "train+val": several at once; "train[-aachen]": without the samples whose names begin so;
+    # "train[aachen]": these alone.
+    data.train_split = "train"
     data.eval_split = "val"  # "": no evaluation
     # More datasets to train on, each a dict with name, root, split, weight (its fraction of the
     # samples) and class_map ({its class: class here, or "" to ignore it}; not needed where a
@@ -164,6 +166,7 @@ def get_config() -> Config:
     optimizer.schedule_function = ""  # "module:function" in place of the schedule
     optimizer.warmup_steps = 0  # linear warm-up; shortened, with a warning, if the run is shorter
     optimizer.poly_power = 0.9  # of "poly"
+    optimizer.hold_fraction = 0.0  # of "poly": fraction of the steps before the rate falls
     optimizer.milestones = (30, 60, 90)  # of "multistep": epochs after which the rate falls
     optimizer.gamma = 0.1  # of "multistep": factor at each of them
     optimizer.rise_fraction = 0.3  # of "one_cycle": fraction of the steps with a rising rate

@@ -5,12 +5,14 @@ TFDS do.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 from hrnet_jax.data.sources import camvid, cityscapes, public
 from hrnet_jax.data.sources import class_file as class_files
 from hrnet_jax.data.sources.folder import open_folder
 from hrnet_jax.data.sources.image_folder import ImageSource, open_image_folder
+from hrnet_jax.data.sources.selection import open_selection
 from hrnet_jax.data.sources.source import IGNORE_LABEL, Classes, Source
 from hrnet_jax.data.sources.union import open_union
 from hrnet_jax.data.tiles.format import find_tiles, open_tiles
@@ -39,7 +41,8 @@ def open_source(name: str, *, root: str | os.PathLike, split: str, class_file: s
         name: one of SOURCES.
         root: the dataset's folder, for tfds_cityscapes the TFDS data_dir; or the folder with the
             dataset's tiles (`prepare_tiles`).
-        split: e.g. "train"; which ones exist depends on the dataset. "train+val" joins splits.
+        split: e.g. "train"; which ones exist depends on the dataset. "train+val" joins splits,
+            "train[aachen]" and "train[-aachen]" are parts of one (`sources.selection`).
         class_file: a JSON file (`sources.class_file`): for "folder" instead of root/classes.json,
             for the others fewer classes than the dataset has, or several as one.
 
@@ -51,7 +54,12 @@ def open_source(name: str, *, root: str | os.PathLike, split: str, class_file: s
         raise ValueError(f"unknown dataset {name!r}; known: {SOURCES}")
     if not str(root):
         raise ValueError(f"dataset {name!r} needs its folder: --config.data.root=DIR")
-    return open_union(split, lambda part: _open_split(name, root, part, class_file))
+    return _open_parts(split, lambda part: _open_split(name, root, part, class_file))
+
+
+def _open_parts(split: str, open_split: Callable[[str], Source]) -> Source:
+    """A split as `open_source` describes it, from a function that opens one without any parts."""
+    return open_selection(split, lambda splits: open_union(splits, open_split))
 
 
 def _open_split(name: str, root: str | os.PathLike, split: str, class_file: str) -> Source:
@@ -101,7 +109,7 @@ def open_images(name: str, *, root: str | os.PathLike, split: str) -> ImageSourc
     Args:
         name: one of IMAGE_SOURCES.
         root: the dataset's folder; for tfds_imagenet the TFDS data_dir.
-        split: e.g. "train"; "train+val" joins splits.
+        split: as of `open_source`.
 
     Raises:
         FileNotFoundError: if the files are not where the dataset's layout has them.
@@ -112,7 +120,7 @@ def open_images(name: str, *, root: str | os.PathLike, split: str) -> ImageSourc
     if not str(root):
         raise ValueError(f"dataset {name!r} needs its folder: --config.data.root=DIR")
     if name == "image_folder":
-        return open_union(split, lambda part: open_image_folder(root, part))
+        return _open_parts(split, lambda part: open_image_folder(root, part))
     from hrnet_jax.data.sources.tfds_imagenet import open_tfds_imagenet
 
-    return open_union(split, lambda part: open_tfds_imagenet(root, part))
+    return _open_parts(split, lambda part: open_tfds_imagenet(root, part))

@@ -144,8 +144,8 @@ def resample(
     return sums.astype(np.int64).reshape(resamples, *image_counts.shape[1:])
 
 
-def _interval(values: np.ndarray) -> list[float] | None:
-    """[low, high] of a sample, or None if it has no finite value."""
+def interval_of(values: np.ndarray) -> list[float] | None:
+    """[low, high], the 95 % in the middle of a sample; None if all of it is NaN."""
     values = values[~np.isnan(values)]
     if not len(values):
         return None
@@ -170,9 +170,9 @@ def intervals(image_counts: np.ndarray, names: tuple[str, ...]) -> dict[str, Any
     if len(image_counts) < 2:
         return None
     totals = resample(image_counts)
-    result: dict[str, Any] = {k: _interval(of(totals)) for k, of in _OF_COUNTS.items()}
+    result: dict[str, Any] = {k: interval_of(of(totals)) for k, of in _OF_COUNTS.items()}
     ious = iou_of_counts(totals)
-    result["per_class_iou"] = {n: _interval(ious[:, k]) for k, n in enumerate(names)}
+    result["per_class_iou"] = {n: interval_of(ious[:, k]) for k, n in enumerate(names)}
     return result
 
 
@@ -209,7 +209,7 @@ def compare(
         differences = of(totals[0]) - of(totals[1]) if totals else np.array([])
         values = {"this": this, "other": other, "difference": this - other}
         return {k: None if np.isnan(v) else v for k, v in values.items()} | {
-            "interval": _interval(differences)
+            "interval": interval_of(differences)
         }
 
     result: dict[str, Any] = {k: entry(of) for k, of in _OF_COUNTS.items()}

@@ -23,6 +23,7 @@ from hrnet_jax.data import open_images
 from hrnet_jax.data.pipeline import audit, odd_labels
 from hrnet_jax.data.pipeline.segmentation import sorted_by_size
 from hrnet_jax.data.pipeline.survey import Team
+from hrnet_jax.data.sources import selection
 from hrnet_jax.data.sources.image_folder import ImageClasses
 from hrnet_jax.data.sources.source import Classes, Source
 from hrnet_jax.evaluation import classification, metrics, report, segmentation, submission
@@ -339,11 +340,12 @@ def _check_sizes(file: OnnxFile, source: Source) -> None:
 def _open_split(checkpoint: Checkpoint, options: Options) -> Source:
     data = checkpoint.metadata["config"]["data"]
     split = options.split or data["eval_split"]
-    trained_on = [] if options.data_name else data.get("train_split", "").split("+")
+    trained_on = data.get("train_split", "")
     # After a training on several splits at once; the training split alone is known as such.
-    if len(trained_on) > 1 and (common := sorted(set(trained_on) & set(split.split("+")))):
+    several = not options.data_name and len(selection.parse(trained_on).splits) > 1
+    if several and (common := selection.shared_splits(trained_on, split)):
         warnings.warn(
-            f"{checkpoint.path} was trained on {'+'.join(trained_on)}: metrics of"
+            f"{checkpoint.path} was trained on {trained_on}: metrics of"
             f" {'+'.join(common)} say how well training images are remembered, not how good the"
             " network is",
             UserWarning,

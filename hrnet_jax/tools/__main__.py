@@ -17,7 +17,8 @@ from hrnet_jax import __version__
 # Every tool, in the order of a project: data, training, evaluation, use.
 TOOLS = (
     "inspect_data", "prepare_tiles", "show_batch", "serve_data", "describe", "preflight", "train",
-    "evaluate", "precise_bn", "convert_weights", "predict", "side_by_side", "export_model",
+    "cross_validate", "evaluate", "precise_bn", "convert_weights", "predict", "side_by_side",
+    "export_model",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from hrnet_jax.checkpoints import manifest
 from hrnet_jax.data.pipeline.batches import iterate
 from hrnet_jax.data.pipeline.mixture import Mixture
 from hrnet_jax.data.pipeline.order import Shard
+from hrnet_jax.data.sources import selection
 from hrnet_jax.data.sources.source import UNKNOWN_LABEL, Source
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.models import HRNetModel, create_model
@@ -101,14 +102,15 @@ def open_sources(config: ConfigDict) -> tuple[Source, Source | None]:
 def _warn_of_overlap(data: ConfigDict) -> None:
     """Warns if images of the evaluation are trained on, too."""
     same = [m for m in data.mix if (m.get("name"), m.get("root")) == (data.name, data.root)]
-    trained_on = "+".join([data.train_split, *(m.get("split", "") for m in same)])
-    if common := sorted(set(trained_on.split("+")) & set(filter(None, data.eval_split.split("+")))):
+    trained_on = [data.train_split, *(m["split"] for m in same if m.get("split"))]
+    shared = [selection.shared_splits(split, data.eval_split) for split in trained_on]
+    if common := sorted(set().union(*shared)):
         logger.warning(
             "config.data.eval_split=%r is trained on, too (%s): the metric of %s says how well"
             " training images are remembered, not how good the network is. Do not choose"
             " checkpoints or stop a run by it; config.data.eval_split='' skips it",
             data.eval_split,
-            trained_on,
+            "+".join(trained_on),
             "+".join(common),
         )
 
@@ -233,7 +235,11 @@ def _make_schedule(
                 rate, num_steps, rise_fraction=optimizer.rise_fraction
             )
     return optimizers.poly_schedule(
-        rate, num_steps, power=optimizer.poly_power, warmup_steps=warmup_steps
+        rate,
+        num_steps,
+        power=optimizer.poly_power,
+        warmup_steps=warmup_steps,
+        hold_fraction=optimizer.hold_fraction,
     )
 
 

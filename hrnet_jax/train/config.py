@@ -57,7 +57,7 @@ LATER_KEYS = {
     "distill.temperature": 1.0, "distill.weight": 1.0, "distill.min_confidence": 0.0,
     "loss.function": "", "model.frozen_norm": "none", "optimizer.decay_norm_and_bias": True,
     "optimizer.clip_norm": 0.0, "optimizer.function": "", "optimizer.schedule_function": "",
-    "optimizer.rise_fraction": 0.3,
+    "optimizer.rise_fraction": 0.3, "optimizer.hold_fraction": 0.0,
     "loss.focal_gamma": 2.0, "loss.boundary_radius": 3, "loss.boundary_extra_weight": 4.0,
     "loss.lovasz_per_image": False, "loss.class_weights_beta": 0.999,
     **{f"loss.terms.{term}": None for term in LOSSES},
@@ -86,6 +86,7 @@ RANGES = (
     ("optimizer.clip_norm", 0, math.inf),
     ("optimizer.rise_fraction", 0, 1),
     ("optimizer.poly_power", 0, math.inf),
+    ("optimizer.hold_fraction", 0, 0.999),
     ("optimizer.gamma", 0, 1),
     ("data.color_jitter", 0, 1),
     ("data.class_mix", 0, 1),
@@ -283,6 +284,11 @@ def _check_optimizer(config: ConfigDict) -> None:
             " decay_multipliers and decay_norm_and_bias have no effect on it; leave them out"
         )
     chosen = "schedule_function" if optimizer.schedule_function else "schedule"
+    if optimizer.hold_fraction and (optimizer.schedule_function or optimizer.schedule != "poly"):
+        raise ValueError(
+            f"config.optimizer.hold_fraction={optimizer.hold_fraction} is for schedule='poly' and"
+            f" has no effect on {chosen}={optimizer[chosen]!r}: set it to 0"
+        )
     has_start = optimizer.schedule_function or optimizer.schedule == "one_cycle"
     if has_start and optimizer.warmup_steps:
         raise ValueError(
@@ -385,9 +391,7 @@ def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
     """Checks that a run is continued with its own configuration, classes and images.
 
     Args:
-      old: metadata of the newest checkpoint in `workdir`, None if there is none. Earlier names of
-        keys and values count as those of today; a warning lists them. What earlier versions did not
-        record is not compared.
+      old: metadata of the newest checkpoint in `workdir`, None if there is none.
       new: metadata of the run that starts now.
       workdir: the run's folder, for the message.
 
@@ -396,6 +400,25 @@ def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
     """
     if old is None:
         return
+    if differing := differences(old, new, workdir):
+        other = "images" if all(line.startswith("images") for line in differing) else "values"
+        raise ValueError(
+            f"{workdir} holds a run with another configuration:\n  "
+            + "\n  ".join(differing)
+            + f"\nGive another --workdir (and --config.init_from={workdir} to start from its"
+            f" weights), or the same {other} to continue that run."
+        )
+
+
+def differences(old: dict, new: dict, workdir: str) -> list[str]:
+    """The keys whose values decide what is learned and differ, as "KEY: saved A, now B".
+
+    Args:
+      old: metadata of what is continued. Earlier names of keys and values count as those of today;
+        a warning lists them. What earlier versions did not record is not compared.
+      new: metadata of today.
+      workdir: where the first one is from, for the warning.
+    """
     images = "images" in old  # earlier versions did not record them
     flat = [
         flatten(
@@ -414,19 +437,11 @@ def check_same_config(old: dict | None, new: dict, workdir: str) -> None:
     before, now = LATER_KEYS | before, LATER_KEYS | now
     for values in (before, now):
         values["data.mix"] = [_without(e, FREE_MIX_KEYS) for e in values.get("data.mix") or ()]
-    differing = [
+    return [
         f"{key}: saved {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
         if key not in FREE_KEYS and before.get(key) != now.get(key)
     ]
-    if differing:
-        other = "images" if all(line.startswith("images") for line in differing) else "values"
-        raise ValueError(
-            f"{workdir} holds a run with another configuration:\n  "
-            + "\n  ".join(differing)
-            + f"\nGive another --workdir (and --config.init_from={workdir} to start from its"
-            f" weights), or the same {other} to continue that run."
-        )
 
 
 def _classes_of(metadata: dict) -> dict[str, Any]:

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 EXTENDABLE = (
     "num_steps", "num_epochs", "batch_size",
     "optimizer.learning_rate", "optimizer.schedule", "optimizer.poly_power",
-    "optimizer.milestones", "optimizer.gamma", "optimizer.rise_fraction", "optimizer.warmup_steps",
+    "optimizer.hold_fraction", "optimizer.milestones", "optimizer.gamma",
+    "optimizer.rise_fraction", "optimizer.warmup_steps",
     "optimizer.gradient_accumulation", "optimizer.clip_norm",
 )  # fmt: skip
 

@@ -18,21 +18,32 @@ _ONE_CYCLE_END = 1e4  # learning rate of the first step / that of the last one
 
 
 def poly_schedule(
-    learning_rate: float, num_steps: int, *, power: float = 0.9, warmup_steps: int = 0
+    learning_rate: float,
+    num_steps: int,
+    *,
+    power: float = 0.9,
+    warmup_steps: int = 0,
+    hold_fraction: float = 0.0,
 ) -> optax.Schedule:
     """learning_rate * (1 - step / num_steps) ** power, from step 0, and 0 after the last one.
 
-    During the first `warmup_steps` it is multiplied by (step + 1) / warmup_steps as well.
+    With a `hold_fraction` the rate stays `learning_rate` for this fraction of the steps, and falls
+    in this way over the rest. During the first `warmup_steps` it is multiplied by
+    (step + 1) / warmup_steps as well.
 
     Raises:
-      ValueError: if `num_steps` is below 1 or `warmup_steps` not in [0, num_steps].
+      ValueError: if `num_steps` is below 1, `warmup_steps` not in [0, num_steps], or
+        `hold_fraction` not in [0, 1).
     """
     _check_steps(num_steps, warmup_steps)
+    if not 0 <= hold_fraction < 1:
+        raise ValueError(f"hold_fraction must be in [0, 1), got {hold_fraction}")
+    held = hold_fraction * num_steps
 
     def schedule(step):
         step = jnp.asarray(step, float)  # float64 where JAX may use it, float32 otherwise
-        rate = learning_rate * (1 - jnp.minimum(step, num_steps) / num_steps) ** power
-        return rate * _warmup(step, warmup_steps)
+        fallen = jnp.maximum(jnp.minimum(step, num_steps) - held, 0) / (num_steps - held)
+        return learning_rate * (1 - fallen) ** power * _warmup(step, warmup_steps)
 
     return schedule
 

@@ -36,7 +36,7 @@ def run(name, folder, monkeypatch, changes):
     for old, new in changes.items():
         assert old in parameters.source
         parameters.source = parameters.source.replace(old, new)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}}).execute()
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": folder}}).execute()
     outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
     assert not [o for o in outputs if o.output_type == "error"]
     text = "".join(o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outputs)

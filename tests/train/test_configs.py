@@ -61,12 +61,14 @@ def test_scratch_differs_as_documented():
     [
         (
             "varaint=w48",
-            r"'varaint' \(did you mean 'variant'\?\); known: \['recipe', 'runlocal', 'variant'\]",
+            r"'varaint' \(did you mean 'variant'\?\); known: "
+            r"\['holdout', 'recipe', 'runlocal', 'variant'\]",
         ),
         ("variant=w47", "unknown variant 'w47'"),
         ("variant", "needs a value"),
         ("runlocal=1", "is a switch"),
-        ("recipe=best", r"unknown recipe 'best'; known: \['constant', 'decay', 'official'\]"),
+        ("recipe=best", r"'best'; known: \['complete', 'constant', 'decay', 'official'\]"),
+        ("holdout=[a]", "cannot hold out"),
     ],
 )
 def test_bad_arguments(arg, message):
@@ -74,8 +76,15 @@ def test_bad_arguments(arg, message):
         _get("camvid", arg)
 
 
-@pytest.mark.parametrize("recipe", ["constant", "decay"])
-def test_camvid_recipes(recipe):
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("constant", [0.002, 0.002, 0.002]),  # keeps its learning rate
+        ("decay", [0.0005, 0.00025, 0.000001]),
+        ("complete", [0.002, 0.001, 0.000004]),  # keeps it for half of the run
+    ],
+)
+def test_camvid_recipes(recipe, expected):
     config = _get("camvid", f"recipe={recipe}")
     check_config(config)
     # Pixels of each class in the 367 training frames.
@@ -86,11 +95,21 @@ def test_camvid_recipes(recipe):
     weights = pixels**-0.25
     weights *= pixels.sum() / (weights * pixels).sum()
     np.testing.assert_allclose(config.loss.class_weights, weights, atol=0.005)
-    # One keeps its learning rate, the other one ends at 0.
     schedule, _ = build.make_optimizer(config, 1000, 92)
-    rates = [float(schedule(step)) for step in (500, 999)]
-    expected = [0.002, 0.002] if recipe == "constant" else [0.0005, 0.000001]
+    rates = [float(schedule(step)) for step in (500, 750, 999)]
     assert rates == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_sequence_of_camvid_is_held_out():
+    data = _get("camvid", "recipe=complete,holdout=0006R0").data
+    assert (data.train_split, data.eval_split) == ("train[-0006R0]", "train[0006R0]")
+
+
+def test_a_held_rate_is_of_one_schedule():
+    config = _get("camvid", "recipe=complete")
+    config.optimizer.schedule = "cosine"
+    with pytest.raises(ValueError, match=r"hold_fraction=0.5 is for schedule='poly'.*'cosine'"):
+        check_config(config)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,7 @@ def test_a_frozen_run_ends_early_and_continues_bit_for_bit(
     config = _config(streets, **{
         "num_steps": 6, "checkpoint_every_steps": 1, "eval.every_steps": 1, "eval.patience": 2,
         "optimizer.multipliers": {"backbone": 0.0}, "optimizer.ema_decay": 0.9,
+        "optimizer.hold_fraction": 0.5,
     })  # fmt: skip
     steps = iter((1, 2, 3, 4))
     whole = loop.train(config, str(tmp_path / "whole"))

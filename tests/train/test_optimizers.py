@@ -25,6 +25,15 @@ def test_warm_up_is_linear_and_ends():
     assert float(warm(500)) == float(plain(500))
 
 
+def test_poly_schedule_holds_the_rate_before_it_falls():
+    schedule = optimizers.poly_schedule(0.002, 1000, power=1.0, warmup_steps=100, hold_fraction=0.6)
+    rates = [float(schedule(step)) for step in (0, 49, 99, 600, 700, 900, 999, 1000)]
+    expected = [0.00002, 0.001, 0.002, 0.002, 0.0015, 0.0005, 0.000005, 0]
+    assert rates == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match=r"hold_fraction must be in \[0, 1\), got 1"):
+        optimizers.poly_schedule(0.002, 1000, hold_fraction=1)
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(0, 0), (10, 11), (10, -1)])
 def test_bad_schedules(steps, warmup):
     with pytest.raises(ValueError, match="must be"):

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any, Generic
 
 import numpy as np
@@ -78,9 +78,10 @@ class UnionRecords(Records[SampleT], Generic[SampleT]):
         return part.label(place)
 
     def take(self, indices: Sequence[int]) -> "UnionRecords[SampleT]":
-        # One part per sample keeps any order; few samples are taken.
-        found = [self._find(index) for index in indices]
-        return UnionRecords(tuple(part.take([place]) for part, place in found))
+        # Neighbours of one part stay one part; any order is kept.
+        found = groupby(map(self._find, indices), key=lambda place: id(place[0]))
+        runs = [list(run) for _, run in found]
+        return UnionRecords(tuple(run[0][0].take([place for _, place in run]) for run in runs))
 
 
 def open_union(split: str, open_split: Callable[[str], Source[Any, Any]]) -> Source[Any, Any]:

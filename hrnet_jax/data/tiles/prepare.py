@@ -31,6 +31,7 @@ from etils import epath
 from hrnet_jax.data import SOURCES, open_source
 from hrnet_jax.data.images import decode
 from hrnet_jax.data.pipeline.parallel import parallel
+from hrnet_jax.data.sources import selection
 from hrnet_jax.data.sources.source import UNKNOWN_LABEL, Source, spread_indices
 from hrnet_jax.data.sources.union import UnionRecords
 from hrnet_jax.data.tiles import format as tile_format
@@ -180,9 +181,10 @@ def prepare(
 def _check_source(source: Source) -> None:
     if isinstance(source.records, tile_format.TileRecords):
         raise ValueError(f"{source.name!r} {source.split!r} are tiles already")
-    if isinstance(source.records, UnionRecords):
+    if isinstance(source.records, UnionRecords) or selection.parse(source.split).names:
         raise ValueError(
-            f"split {source.split!r}: prepare its splits one by one; reading joins their tiles, too"
+            f"split {source.split!r}: prepare its splits one by one and whole; reading joins their"
+            " tiles and takes parts of them, too"
         )
 
 

@@ -4,7 +4,7 @@
 
 Draws street PNGs of 1024x2048, as large as those of Cityscapes (2.5 to 3 MB), cuts them into tiles,
 then measures in turns, each in a process of its own, how many training crops per second each side
-makes: read, scale by 0.5 to 2.1, crop 512x1024, mirror. The peer (torch_input.py) also normalises,
+makes: read, scale by 0.5 to 2.1, crop 512x1024, mirror. The peer (torch_input.py) also normalizes,
 on two worker processes; ours leaves that to the device and ships uint8. Prints the ratios of the
 medians. Besides: how fast tiles are cut, whole images for evaluation (against TensorFlow decoding
 the same PNGs and doing nothing else), the memory of the process, and the time from its start to the
@@ -46,7 +46,7 @@ CROP = (512, 1024)
 BATCH = 4
 # Of the sensor, in gray levels; chosen so that the files get as large as Cityscapes'.
 NOISE = 1.5
-# Of the large set: more than Cityscapes with all its coarsely labelled images.
+# Of the large set: more than Cityscapes with all its coarsely labeled images.
 LARGE = 25_000
 
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the figures.")

@@ -136,8 +136,8 @@ def compile_ours(work: Work, folder: Path) -> tuple[Callable[[], jax.Array], flo
 
 
 def export_ours(work: Work, threads: int, folder: Path) -> tuple[Callable[[], np.ndarray], float]:
-    """As `compile_ours`, for the exported graph; without the pixels' normalisation, since the peer
-    gets normalised images, too."""
+    """As `compile_ours`, for the exported graph; without the pixels' normalization, since the peer
+    gets normalized images, too."""
     model, variables = hrnet_jax.from_torch(folder / "weights.pth")
     with np.load(folder / "inputs.npz") as inputs:
         images = np.ascontiguousarray(inputs["images"].transpose(0, 3, 1, 2))

@@ -2,7 +2,7 @@
 
 Written from the paper (arXiv 1908.07919) with the architecture and the parameter names of the
 official segmentation code, so that its checkpoints load with `load_state_dict(strict=True)` and
-its cost is that of the official model: convolution, batch normalisation and activation as
+its cost is that of the official model: convolution, batch normalization and activation as
 separate modules, and a head which convolves the concatenation of the upsampled streams.
 
 Imports nothing but torch: it also runs in an environment without this project.

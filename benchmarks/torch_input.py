@@ -1,7 +1,7 @@
 """The peer of bench_input.py: training crops from PNGs by OpenCV and a PyTorch DataLoader.
 
 Written from the description of the official HRNet recipe: read the whole image and label, resize
-both by a random factor, pad, crop at random, normalise, mirror at random. Imports no more than
+both by a random factor, pad, crop at random, normalize, mirror at random. Imports no more than
 NumPy, OpenCV and PyTorch: it also runs in an environment without this project.
 
     python torch_input.py IMAGE_LIST BATCH_SIZE HEIGHT WIDTH WORKERS NUM_BATCHES

@@ -225,7 +225,7 @@ class _Network:
         return self.graph.resize(x, "image/nchw", self.model.align_corners, sizes, "logits/full")
 
     def backbone(self, x: str) -> list[str]:
-        """Normalised [N, 3, H, W] -> the four streams (or the first, as the head asks for)."""
+        """Normalized [N, 3, H, W] -> the four streams (or the first, as the head asks for)."""
         v, g, root = self.model.variant, self.graph, "backbone"
         for name in ("conv1", "conv2"):
             x = g.conv(x, f"{root}/stem/{name}", stride=2, relu=True)

@@ -57,7 +57,7 @@ def test_changes_are_allowed_knowingly_and_kept(caplog):
     extend.log_changes(changed, 20, 50, epochs, schedule)
     assert "at step 20: num_steps 20 -> 50, batch_size 12 -> 6" in caplog.text
     assert "a run of 50 steps, entered at step 20: 0.1" in caplog.text
-    assert "go on at sample 240 of the sequence, 6 instead of 12 a step" in caplog.text
+    assert "continue at sample 240 of the sequence, with 6 instead of 12" in caplog.text
     with pytest.raises(ValueError, match="at step 20 already and cannot end after step 10"):
         extend.log_changes({"num_steps": [20, 10]}, 20, 10, epochs, schedule)
 

@@ -121,9 +121,9 @@ def not_in_training(train: Sequence[LabelAudit], val: LabelAudit) -> str:
     if not lacking:
         return ""
     return (
-        f"{', '.join(map(repr, lacking))} have pixels in the labels of {val.split!r} but none in "
-        f"those of {train[0].split!r} ({_counted(train[0])}): these classes cannot be learned, and "
-        "their IoU will be about 0"
+        f"classes with pixels in the labels of {val.split!r} but none in those of "
+        f"{train[0].split!r} ({_counted(train[0])}): {', '.join(map(repr, lacking))}. They cannot "
+        "be learned, and their IoU will be about 0"
     )
 
 

@@ -102,7 +102,8 @@ def test_copies_of_one_label(audit):
 def test_a_class_that_is_evaluated_only(audit):
     train, val = audit({0: 9}), audit({0: 5, 1: 4}, split="val")
     (message,) = reasons_to_doubt([train], val)
-    assert message.startswith("'leaf' have pixels in the labels of 'val' but none in those of")
+    assert message.startswith("classes with pixels in the labels of 'val' but none in those of")
+    assert "'leaf'. They cannot" in message
     assert reasons_to_doubt([val], dataclasses.replace(train, split="val")) == []
 
 

@@ -53,6 +53,7 @@ class Plan:
       held_out: name of each fold -> its images. Their names begin with that of the fold.
       seeds: of the trainings of each fold.
       precise_bn: whether BatchNorm's statistics are measured again after each training.
+      settings: what all runs in the folder have in common, as JSON.
     """
 
     config: ConfigDict
@@ -60,6 +61,7 @@ class Plan:
     held_out: Mapping[str, Source]
     seeds: tuple[int, ...]
     precise_bn: bool
+    settings: Mapping[str, Any]
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -105,9 +107,9 @@ def make_plan(
     held_out = {name: source.take(part) for name, part in _parts(source, names).items()}
     trained_on = task_of(config.head).mix(config, source)
     for name, part in held_out.items():
-        _check_unseen(name, part, Mixture.of(trained_on).sources[1:])
-    folder = storage.path(workdir)
-    _check_settings(folder, _settings(config, source, precise_bn))
+        _check_unseen(name, part, config.data, Mixture.of(trained_on).sources[1:])
+    folder, settings = storage.path(workdir), _settings(config, source, precise_bn)
+    _check_settings(folder, settings)
     if known := config.init_from or config.distill.teacher:
         logger.warning(
             "all folds learn from %s: their metrics are those of images not seen only if it has"
@@ -116,7 +118,7 @@ def make_plan(
         )
     # A damaged label that is found after hours of training comes too late.
     audit.audit_labels(source, max_images=config.data.audit_images)
-    return Plan(config, folder, held_out, seeds, precise_bn)
+    return Plan(config, folder, held_out, seeds, precise_bn, settings)
 
 
 def _check_allowed(config: ConfigDict) -> None:
@@ -169,16 +171,21 @@ def _parts(source: Source, names: Sequence[str]) -> dict[str, list[int]]:
     return parts
 
 
-def _check_unseen(name: str, held_out: Source, mixed: Sequence[Source]) -> None:
-    """Raises ValueError if the other datasets of `data.mix` have images that are held out."""
+def _check_unseen(name: str, held_out: Source, data: ConfigDict, mixed: Sequence[Source]) -> None:
+    """Raises ValueError if the datasets of `data.mix` have images that are held out.
+
+    Of the same dataset these are all images of the group, also those of another split.
+    """
     unseen = {held_out.image_name(k) for k in range(len(held_out))}
-    for source in mixed:
-        images = map(source.image_name, range(len(source)))
-        if image := next((image for image in images if image in unseen), None):
-            raise ValueError(
-                f"config.data.mix: {source.split!r} of {source.name!r} holds {image}, which is held"
-                f" out in the fold {name!r}; take another split"
-            )
+    for entry, source in zip(data.mix, mixed, strict=True):
+        same = (entry["name"], entry["root"]) == (data.name, data.root)
+        for k, sample_id in enumerate(source.ids):
+            if (same and selection.begins(sample_id, name)) or source.image_name(k) in unseen:
+                raise ValueError(
+                    f"config.data.mix: {source.split!r} of {source.name!r} has"
+                    f" {source.image_name(k)}, which the fold {name!r} holds out; take another"
+                    " split, or a part of it"
+                )
 
 
 def _settings(config: ConfigDict, source: Source, precise_bn: bool) -> dict[str, Any]:
@@ -195,13 +202,10 @@ def _settings(config: ConfigDict, source: Source, precise_bn: bool) -> dict[str,
 
 
 def _check_settings(folder: epath.Path, settings: dict[str, Any]) -> None:
-    """Compares the settings with those in the folder, or writes them into a new one."""
-    file = folder / SETTINGS
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        storage.write_text(file, json.dumps(settings, indent=1) + "\n")
+    """Raises ValueError if the settings differ from those of the runs in the folder."""
+    if not (folder / SETTINGS).exists():
         return
-    old = json.loads(storage.read_bytes(str(file)))
+    old = json.loads(storage.read_bytes(str(folder / SETTINGS)))
     if differing := differences(old, settings, str(folder)):
         raise ValueError(
             f"{folder} holds a cross-validation with other settings:\n  "
@@ -222,6 +226,8 @@ def run(
     Raises:
       As `loop.train`. The same call continues.
     """
+    plan.workdir.mkdir(parents=True, exist_ok=True)
+    storage.write_text(plan.workdir / SETTINGS, json.dumps(plan.settings, indent=1) + "\n")
     pairs = [(name, seed) for name in plan.held_out for seed in plan.seeds]
     missing = [pair for pair in pairs if not counts_file(plan.workdir, *pair).exists()]
     if len(missing) < len(pairs):

@@ -133,8 +133,9 @@ def test_what_is_done_is_not_done_again(tmp_path, root, quick, trained, caplog):
         cross_validation.read_counts(plan.workdir, plan.held_out, (3,))
 
 
-def test_other_settings_are_named(tmp_path, root, quick):
-    _plan(root, tmp_path)
+def test_other_settings_are_named(tmp_path, root, quick, trained):
+    cross_validation.run(_plan(root, tmp_path, names=("0001TP",)))
+    assert json.loads((tmp_path / "settings.json").read_text())["config"]["seed"] is None
     message = "\n  ".join((
         "holds a cross-validation with other settings:",
         "cross_validation.precise_bn: saved False, now True",
@@ -168,17 +169,23 @@ def test_refuses_before_any_work(tmp_path, root, quick, overrides, options, mess
     assert not (tmp_path / "new").exists()
 
 
-def test_mixed_data_may_not_bring_back_what_is_held_out(tmp_path, root, quick):
-    entry = {"name": "camvid", "root": str(root), "split": "train", "weight": 0.5}
-    with pytest.raises(ValueError, match=r"0001TP_0.png, which is held out in the fold '0001TP'"):
-        _plan(root, tmp_path / "new", {"data.mix": (entry,)})
-    _plan(root, tmp_path / "other", {"data.mix": (entry | {"split": "val"},)})
+@pytest.mark.parametrize(
+    ("split", "image", "fold"),
+    [("train", "0001TP_0.png", "0001TP"), ("val", "0006R0_7.png", "0006R0")],
+)
+def test_mixed_data_may_not_bring_back_what_is_held_out(tmp_path, root, quick, split, image, fold):
+    entry = {"name": "camvid", "root": str(root), "split": split, "weight": 0.5}
+    with pytest.raises(ValueError, match=f"/{image}, which the fold '{fold}' holds out"):
+        _plan(root, tmp_path, {"data.mix": (entry,)})
+    # A split without images of the group may be mixed in.
+    others = {"data.mix": ({**entry, "split": "val"},)}
+    assert _plan(root, tmp_path, others, names=("0001TP",)).held_out
 
 
-def test_weights_that_may_know_the_images_are_named(tmp_path, root, quick, caplog):
+def test_weights_that_may_know_the_images_are_named(tmp_path, root, quick, trained, caplog):
     caplog.set_level(logging.WARNING, "hrnet_jax")
-    _plan(root, tmp_path, {"init_from": "camvid_w18_small_v1"})
+    plan = _plan(root, tmp_path, {"init_from": "camvid_w18_small_v1"})
     assert "all folds learn from camvid_w18_small_v1" in caplog.text
-    assert json.loads((tmp_path / "settings.json").read_text())["config"]["seed"] is None
+    cross_validation.run(plan)
     with pytest.raises(ValueError, match=r"init_from: saved 'camvid_w18_small_v1', now ''"):
         _plan(root, tmp_path)

@@ -33,7 +33,7 @@ _SIZE_STEP = flags.DEFINE_integer(
     "size_step",
     1,
     "Pad images to multiples of this, so that images of many sizes need few compiled programs."
-    " 64 is a good choice. Changes predictions of images of other sizes slightly.",
+    " 64 is a good choice. Predictions of images of other sizes change.",
     1,
 )
 _ALPHA = flags.DEFINE_float("alpha", 0.55, "Strength of the colors in overlays, 0 to 1.", 0, 1)

@@ -20,7 +20,7 @@ from hrnet_jax.checkpoints.manifest import (
     warn_of_damage,
 )
 from hrnet_jax.checkpoints.vectors import read_descriptions, restore_arrays
-from hrnet_jax.runtime import storage
+from hrnet_jax.runtime import platforms, storage
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,10 @@ def load_checkpoint(
 
     Raises:
       FileNotFoundError: if there is no such folder, file or name, or no complete checkpoint in it.
-      ValueError: for a format this version does not know, an unknown `which`, or damaged contents.
+      ValueError: for a format this version does not know, an unknown `which`, or damaged contents;
+        if the platform that JAX_PLATFORMS asks for is not there.
     """
+    platforms.check()
     if which not in ("best", "latest"):
         raise ValueError(f"unknown checkpoint choice {which!r}; known: ['best', 'latest']")
     if foreign.is_foreign(path):

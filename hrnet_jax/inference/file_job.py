@@ -316,17 +316,19 @@ class FileJob:
     def _predict(self, images: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Labels [H, W] and, if they are written, probabilities [H, W, C] of images of one size."""
         # Smaller groups are padded, since another batch size would be compiled again.
-        padded = np.stack([*images, *[images[-1]] * (self.batch_size - len(images))])
+        batch = np.stack([*images, *[images[-1]] * (self.batch_size - len(images))])
+        height, width = batch.shape[1:3]
         p = self.predictor
-        arguments = p.model, p.variables, p.place(padded), p.tta
+        arguments = p.model, p.variables, p.place(p.pad(batch)), p.tta
         # The caller's program may have set a mesh of its own.
         with jax.set_mesh(p.mesh):
             if "probabilities" not in self.outputs:
                 labels = np.asarray(multi_scale.predict_labels(*arguments))
-                return [(one, None) for one in labels[: len(images)]]
+                return [(one, None) for one in labels[: len(images), :height, :width]]
             probabilities = multi_scale.predict_probabilities(*arguments)
             labels = np.asarray(multi_scale.labels_of(probabilities))
-        pairs = zip(labels, np.asarray(probabilities), strict=True)
+        cut = np.s_[:, :height, :width]
+        pairs = zip(labels[cut], np.asarray(probabilities)[cut], strict=True)
         return list(itertools.islice(pairs, len(images)))
 
     def _overlay(self, image: np.ndarray, labels: np.ndarray) -> np.ndarray:

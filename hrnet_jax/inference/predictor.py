@@ -120,6 +120,11 @@ class Predictor:
         """Probabilities float32 [H, W, C] of an image, at its own size; as `predict` otherwise."""
         return self._each(image, predict_probabilities)
 
+    def pad(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, 3] padded to multiples of `size_step` at the bottom and on the right."""
+        padding = [(0, -side % self.size_step) for side in images.shape[1:3]]
+        return np.pad(images, [(0, 0), *padding, (0, 0)], mode="edge")
+
     def place(self, images: np.ndarray) -> jax.Array:
         """Puts uint8 [N, H, W, 3] on the devices, with H divided among them.
 
@@ -143,8 +148,7 @@ class Predictor:
         else:
             array = check_image(image)
         height, width = array.shape[:2]
-        padding = [(0, -side % self.size_step) for side in (height, width)]
-        images = np.pad(array, [*padding, (0, 0)], mode="edge")[None]
+        images = self.pad(array[None])
         # The caller's program may have set a mesh of its own.
         with jax.set_mesh(self.mesh):
             result = function(self.model, self.variables, self.place(images), self.tta)
@@ -200,7 +204,8 @@ def load(
 
     Raises:
         FileNotFoundError: if no such folder, file or name exists.
-        ValueError: if the file is damaged, or the checkpoint's head predicts no label maps.
+        ValueError: if the file is damaged, the checkpoint's head predicts no label maps, or the
+            platform that JAX_PLATFORMS asks for is not there.
     """
     from hrnet_jax.checkpoints.load import load_checkpoint
 

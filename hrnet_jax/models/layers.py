@@ -16,6 +16,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from hrnet_jax.models import parts
+from hrnet_jax.models.linear import linear_call
 from hrnet_jax.models.resize import resize
 
 # PyTorch's BatchNorm2d defaults, which the official code uses. `momentum=0.1` in PyTorch is the
@@ -127,9 +128,9 @@ class Policy:
         return jnp.promote_types(self.dtype, jnp.float32)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0); its gradient, 0 at 0 as PyTorch's, is read off the output.
+    """max(x, 0); its gradient, 0 at 0 as in PyTorch, is computed from the output.
 
     So the input need not be kept, and the mask is a product: XLA CPU fuses products with their
     neighbors, but not the comparison and selection of `jax.nn.relu`.
@@ -137,16 +138,14 @@ def relu(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0)
 
 
-def _relu_forward(x):
-    y = relu(x)
-    return y, y
+def _where_positive(residuals, operands):
+    return (operands[0] * jnp.sign(residuals[0]),)
 
 
-def _relu_backward(y, gradient):
-    return (gradient * jnp.sign(y),)
-
-
-relu.defvjp(_relu_forward, _relu_backward)
+@relu.defjvp
+def _relu_jvp(primals, tangents):
+    y = relu(*primals)
+    return y, linear_call(_where_positive, _where_positive, (y,), tuple(tangents))[0]
 
 
 _convolve = functools.partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -374,23 +373,24 @@ def _spread(values: jax.Array, x: jax.Array) -> jax.Array:
     return values if values.size == x.shape[-1] else jnp.tile(values, x.shape[-1] // values.size)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def normalize_batch(
     x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Batch normalisation of [N, H, W, C]: the result in x's dtype, mean and biased variance [C].
+    """Batch normalization of [N, H, W, C]: the result in x's dtype, mean and biased variance [C].
 
     C is the size of `scale`; the maps may be folded, [N, H, W / k, k * C].
 
-    The gradient is written out: two reductions and one affine map of the maps, where automatic
-    differentiation of the mean and the variance makes several passes more (15 % of a training
-    step on CPU). It does not flow through the mean and the variance that are returned; they are
-    for the running statistics.
+    The gradient is written out: two reductions and one affine map of the maps. Automatic
+    differentiation of mean and variance makes several passes more (15 % of a training step on CPU).
+    No derivative flows through the mean and the variance that are returned; they are for the
+    running statistics.
     """
-    return _normalize_batch_forward(x, scale, bias)[0]
+    return _normalize(x, scale, bias)[0]
 
 
-def _normalize_batch_forward(x, scale, bias):
+def _normalize(x, scale, bias):
+    """The results of `normalize_batch`, and 1 / std."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     n = x.size // scale.size
     mean = _channel_sums(wide, scale.size) / n
@@ -399,24 +399,46 @@ def _normalize_batch_forward(x, scale, bias):
     inverse_std = lax.rsqrt(var + BN_EPSILON)
     slope = scale * inverse_std
     y = (wide * _spread(slope, x) + _spread(bias - mean * slope, x)).astype(x.dtype)
-    return (y, mean, var), (x, scale, mean, inverse_std)
+    return (y, mean, var), inverse_std
 
 
-def _normalize_batch_backward(residuals, gradients):
+@normalize_batch.defjvp
+def _normalize_jvp(primals, tangents):
+    x, scale, bias = primals
+    (y, mean, var), inverse_std = _normalize(x, scale, bias)
+    residuals = x, scale, mean, inverse_std
+    (dy,) = linear_call(_normalize_tangent, _normalize_cotangents, residuals, tuple(tangents))
+    return (y, mean, var), (dy, jnp.zeros_like(mean), jnp.zeros_like(var))
+
+
+def _normalize_tangent(residuals, tangents):
+    """How y changes with x, scale and bias."""
+    x, scale, mean, inverse_std = residuals
+    dx, dscale, dbias = tangents
+    n = x.size // scale.size
+    centered, dx = x.astype(mean.dtype) - _spread(mean, x), dx.astype(mean.dtype)
+    # d(y) = slope * (dx - mean(dx) - centered * mean(centered * dx) / var), and of scale and bias.
+    slope = scale * inverse_std
+    of_dx = _channel_sums(dx, scale.size) / n
+    of_centered = _channel_sums(centered * dx, scale.size) / n * inverse_std**2
+    constant = dbias - slope * of_dx
+    dy = dx * _spread(slope, x) + centered * _spread(dscale * inverse_std - slope * of_centered, x)
+    return ((dy + _spread(constant, x)).astype(x.dtype),)
+
+
+def _normalize_cotangents(residuals, gradients):
+    """The transpose of `_normalize_tangent`: gradients of x, scale and bias."""
     x, scale, mean, inverse_std = residuals
     n = x.size // scale.size
     wide, dy = x.astype(mean.dtype), gradients[0].astype(mean.dtype)
     dbias = _channel_sums(dy, scale.size)
     dscale = _channel_sums(dy * (wide - _spread(mean, x)), scale.size) * inverse_std
-    # dx = slope * (dy - mean(dy) - normalised * mean(dy * normalised)), gathered by powers of x.
+    # dx = slope * (dy - mean(dy) - normalized * mean(dy * normalized)), sorted by powers of x.
     slope = scale * inverse_std
     of_x = -slope * inverse_std * dscale / n
     constant = slope * dbias / n + mean * of_x
     dx = dy * _spread(slope, x) + (wide * _spread(of_x, x) - _spread(constant, x))
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
-
-
-normalize_batch.defvjp(_normalize_batch_forward, _normalize_batch_backward)
 
 
 class ConvBN(nn.Module):

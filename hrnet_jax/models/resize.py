@@ -250,32 +250,24 @@ def _upsampling_weights(n: int, factor: int, align_corners: bool) -> np.ndarray:
     return np.stack([1 - np.abs(offset), np.maximum(-offset, 0), np.maximum(offset, 0)], axis=-1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _rotate(x: jax.Array, by: int, axis: int) -> jax.Array:
     """`jnp.roll` by `by`; what leaves at one end enters at the other.
 
     Devices that split the axis pass rows on to their neighbors for it, and nothing else. The
-    derivative is written out, so the backward pass does the same: JAX's own, of the slices, would
-    be a sum of padded arrays.
+    transpose is a rotation, too; JAX's own, of the slices, would be a sum of padded arrays.
     """
     if by == 0 or x.shape[axis] == 1:
         return x
+    back = functools.partial(_rotate_operand, by=-by, axis=axis)
+    return linear_call(functools.partial(_rotate_operand, by=by, axis=axis), back, (), (x,))[0]
+
+
+def _rotate_operand(_, operands, *, by: int, axis: int) -> tuple[jax.Array]:
+    (x,) = operands
     n = x.shape[axis]
     cut = -by % n
-    return lax.concatenate(
-        [lax.slice_in_dim(x, cut, n, axis=axis), lax.slice_in_dim(x, 0, cut, axis=axis)], axis
-    )
-
-
-def _rotate_forward(x, by, axis):
-    return _rotate(x, by, axis), None
-
-
-def _rotate_backward(by, axis, _, gradient):
-    return (_rotate(gradient, -by, axis),)
-
-
-_rotate.defvjp(_rotate_forward, _rotate_backward)
+    first, last = lax.slice_in_dim(x, cut, n, axis=axis), lax.slice_in_dim(x, 0, cut, axis=axis)
+    return (lax.concatenate([first, last], axis),)
 
 
 @functools.lru_cache(maxsize=256)

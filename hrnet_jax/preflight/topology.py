@@ -10,6 +10,7 @@ import jax
 from jax.experimental import topologies
 
 from hrnet_jax.preflight.gpus import GPUS, target_config
+from hrnet_jax.runtime import platforms
 
 GIB = 2**30
 LOCAL = "local"
@@ -77,6 +78,7 @@ def open_topology(name: str) -> Topology:
         The message names the choices or the command that installs it.
     """
     if name == LOCAL:
+        platforms.check()
         devices = tuple(jax.devices())
         limit = (devices[0].memory_stats() or {}).get("bytes_limit")
         return Topology(name, devices[0].platform, devices, limit)

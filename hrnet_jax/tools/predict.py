@@ -29,6 +29,13 @@ _OUTPUTS = flags.DEFINE_list(
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", 1, "Images of one size that are predicted together.", 1
 )
+_SIZE_STEP = flags.DEFINE_integer(
+    "size_step",
+    1,
+    "Pad images to multiples of this, so that images of many sizes need few compiled programs."
+    " 64 is a good choice. Predictions of images of other sizes change.",
+    1,
+)
 _ALPHA = flags.DEFINE_float("alpha", 0.55, "Strength of the colors in overlays, 0 to 1.", 0, 1)
 _SERVE = flags.DEFINE_bool("serve", False, "Open a local web page on which images can be dropped.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port of --serve; 0 takes a free one.", 0, 65535)
@@ -42,6 +49,7 @@ def _predictor() -> Predictor:
         _CHECKPOINT.value,
         tta=tta_flags.tta(),
         space=tta_flags.space(),
+        size_step=_SIZE_STEP.value,
         **weights_flags.options(),
     )
 

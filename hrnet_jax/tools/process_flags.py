@@ -4,7 +4,7 @@ from types import ModuleType
 
 from absl import flags
 
-from hrnet_jax.runtime import distributed
+from hrnet_jax.runtime import distributed, platforms
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -17,8 +17,13 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, f
 
 
 def join() -> None:
-    """Joins the other processes of the job, if there are any; see `distributed.initialize`."""
+    """Joins the other processes of the job, if there are any; see `distributed.initialize`.
+
+    Raises:
+      ValueError: also if the platform that JAX_PLATFORMS asks for is not there.
+    """
     distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    platforms.check()
 
 
 def check_same(script: ModuleType) -> None:

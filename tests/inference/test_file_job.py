@@ -98,7 +98,8 @@ def test_own_results_are_no_inputs(predictor, tmp_path, output, caplog):
     assert "are results of an earlier run and are not predicted" in caplog.text
 
 
-def test_batches_give_what_single_images_give(predictor, tmp_path):
+@pytest.mark.parametrize("size_step", [1, 32])
+def test_batches_give_what_single_images_give(predictor, tmp_path, size_step):
     sizes = [(32, 40)] * 3 + [(48, 40)] + [(32, 40)]
     for i, size in enumerate(sizes):
         Image.fromarray(image(i, size)).save(tmp_path / f"{i}.png")
@@ -106,7 +107,8 @@ def test_batches_give_what_single_images_give(predictor, tmp_path):
     inputs, failures = file_job.list_inputs([tmp_path])
     out = tmp_path / "out"
     outputs = ("overlay", "labels", "probabilities")
-    job = file_job.FileJob(predictor, out, outputs, batch_size=2, progress=False, failures=failures)
+    ours = Predictor(predictor.model, predictor.variables, CLASSES, size_step=size_step)
+    job = file_job.FileJob(ours, out, outputs, batch_size=2, progress=False, failures=failures)
     assert job.run(inputs) == 5
     assert [str(f) for f in failures] == [
         f"{tmp_path}/2b.png is no PNG, JPEG, WebP, TIFF, BMP or PPM file (begins with b'no image')"

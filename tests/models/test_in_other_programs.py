@@ -1,9 +1,10 @@
-"""The network as a part of other people's programs: mapped, tabulated, under any mesh.
+"""The network in other people's programs: differentiated, mapped, tabulated, under any mesh.
 
 A plain Linen module of the same kind is the control: what works with it has to work with ours.
 """
 
 import contextlib
+import functools
 
 import flax.linen as nn
 import jax
@@ -50,6 +51,31 @@ def _inputs(dtype, n=2):
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(n, *SIZE, 3)), dtype)
     return images, jnp.asarray(rng.integers(0, CLASSES, (n, *SIZE)))
+
+
+@pytest.mark.parametrize(("head", "train"), [("segmentation", True), ("ocr", False)])
+def test_every_mode_of_differentiation(tiny, head, train):
+    """The whole network has them; their values are tested layer by layer."""
+    model = create_model(tiny, CLASSES, head=head)
+    images, labels = _inputs(jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def modes(variables, images, changes):
+        smoothed = functools.partial(losses.cross_entropy, label_smoothing=0.1)
+        loss = _loss_of(model, variables, images, labels, train=train, loss_function=smoothed)
+        at, by = (variables["params"], images), changes
+        return (
+            jax.linearize(loss, *at)[1](*by),
+            # Hessian-vector products: forward over reverse, reverse over forward.
+            jax.jvp(jax.grad(loss, (0, 1)), at, by)[1],
+            jax.grad(lambda at: jax.jvp(loss, at, by)[1])(at),
+        )
+
+    changes = variables["params"], images
+    change, forward, reverse = jax.eval_shape(modes, variables, images, changes)
+    assert change.shape == ()
+    shapes = jax.tree.map(jnp.shape, changes)
+    assert jax.tree.map(jnp.shape, forward) == jax.tree.map(jnp.shape, reverse) == shapes
 
 
 def test_vectors_of_jacobians_are_mapped(tiny):

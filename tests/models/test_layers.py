@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import fast_jit
+from jax.test_util import check_grads
 
 from hrnet_jax.models import layers
 from hrnet_jax.models.backbone import Branch, Stem
@@ -95,6 +96,21 @@ def test_batch_norm_gradient_is_that_of_its_definition():
     actual = jax.grad(ours, (0, 1))(x, variables["params"])
     expected = jax.grad(plain, (0, 1))(x, variables["params"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), actual, expected)
+
+
+@pytest.mark.parametrize("layer", ["relu", "batch_norm"])
+def test_derivatives_of_both_modes_and_orders(layer):
+    """Against differences, in float64; relu away from its corner, where it has no derivative."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.uniform(0.5, 2, (2, 2, 2, 6)) * rng.choice([-1, 1], (2, 2, 2, 6)))
+        scale, bias = jnp.asarray(rng.normal(size=(2, 3)))
+        functions = {
+            "relu": (lambda x: relu(x) ** 3, (x,)),
+            # Six channels of three: the maps are folded.
+            "batch_norm": (lambda *xs: layers.normalize_batch(*xs)[0] ** 2, (x, scale, bias)),
+        }
+        check_grads(*functions[layer], order=2, modes=("fwd", "rev"))
 
 
 def test_statistics_of_images_by_hand():

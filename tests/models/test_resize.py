@@ -131,16 +131,19 @@ def test_sums_of_bfloat16_are_rounded_once_per_axis():
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("form", ["_resize", "_resize_by_sums"])
-def test_resizing_in_every_mode_of_differentiation(form):
+@pytest.mark.parametrize("factor", [1.5, 2])
+@pytest.mark.parametrize("form", ["_resize", "_resize_by_sums", "_resize_by_matrix"])
+def test_resizing_in_every_mode_of_differentiation(form, factor):
     """Forward and reverse, both orders, mapped: all equal to the product with the matrices."""
     rng = np.random.default_rng(0)
-    x, v = (jnp.asarray(rng.normal(size=(2, 2, 3, 2, 1)), jnp.float32) for _ in range(2))
+    height = resizing.HEIGHT_PARTS
+    x, v = (jnp.asarray(rng.normal(size=(2, 2, height, 2, 1)), jnp.float32) for _ in range(2))
     extra = {"method": "bilinear"} if form == "_resize" else {}
+    size = int(height * factor), 6
     resize_maps = functools.partial(
-        getattr(resizing, form), size=(8, 6), align_corners=False, **extra
+        getattr(resizing, form), size=size, align_corners=False, **extra
     )
-    rows, columns = (resizing.interpolation_matrix(*n, False) for n in ((3, 8), (2, 6)))
+    rows, columns = (resizing.interpolation_matrix(*n, False) for n in ((height, size[0]), (2, 6)))
 
     def ours(x):
         return jnp.sum(jax.vmap(resize_maps)(x) ** 3)

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import fast_jit
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.test_util import check_grads
 
 from hrnet_jax.configs import common
 from hrnet_jax.runtime import sharding
@@ -188,27 +191,28 @@ def test_kth_smallest_equals_sort(dtype):
             assert np.asarray(find(values, valid, k)) == expected[k]
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "ohem", "focal", "boundary", "dice", "lovasz"])
-def test_gradient_by_finite_differences(name):
-    logits, labels, weights = _batch()
+NAMED = {
+    "cross_entropy": losses.cross_entropy,
+    "smoothed": functools.partial(losses.cross_entropy, label_smoothing=0.2),
+    "ohem": functools.partial(losses.ohem_cross_entropy, threshold=0.2, min_kept=12),
+    "focal": functools.partial(losses.focal, gamma=0.7),
+    "boundary": functools.partial(losses.boundary_cross_entropy, radius=1),
+    "dice": losses.dice,
+    "lovasz": losses.lovasz_softmax,
+}
+
+
+@pytest.mark.parametrize("name", list(NAMED))
+def test_derivatives_by_finite_differences(name):
+    """Forward and reverse mode, and each of both over the other."""
+    logits, labels, weights = _batch(shape=(2, 2, 3))
     with jax.enable_x64(True):
-        loss = {
-            "cross_entropy": losses.cross_entropy,
-            "ohem": functools.partial(losses.ohem_cross_entropy, threshold=0.2, min_kept=12),
-            "focal": functools.partial(losses.focal, gamma=0.7),
-            "boundary": functools.partial(losses.boundary_cross_entropy, radius=1),
-            "dice": losses.dice,
-            "lovasz": losses.lovasz_softmax,
-        }[name]
-        loss = functools.partial(loss, labels=labels, class_weights=weights)
-        logits, weights = jnp.asarray(logits, jnp.float64), weights.astype(np.float64)
-        loss = jax.jit(loss)
-        gradient = jax.jit(jax.grad(loss))(logits)
-        assert gradient.dtype == jnp.float64
-        direction = np.random.default_rng(2).standard_normal(logits.shape)
-        step = 1e-6
-        slope = (loss(logits + step * direction) - loss(logits - step * direction)) / (2 * step)
-        assert float(jnp.vdot(gradient, direction)) == pytest.approx(float(slope), rel=1e-6)
+        weights = weights.astype(np.float64)
+        loss = functools.partial(NAMED[name], labels=labels, class_weights=weights)
+        assert jax.eval_shape(jax.grad(loss), jnp.asarray(logits, jnp.float64)).dtype == jnp.float64
+        check_grads(
+            jax.jit(loss), (jnp.asarray(logits, jnp.float64),), order=2, modes=("fwd", "rev")
+        )
 
 
 @pytest.mark.parametrize("loss", COMPILED)
@@ -247,6 +251,23 @@ def test_sharded_batch_gives_the_global_loss(loss):
     assert float(value) == pytest.approx(float(one_loss), rel=1e-6)
     np.testing.assert_allclose(gradient, one_gradient, atol=1e-7)
     assert gradient.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 4)
+
+
+@pytest.mark.parametrize("name", list(NAMED))
+def test_axes_that_are_explicit(name):
+    """In a program whose mesh has explicit axes: types show how arrays are split."""
+    logits, labels, weights = _batch(shape=(4, 3, 4))
+    loss = fast_jit(jax.value_and_grad(functools.partial(NAMED[name], class_weights=weights)))
+    expected = loss(logits, labels)
+    mesh = jax.make_mesh(
+        (2,), ("batch",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:2]
+    )
+    with jax.set_mesh(mesh):
+        where = NamedSharding(mesh, PartitionSpec("batch"))
+        value, gradient = loss(*jax.device_put((logits, labels), where))
+    assert float(value) == pytest.approx(float(expected[0]), rel=1e-6)
+    np.testing.assert_allclose(gradient, expected[1], atol=1e-7)
+    assert gradient.sharding.is_equivalent_to(where, 4)
 
 
 def _four_classes():

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+from hrnet_jax.models.linear import linear_call
 
 
 class Targets(NamedTuple):
@@ -43,19 +46,21 @@ def checked(
         )
     num_classes = logits.shape[-1]
     logits = promote(logits)
-    if class_weights is None:
-        class_weights = jnp.ones(num_classes, logits.dtype)
-    class_weights = jnp.asarray(class_weights, logits.dtype)
-    if class_weights.shape != (num_classes,):
-        raise ValueError(
-            f"class_weights has shape {class_weights.shape}, expected ({num_classes},):"
-            " one per class"
-        )
     labels = jnp.asarray(labels).astype(jnp.int32)
     valid = labels != ignore_label
     is_class = (labels >= 0) & (labels < num_classes)
     classes = class_index(labels, valid & is_class)
-    weights = jnp.where(valid, jnp.where(is_class, class_weights[classes], jnp.nan), 0)
+    if class_weights is None:
+        class_weights, of_pixels = jnp.ones(num_classes, logits.dtype), 1
+    else:
+        class_weights = jnp.asarray(class_weights, logits.dtype)
+        if class_weights.shape != (num_classes,):
+            raise ValueError(
+                f"class_weights has shape {class_weights.shape}, expected ({num_classes},):"
+                " one per class"
+            )
+        of_pixels = select(class_weights, classes)
+    weights = jnp.where(valid, jnp.where(is_class, of_pixels, jnp.nan), 0).astype(logits.dtype)
     return Targets(logits, classes, valid, weights, class_weights)
 
 
@@ -78,60 +83,87 @@ def one_hot(labels, logits):
     return jnp.maximum(1 - jnp.abs(labels[..., None].astype(logits.dtype) - classes), 0)
 
 
-def select(logits, labels):
-    """The logit of each pixel's label: [..., C], [...] -> [...].
+def select(values, labels):
+    """The value of each pixel's label: [..., C] or [C], [...] -> [...].
 
     A product and a sum: cheaper than a gather where XLA fuses it, and it keeps any sharding.
     """
-    return jnp.sum(one_hot(labels, logits) * logits, axis=-1)
+    return jnp.sum(one_hot(labels, values) * values, axis=-1)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def negative_log_likelihood(logits, labels):
     """-log softmax(logits)[label] per pixel: [..., C], [...] -> [...].
 
-    With its own derivative: only the logits, which exist in any case, and one number per pixel are
-    kept for the backward pass, instead of several arrays of the logits' size.
+    Its derivative is written out, so that the backward pass keeps only the logits, which exist in
+    any case, and one number per pixel, in place of several arrays of the logits' size.
     """
-    return _negative_log_likelihood_forward(logits, labels)[0]
+    return _log_sum(logits) - select(logits, labels)
 
 
-def _negative_log_likelihood_forward(logits, labels):
+def _log_sum(logits):
     maximum = jnp.max(logits, axis=-1)
-    log_sum = maximum + jnp.log(jnp.sum(jnp.exp(logits - maximum[..., None]), axis=-1))
-    return log_sum - select(logits, labels), (logits, log_sum, labels)
+    return maximum + jnp.log(jnp.sum(jnp.exp(logits - maximum[..., None]), axis=-1))
 
 
-def _negative_log_likelihood_backward(residuals, gradient):
+@negative_log_likelihood.defjvp
+def _negative_log_likelihood_jvp(primals, tangents):
+    logits, labels = primals
+    log_sum = _log_sum(logits)
+    residuals = logits, log_sum, labels
+    (change,) = linear_call(_likelihood_tangent, _likelihood_cotangent, residuals, (tangents[0],))
+    return log_sum - select(logits, labels), change
+
+
+def _likelihood_tangent(residuals, tangents):
     logits, log_sum, labels = residuals
     probabilities = jnp.exp(logits - log_sum[..., None])
-    return (probabilities - one_hot(labels, logits)) * gradient[..., None], None
+    return (jnp.sum((probabilities - one_hot(labels, logits)) * tangents[0], axis=-1),)
 
 
-negative_log_likelihood.defvjp(_negative_log_likelihood_forward, _negative_log_likelihood_backward)
+def _likelihood_cotangent(residuals, gradients):
+    logits, log_sum, labels = residuals
+    probabilities = jnp.exp(logits - log_sum[..., None])
+    return ((probabilities - one_hot(labels, logits)) * gradients[0][..., None],)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def smoothed_log_likelihood(logits, labels, fractions):
-    """As `negative_log_likelihood`, and sum_c fractions[c] * -log softmax(logits)[c] per pixel."""
-    return _smoothed_forward(logits, labels, fractions)[0]
+    """As `negative_log_likelihood`, and sum_c fractions[c] * -log softmax(logits)[c] per pixel.
+
+    `fractions` has no derivative.
+    """
+    return _smoothed_of_sum(logits, labels, fractions, _log_sum(logits))
 
 
-def _smoothed_forward(logits, labels, fractions):
-    losses, (_, log_sum, _) = _negative_log_likelihood_forward(logits, labels)
+def _smoothed_of_sum(logits, labels, fractions, log_sum):
     mean = jnp.sum(fractions) * log_sum - jnp.sum(fractions * logits, axis=-1)
-    return (losses, mean), (logits, log_sum, labels, fractions)
+    return log_sum - select(logits, labels), mean
 
 
-def _smoothed_backward(residuals, gradients):
+@smoothed_log_likelihood.defjvp
+def _smoothed_jvp(primals, tangents):
+    logits, labels, fractions = primals[0], primals[1], lax.stop_gradient(primals[2])
+    log_sum = _log_sum(logits)
+    residuals = logits, log_sum, labels, fractions
+    changes = linear_call(_smoothed_tangent, _smoothed_cotangent, residuals, (tangents[0],))
+    return _smoothed_of_sum(logits, labels, fractions, log_sum), changes
+
+
+def _smoothed_tangent(residuals, tangents):
+    logits, log_sum, labels, fractions = residuals
+    (own,) = _likelihood_tangent((logits, log_sum, labels), tangents)
+    probabilities = jnp.exp(logits - log_sum[..., None])
+    of_mean = probabilities * jnp.sum(fractions) - fractions
+    return own, jnp.sum(of_mean * tangents[0], axis=-1)
+
+
+def _smoothed_cotangent(residuals, gradients):
     logits, log_sum, labels, fractions = residuals
     own, mean = (gradient[..., None] for gradient in gradients)
     probabilities = jnp.exp(logits - log_sum[..., None])
     of_sum = own + mean * jnp.sum(fractions)
-    return probabilities * of_sum - one_hot(labels, logits) * own - mean * fractions, None, None
-
-
-smoothed_log_likelihood.defvjp(_smoothed_forward, _smoothed_backward)
+    return (probabilities * of_sum - one_hot(labels, logits) * own - mean * fractions,)
 
 
 def ratio(total, count):

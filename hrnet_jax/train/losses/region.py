@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from hrnet_jax.train.losses.likelihood import Targets, checked, one_hot, ratio
 
@@ -81,7 +82,12 @@ def lovasz_softmax(
     order = jnp.where(targets.valid[..., None], -jnp.abs(truth - probabilities), 1)
     pixels = (len(labels), -1) if per_image else (-1,)
     order, truth = (x.reshape(*pixels, x.shape[-1]) for x in (order, truth))
-    losses, present = _jaccard_extension(order, truth > 0), jnp.any(truth > 0, axis=-2)
+    extension, split = _jaccard_extension, jax.typeof(order).sharding
+    if any(split.spec):
+        # Axes of the caller's mesh are explicit; a sort is not defined over arrays that are split.
+        where = NamedSharding(split.mesh, PartitionSpec(*split.spec[:-2], None))
+        extension = jax.sharding.auto_axes(extension, out_sharding=where)
+    losses, present = extension(order, truth > 0), jnp.any(truth > 0, axis=-2)
     if not per_image:
         return _mean_of_present(losses, present, targets)
     means = jax.vmap(lambda a, b: _mean_of_present(a, b, targets))(losses, present)
@@ -103,7 +109,7 @@ def _mean_of_present(losses, present, targets):
     return jnp.where(jnp.any(jnp.isnan(targets.weights)), jnp.nan, mean)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _jaccard_extension(order, truth):
     """The Lovasz extension of the Jaccard loss of each class.
 
@@ -114,15 +120,15 @@ def _jaccard_extension(order, truth):
     Returns:
       [..., C]. 0 where nothing is true.
     """
-    return _jaccard_extension_forward(order, truth)[0]
+    return _extension_and_growth(order, truth)[0]
 
 
-def _jaccard_extension_forward(order, truth):
+def _extension_and_growth(order, truth):
     # One class after the other: a tenth of the memory, and no arrays with classes first, whose
     # layout XLA CPU's kernel library does not take.
     classes = jnp.moveaxis(order, -1, 0), jnp.moveaxis(truth, -1, 0)
     values, growth = lax.map(lambda one: _of_class(*one), classes)
-    return jnp.moveaxis(values, 0, -1), (jnp.moveaxis(growth, 0, -1),)
+    return jnp.moveaxis(values, 0, -1), jnp.moveaxis(growth, 0, -1)
 
 
 def _of_class(order, truth):
@@ -152,9 +158,7 @@ def _of_class(order, truth):
     return value, at_place
 
 
-def _jaccard_extension_backward(residuals, gradient):
-    (growth,) = residuals
-    return -growth * gradient[..., None, :], None
-
-
-_jaccard_extension.defvjp(_jaccard_extension_forward, _jaccard_extension_backward)
+@_jaccard_extension.defjvp
+def _jaccard_extension_jvp(primals, tangents):
+    values, growth = _extension_and_growth(*primals)
+    return values, jnp.sum(-growth * tangents[0], axis=-2)

@@ -15,15 +15,15 @@ docs/experiments/finetuning.md.
 from hrnet_jax.configs import common
 
 
-def get_config(arg=None):
+def get_config(arg=None, num_steps=150):
     arg = common.parse_arg(arg, variant="w18_small_v1", scratch=False, runlocal=False)
     config = common.get_config()
     config.variant = arg.variant
     config.init_from = "" if arg.scratch else f"camvid_{arg.variant}"
     config.batch_size = 4
-    config.num_steps = 150
+    config.num_steps = num_steps
     config.log_every_steps = 15
-    config.checkpoint_every_steps = 150
+    config.checkpoint_every_steps = num_steps
     config.data.name = "folder"
     config.data.crop_size = (128, 256)
     config.data.scale_min = 0.75
@@ -36,7 +36,7 @@ def get_config(arg=None):
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 10
     config.optimizer.ema_decay = 0.9
-    config.eval.every_steps = 30
+    config.eval.every_steps = num_steps // 5
     config.eval.batch_size = 4
     if arg.runlocal:
         common.shrink(config)

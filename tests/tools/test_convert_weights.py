@@ -90,8 +90,8 @@ def test_errors_are_one_line(tmp_path):
     write_tensors(pose, state_dict("pose", 17))
     write_tensors(segmentation, state_dict("segmentation", 2))
     for options, message in [
-        ((segmentation, f"--output={tmp_path}/x"), "has 2 classes, cityscapes 19"),
-        ((pose, f"--output={tmp_path}/x"), "the pose head"),
+        ((segmentation, f"--output={tmp_path}/x"), "has 2 classes, but cityscapes has 19"),
+        ((pose, f"--output={tmp_path}/x"), "has the head pose"),
         ((pose, "--to=mmsegmentation", f"--output={tmp_path}/x.pth"), "no layout 'mmsegmentation'"),
     ]:
         done = run(*options)

@@ -208,7 +208,7 @@ def test_a_finished_run_is_extended(tmp_path, streets, quick, caplog):
     loop.train(_config(streets, **short), str(tmp_path / "a"))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     with pytest.raises(
-        ValueError, match=r"(?s)batch_size: saved 2, now 4.*--config.extend to go on"
+        ValueError, match=r"(?s)batch_size: saved 2, now 4.*--config.extend to continue"
     ):
         loop.train(_config(streets, **longer), str(tmp_path / "a"))
     whole = loop.train(_config(streets, extend=True, **longer), str(tmp_path / "a"))

@@ -54,7 +54,9 @@ def test_errors(folder):
     with pytest.raises(FileNotFoundError, match=r"1 of 2 images .*labels/train/b/two.png"):
         open_source("folder", root=folder, split="train")
     (folder / "images/train/a/one.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"nothing but their suffix: \['a/one.jpg', 'a/one.png'\]"):
+    with pytest.raises(
+        ValueError, match=r"names that differ only in the suffix: \['a/one.jpg', 'a/one.png'\]"
+    ):
         open_source("folder", root=folder, split="train")
     (folder / "classes.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no class file .*classes.json"):

@@ -175,7 +175,9 @@ def test_tiles_with_another_class_file(forms, tmp_path):
         prepare.prepare(forms[form], tiles, progress=False)
         opened = lambda: open_source("folder", root=tiles, split="train", class_file=path)  # noqa: B023, E731
         if refused:
-            with pytest.raises(ValueError, match=r"hold train ids.*prepare them again with this"):
+            with pytest.raises(
+                ValueError, match=r"contain train ids.*prepare them again with this"
+            ):
                 opened()
             continue
         # 3 is in no class of this file.

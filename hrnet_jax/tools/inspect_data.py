@@ -92,7 +92,8 @@ def _config(root: epath.Path, found: Look, class_file: epath.Path) -> list[str]:
     train = _train_split(found)
     if train != "train":
         data.append(f"--config.data.train_split={train}")
-    if train == "val" or not ({"val"} & set(found.splits) or _divides(found)):
+    has_val = "val" in found.splits or _divides(found)
+    if train == "val" or not has_val:
         data.append("--config.data.eval_split=''")
     return [
         "--config=configs/cityscapes.py:variant=w18_small_v1",

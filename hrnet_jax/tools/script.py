@@ -63,7 +63,7 @@ _format_any_warning = warnings.formatwarning
 
 
 class _LogFormatter(python_logging.Formatter):
-    """ "warning: MESSAGE", without absl's columns for programmers."""
+    """As `format_warning` for the user: the level and the message, not a line of our source."""
 
     def format(self, record: python_logging.LogRecord) -> str:
         return f"{record.levelname.lower()}: {super().format(record)}"

@@ -14,12 +14,12 @@ import optax
 import pytest
 from PIL import Image
 from stopping import stopped_at
+from tiny_run import tiny_config
 
 import hrnet_jax
 from hrnet_jax.checkpoints import manifest, weights_file
 from hrnet_jax.checkpoints.load import load_checkpoint
 from hrnet_jax.checkpoints.store import CheckpointStore
-from hrnet_jax.configs import common
 from hrnet_jax.data import open_images, open_source
 from hrnet_jax.data.synthetic import write as synthetic
 from hrnet_jax.data.tiles import format as tile_format
@@ -192,20 +192,13 @@ def test_one_run_per_folder(bucket, monkeypatch):
 
 def test_run_in_a_store(bucket, streets, quick, caplog, tmp_path):
     caplog.set_level(logging.INFO, "hrnet_jax")
-    config = common.get_config()
     values = {
-        "variant": "tiny",
-        "batch_size": 2,
         "num_steps": 2,
         "log_every_steps": 1,
         "checkpoint_every_steps": 1,
-        "compilation_cache": jax.config.jax_compilation_cache_dir or "",
-        "data.root": streets[0],
-        "data.crop_size": (32, 64),
-        "mesh.data": 1,
         "eval.every_steps": 2,
     }
-    config.update_from_flattened_dict(values)
+    config = tiny_config(streets[0], **values)
     workdir = f"{bucket}/run"
 
     with stopped_at(2):

@@ -3,13 +3,12 @@
 import json
 import logging
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_run import tiny_config
 
 from hrnet_jax.checkpoints.load import load_checkpoint
-from hrnet_jax.configs import common
 from hrnet_jax.data import open_source
 from hrnet_jax.evaluation import folds, metrics, segmentation
 from hrnet_jax.train import cross_validation
@@ -32,22 +31,14 @@ def root(tmp_path_factory):
 
 
 def _config(root, **overrides):
-    config = common.get_config()
     values = {
-        "variant": "tiny",
-        "batch_size": 2,
         "num_steps": 2,
         "log_every_steps": 1,
-        "compilation_cache": jax.config.jax_compilation_cache_dir or "",
         "data.name": "camvid",
-        "data.root": str(root),
-        "data.crop_size": (32, 64),
         "loss.class_weights": None,
-        "mesh.data": 1,
         "eval.batch_size": 1,
     }
-    config.update_from_flattened_dict(values | overrides)
-    return config
+    return tiny_config(root, **(values | overrides))
 
 
 def _plan(root, workdir, overrides=None, **options):

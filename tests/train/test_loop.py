@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from stopping import interrupted_at, stopped_at
+from tiny_run import tiny_config
 
 import hrnet_jax
 from hrnet_jax.checkpoints.load import load_checkpoint
@@ -38,23 +39,16 @@ def streets(tmp_path_factory):
 
 
 def _config(root, **overrides):
-    config = common.get_config()
     values = {
-        "variant": "tiny",
-        "batch_size": 2,
         "num_steps": 4,
         "log_every_steps": 1,
         "checkpoint_every_steps": 2,
-        "compilation_cache": jax.config.jax_compilation_cache_dir or "",
-        "data.root": str(root),
-        "data.crop_size": (32, 64),
         "optimizer.ema_decay": 0.9,
         "mesh.data": 2,
         "eval.every_steps": 4,
         "eval.num_images": 2,
     }
-    config.update_from_flattened_dict(values | overrides)
-    return config
+    return tiny_config(root, **(values | overrides))
 
 
 def _equal(actual, expected):

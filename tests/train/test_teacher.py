@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_run import tiny_config
 
 from hrnet_jax.checkpoints import weights_file
 from hrnet_jax.configs import common
@@ -143,16 +144,5 @@ def streets(tmp_path):
 
 
 def _config(root, **overrides):
-    config = common.get_config()
-    values = {
-        "variant": "tiny",
-        "batch_size": 2,
-        "num_steps": 2,
-        "compilation_cache": jax.config.jax_compilation_cache_dir or "",
-        "data.root": str(root),
-        "data.crop_size": (32, 64),
-        "data.eval_split": "",
-        "mesh.data": 2,
-    }
-    config.update_from_flattened_dict(values | overrides)
-    return config
+    values = {"num_steps": 2, "data.eval_split": "", "mesh.data": 2}
+    return tiny_config(root, **(values | overrides))

@@ -8,14 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from batching import train_batches
 from PIL import Image
+from tiny_run import tiny_config
 
-from hrnet_jax.configs import common
 from hrnet_jax.data import open_source
 from hrnet_jax.data.pipeline import audit
 from hrnet_jax.data.pipeline import segmentation as segmentation_data
@@ -137,20 +136,14 @@ def test_training_from_tiles_is_the_same_step_by_step(camvid, tmp_path, quick):
         tiles.prepare(source, tmp_path / "tiles", shard_images=4, progress=False)
     logs = []
     for root in (camvid, tmp_path / "tiles"):
-        config = common.get_config()
         values = {
-            "variant": "tiny",
             "batch_size": 4,
             "num_steps": 4,
             "log_every_steps": 1,
-            "compilation_cache": jax.config.jax_compilation_cache_dir or "",
             "data.name": "camvid",
-            "data.root": str(root),
-            "data.crop_size": (32, 64),
-            "mesh.data": 1,
             "eval.every_steps": 4,
         }
-        config.update_from_flattened_dict(values)
+        config = tiny_config(root, **values)
         workdir = tmp_path / f"run_{len(logs)}"
         loop.train(config, str(workdir))
         lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
